@@ -1,0 +1,1 @@
+"""activestore: an active object store for the edge-to-cloud continuum."""

@@ -1,0 +1,206 @@
+"""The storage engine, as the rest of the peer knows it.
+
+One thread writes (`commit`), one other thread may read at the same time. A commit is
+atomic and durable when it returns; every acknowledged write went through one.
+
+Rules of this file: names and promises only, no bytes and no files.
+
+Source: design section 6; reliability.md section 4.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from activestore.errors import ActiveStoreError
+from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.wire.state import ObjectState, StateDelta
+
+
+class Durability(enum.IntEnum):
+    """When a mutating call is answered."""
+
+    COMMIT = 0  # after its commit
+    INTERVAL = 1  # at once; committed within 1 s
+    NONE = 2  # at once; committed within 60 s, and at a clean stop
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRecord:
+    """The answer to one request, kept with the state that it produced.
+
+    `code`: "" for a result, else the error's code. `body`: the encoded result, or the
+    encoded fields of the error.
+    """
+
+    session: SessionId
+    sequence: int
+    code: str
+    body: bytes
+    written_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of one object. Exactly one of `state`, `delta`, `is_delete` is set, or none.
+
+    With none of them the change only keeps a reply (a call that changed nothing but must
+    be answered the same on a retry). `alias` is claimed with a `state`. `version` is the
+    object's version after the change. `is_new`: the object must not exist yet; where it
+    does, the change fails with InvalidRequestError. `group`: changes with the same
+    non-zero number are all done or all refused.
+    """
+
+    object_id: ObjectId
+    version: int = 0
+    state: ObjectState | None = None
+    delta: StateDelta | None = None
+    is_delete: bool = False
+    is_new: bool = False
+    alias: str = ""
+    durability: Durability = Durability.COMMIT
+    reply: ReplyRecord | None = None
+    drop_replies: Sequence[tuple[SessionId, int]] = ()
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of an object without its fields' bytes."""
+
+    object_id: ObjectId
+    class_name: str
+    revision: bytes
+    class_version: int
+    epoch: int
+    version: int
+    alias: str
+    durability: Durability
+    state_bytes: int
+    created_s: float
+    changed_s: float
+    fields: Mapping[str, int] = field(default_factory=dict)  # name to encoded bytes
+    graph_fields: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRecord:
+    """One revision of a published class. `interface`: see activestore.model.Interface.
+
+    `package`: the digest of the code that defines it. `published_s`: wall-clock seconds.
+    """
+
+    class_name: str
+    revision: bytes
+    package: bytes
+    interface: bytes
+    published_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the engine is, in bytes and counts."""
+
+    objects: int
+    used_bytes: int
+    budget_bytes: int
+    map_bytes: int
+    disk_free_bytes: int
+    written_bytes: int
+    commits: int
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that `verify` found wrong."""
+
+    where: str
+    object_id: ObjectId | None
+    reason: str
+
+
+class Engine(Protocol):
+    """Keeps objects, aliases, replies and published code of one peer."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The id made with the data directory, the same at every start."""
+
+    def commit(self, changes: Sequence[Change]) -> list[ActiveStoreError | None]:
+        """Apply changes in order, in one transaction, durable on return.
+
+        Returns one entry per change: None where it was done, or why it alone was refused
+        (AliasExistsError, ObjectNotFoundError for a delta or delete of a missing object,
+        StorageFullError, InvalidRequestError); the others are done all the same.
+
+        Raises:
+            OSError: the disk failed. Nothing of the batch is durable; the peer must stop
+                accepting writes.
+        """
+
+    def load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
+        """Return the last committed state, None where the object does not exist.
+
+        Large buffers come as FileBuffer with an open descriptor that the caller owns.
+
+        Raises:
+            CorruptRecordError: a checksum fails.
+        """
+
+    def head(self, object_id: ObjectId) -> Head | None:
+        """Return what is known of an object without its fields.
+
+        Raises:
+            CorruptRecordError: a checksum fails.
+        """
+
+    def resolve(self, alias: str) -> ObjectId | None:
+        """Return the object that `alias` names."""
+
+    def heads(
+        self, *, after: ObjectId | None = None, alias_prefix: str = "", limit: int = 1000
+    ) -> list[Head]:
+        """Return up to `limit` heads in id order after `after`.
+
+        With `alias_prefix` only objects whose alias begins so, in alias order; `after` is
+        then the object id of the last head seen.
+        """
+
+    def reply(
+        self, object_id: ObjectId, session: SessionId, sequence: int
+    ) -> ReplyRecord | None:
+        """Return the recorded answer to a request, if it is still kept."""
+
+    def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
+        """Drop up to `limit` replies written before the wall-clock time; return how many."""
+
+    def put_code(self, package: bytes, archive: bytes, records: Sequence[ClassRecord]) -> None:
+        """Keep a package and the classes it defines, durable on return; repeatable."""
+
+    def code(self, package: bytes) -> bytes | None:
+        """Return the archive of a package."""
+
+    def classes(self) -> list[ClassRecord]:
+        """Return the latest published revision of every class."""
+
+    def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
+        """Return one revision of a class."""
+
+    def collect_garbage(self, unreferenced_for_s: float = 3600.0) -> int:
+        """Remove large files that nothing references; return the bytes freed."""
+
+    def usage(self) -> Usage:
+        """Return how full the engine is."""
+
+    def verify(self) -> Iterator[Damage | int]:
+        """Check every record and file; yield each damage, and bytes checked in between."""
+
+    def backup(self, directory: str) -> Iterator[tuple[int, int]]:
+        """Copy a consistent snapshot to an empty directory; yield (bytes done, total)."""
+
+    def close(self) -> None:
+        """Close files and release the lock."""

@@ -1,0 +1,39 @@
+"""Every bound of the wire in one place, each with its reason.
+
+Source: design sections 4, 5 and 9; reliability.md 5.4 and 7; schemas/protocol.md section 3.
+"""
+
+from __future__ import annotations
+
+# This version and the oldest one that is still spoken.
+PROTOCOL_VERSION = 1
+PROTOCOL_VERSION_MIN = 1
+
+# A decoded msgpack element can cost 72 times its bytes in memory (measured for empty maps),
+# so the part of a frame that the daemon itself decodes is kept to 4 KiB: 300 kB at worst.
+HEADER_BYTES_MAX = 4096
+
+# One ZeroMQ frame. Larger buffers are cut into frames of this size by the sender.
+FRAME_BYTES_MAX = 16 * 1024 * 1024
+
+# All records and buffers of one message together, as the default of a setting.
+MESSAGE_BYTES_MAX = 2 * 1024 * 1024 * 1024
+
+# Buffers from this size travel in frames of their own: below it pyzmq copies anyway.
+BUFFER_BYTES_MIN = 64 * 1024
+
+# Records that one frame may hold; a full batch keeps the other clients waiting < 2 ms.
+RECORDS_PER_FRAME_MAX = 256
+
+# Nesting and elements of one encoded value.
+VALUE_DEPTH_MAX = 32
+VALUE_ELEMENTS_MAX = 100_000
+
+# An inline body: larger values hold large buffers, which travel beside it.
+BODY_BYTES_MAX = FRAME_BYTES_MAX - HEADER_BYTES_MAX - 8
+
+# Sequence numbers in one Beat, so that its header stays under HEADER_BYTES_MAX.
+BEAT_SEQUENCES_MAX = 400
+
+# Names of classes, methods, aliases: in characters.
+NAME_CHARS_MAX = 256

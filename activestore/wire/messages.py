@@ -1,0 +1,256 @@
+"""The messages: one frozen class per kind, with the type of each header field.
+
+A message is a header (a msgpack array: kind, then the fields in this order), a body (bytes
+that only the final receiver decodes) and buffers (large blocks beside it). NamedTuple, not
+dataclass: it is immutable, three times cheaper to make, and does not pull `inspect` into
+the thin client.
+
+Rules of this file: fields are only ever appended, with a default; a kind number is never
+reused; trailing fields that this version does not know are ignored. `extra` is a map for
+optional additions (trace, token, priority, compression): unknown keys are ignored.
+
+Source: schemas/protocol.md section 4; schemas/messages.cddl.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias, Union
+
+Buffer: TypeAlias = Union[bytes, bytearray, memoryview]
+Extra: TypeAlias = "Mapping[str, object] | None"
+
+
+class Operation(enum.IntEnum):
+    """What a Call does to its object."""
+
+    CALL = 0  # run the method
+    GET = 1  # read the field
+    SET = 2  # assign the field
+
+
+class Hello(NamedTuple):
+    """Client to peer, first on every connection: who speaks, and which versions."""
+
+    version_min: int
+    version_max: int
+    session: bytes
+    client_name: str
+    capabilities: Sequence[str]
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Call(NamedTuple):
+    """Run a method, or read or assign a field, of one object. Body: arguments.
+
+    `first_unacked`: the client has the replies of all lower sequences, their records may
+    go. `deadline_ms`: remaining milliseconds, 0 for none. `attempt`: 0 the first time.
+    `extra["age_ms"]`: with attempt > 0, the time since the first attempt.
+    `extra["stream"]`: initial credit in items; the method's result is sent as Items.
+    """
+
+    sequence: int
+    object_id: bytes
+    method: str
+    operation: int
+    attempt: int
+    first_unacked: int
+    deadline_ms: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Cancel(NamedTuple):
+    """Stop the call if it has not committed."""
+
+    sequence: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Credit(NamedTuple):
+    """The client can take `items` more Items of a stream."""
+
+    sequence: int
+    items: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Ping(NamedTuple):
+    """Ask for a Pong: is the peer there, and does it know this session?"""
+
+    token: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Bye(NamedTuple):
+    """The client ends its session; its running calls are cancelled."""
+
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Create(NamedTuple):
+    """Make an object of a published class. Body: arguments of `__init__`.
+
+    `class_name`: "module.Class". `alias`: "" for none. Answered by the object id.
+    """
+
+    sequence: int
+    object_id: bytes
+    class_name: str
+    alias: str
+    attempt: int
+    first_unacked: int
+    deadline_ms: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Persist(NamedTuple):
+    """Keep the objects whose states are in the body, in one commit: all or none."""
+
+    sequence: int
+    attempt: int
+    first_unacked: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Delete(NamedTuple):
+    """Delete one object and its alias."""
+
+    sequence: int
+    object_id: bytes
+    attempt: int
+    first_unacked: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Request(NamedTuple):
+    """Ask the peer itself: `operation` names what, the body holds a dict of parameters.
+
+    The operations and their parameters are listed in schemas/protocol.md section 6.
+    """
+
+    sequence: int
+    operation: str
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Welcome(NamedTuple):
+    """Peer to client, the answer to Hello: the version spoken, who answers, its limits."""
+
+    version: int
+    peer_id: bytes
+    incarnation: bytes
+    peer_name: str
+    limits: Mapping[str, int]
+    capabilities: Sequence[str]
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Reply(NamedTuple):
+    """The call ended well. Body: the result. Also ends a stream."""
+
+    sequence: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Failure(NamedTuple):
+    """The call failed. Body: the list of the error's fields; `code`: see errors.toml."""
+
+    sequence: int
+    code: str
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Item(NamedTuple):
+    """One item of a stream, numbered from 0. Body: the value."""
+
+    sequence: int
+    index: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Beat(NamedTuple):
+    """The peer still has these calls queued or running."""
+
+    sequences: Sequence[int]
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Pong(NamedTuple):
+    """The answer to Ping. `is_known` is false where a Hello is needed first."""
+
+    token: int
+    incarnation: bytes
+    is_known: bool
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Refused(NamedTuple):
+    """A frame could not be served at all: malformed, unknown kind, no Hello before it."""
+
+    code: str
+    reason: str
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+Message: TypeAlias = Union[
+    Hello, Call, Cancel, Credit, Ping, Bye, Create, Persist, Delete, Request,
+    Welcome, Reply, Failure, Item, Beat, Pong, Refused,
+]  # fmt: skip
+
+# The types of the header fields: "u64", "id16" and "id6" (bytes of that size), "bytes",
+# "text", "bool", "texts", "u64s", "limits" (text to u64), "extra" (text to anything).
+HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
+    Hello: (1, ("u64", "u64", "id16", "text", "texts", "extra")),
+    Call: (2, ("u64", "id16", "text", "u64", "u64", "u64", "u64", "extra")),
+    Cancel: (3, ("u64", "extra")),
+    Credit: (4, ("u64", "u64", "extra")),
+    Ping: (5, ("u64", "extra")),
+    Bye: (6, ("extra",)),
+    Create: (7, ("u64", "id16", "text", "text", "u64", "u64", "u64", "extra")),
+    Persist: (8, ("u64", "u64", "u64", "extra")),
+    Delete: (9, ("u64", "id16", "u64", "u64", "extra")),
+    Request: (10, ("u64", "text", "extra")),
+    Welcome: (32, ("u64", "id6", "id16", "text", "limits", "texts", "extra")),
+    Reply: (33, ("u64", "extra")),
+    Failure: (34, ("u64", "text", "extra")),
+    Item: (35, ("u64", "u64", "extra")),
+    Beat: (36, ("u64s", "extra")),
+    Pong: (37, ("u64", "id16", "bool", "extra")),
+    Refused: (38, ("text", "text", "extra")),
+}
+KIND_OF: dict[type[Message], int] = {cls: kind for cls, (kind, _) in HEADERS.items()}
