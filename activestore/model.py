@@ -1,0 +1,394 @@
+"""The programming model: ActiveObject, activemethod, and what a class says of itself.
+
+A class declares persistent fields by annotation and remote methods by `@activemethod`. Here
+lives what can be read off a class (its fields, its methods, its published interface) and
+the hook through which an object finds the store of its process or of the running call.
+
+Rules of this file: no wire, no socket, no pickle; a local ActiveObject is an ordinary
+object at ordinary speed. `inspect` is imported only where an interface is made.
+
+Source: design section 4.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
+
+from activestore.errors import InvalidRequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from typing import Concatenate, Generic, ParamSpec
+
+    from typing_extensions import Self
+
+    P = ParamSpec("P")
+    R = TypeVar("R", covariant=True)
+    T = TypeVar("T")
+    S = TypeVar("S")
+
+    class BoundActiveMethod(Generic[P, R]):
+        """What a type checker sees of `obj.method`: callable, and the remote forms."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...
+        def stream(
+            self: BoundActiveMethod[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
+        ) -> Iterator[T]: ...
+        def options(self, *, timeout_s: float | None = None) -> BoundActiveMethod[P, R]: ...
+
+    class ActiveMethod(Generic[S, P, R]):
+        """What a type checker sees of `Class.method`."""
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> ActiveMethod[S, P, R]: ...
+        @overload
+        def __get__(self, instance: S, owner: type) -> BoundActiveMethod[P, R]: ...
+        def __call__(self, instance: S, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+# Names of an instance's own bookkeeping; never fields, never remote.
+ID_SLOT = "_activestore_id"
+STORE_SLOT = "_activestore_store"
+
+DURABILITIES = ("commit", "interval", "none")
+
+
+class MethodOptions(NamedTuple):
+    """What `@activemethod` was given."""
+
+    readonly: bool = False
+    timeout_s: float = 0.0
+    changes: tuple[str, ...] | None = None
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def activemethod(
+        function: Callable[Concatenate[S, P], R], /
+    ) -> ActiveMethod[S, P, R]: ...
+    @overload
+    def activemethod(
+        *,
+        readonly: bool = ...,
+        timeout_s: float = ...,
+        changes: tuple[str, ...] | None = ...,
+    ) -> Callable[[Callable[Concatenate[S, P], R]], ActiveMethod[S, P, R]]: ...
+
+
+def activemethod(
+    function: Any = None,
+    /,
+    *,
+    readonly: bool = False,
+    timeout_s: float = 0.0,
+    changes: tuple[str, ...] | None = None,
+) -> Any:
+    """Mark a method as remote: it runs where the object lives.
+
+    Exclusive by default: one at a time per object, and the fields it changes are committed
+    before the caller gets the result. The function itself is returned, so a local call
+    costs what it always did.
+
+    Args:
+        function: The method, when the decorator is used without parentheses.
+        readonly: Shared: runs beside other readers; assigning a field raises.
+        timeout_s: Deadline of every call in seconds from its arrival; 0 for none.
+        changes: The only fields the method may change; only these are compared after it.
+
+    Raises:
+        InvalidRequestError: readonly together with changes, a negative timeout, or a name
+            that begins with an underscore.
+    """
+
+    def mark(method: F) -> F:
+        if method.__name__.startswith("_"):
+            raise InvalidRequestError(
+                "names that begin with an underscore are never remote", method.__qualname__
+            )
+        if readonly and changes is not None:
+            raise InvalidRequestError(
+                "a readonly method changes nothing: drop `changes`", method.__qualname__
+            )
+        if timeout_s < 0:
+            raise InvalidRequestError(
+                f"timeout_s is {timeout_s}, expected 0 or more", method.__qualname__
+            )
+        names = None if changes is None else tuple(changes)
+        method.__activestore__ = MethodOptions(  # type: ignore[attr-defined]  # our mark
+            readonly, float(timeout_s), names
+        )
+        return method
+
+    return mark if function is None else mark(function)
+
+
+class Store(Protocol):
+    """What an ActiveObject needs of the store that it is persisted in or came from."""
+
+    def persist(self, obj: Any, /, **options: Any) -> Any:
+        """Keep an object and what it reaches; it becomes remote in place."""
+
+    def get_for_class(self, alias: str, cls: type, /) -> Any:
+        """Return the object named `alias` as an instance of `cls`."""
+
+    def checkpoint(self) -> None:
+        """Commit what the running method has changed so far."""
+
+
+_thread = threading.local()
+_default_store: list[Store] = []
+
+
+def push_default_store(store: Store) -> None:
+    """Make `store` the one that `make_persistent` and `get_by_alias` use."""
+    _default_store.append(store)
+
+
+def drop_default_store(store: Store) -> None:
+    """Forget `store`; the one before it is the default again."""
+    if store in _default_store:
+        _default_store.remove(store)
+
+
+def set_thread_store(store: Store | None) -> None:
+    """Make `store` the current one of this thread: an executor's running call."""
+    _thread.store = store
+
+
+def current_store() -> Store:
+    """Return the store of the running call, else of the last `connect`.
+
+    Raises:
+        UnavailableError: this process is connected to no peer.
+    """
+    store: Store | None = getattr(_thread, "store", None)
+    if store is not None:
+        return store
+    if not _default_store:
+        raise UnavailableError(
+            "no store", "connect first: activestore.connect('tcp://127.0.0.1:7400')"
+        )
+    return _default_store[-1]
+
+
+def checkpoint() -> None:
+    """Commit what the running method has changed so far; in a local run, do nothing.
+
+    A long training that calls it once an epoch loses one epoch at most in a crash.
+
+    Raises:
+        ReadonlyViolationError: called from a readonly method.
+    """
+    store: Store | None = getattr(_thread, "store", None)
+    if store is not None:
+        store.checkpoint()
+
+
+class ActiveObject:
+    """Base of all classes whose instances can live in the store.
+
+    Class attributes that a peer reads:
+        class_version: The author's integer for `__migrate__`.
+        requires: PEP 508 requirements, for example ("torch>=2.4",).
+        resources: What it needs, for example {"gpu": 1, "memory_mb": 4000}.
+        durability: "commit" (default), "interval" (answered at once, on disk within 1 s)
+            or "none" (within 60 s): the price is what a crash loses.
+    """
+
+    class_version: ClassVar[int] = 0
+    requires: ClassVar[tuple[str, ...]] = ()
+    resources: ClassVar[Mapping[str, float]] = {}
+    durability: ClassVar[str] = "commit"
+
+    def make_persistent(
+        self, alias: str = "", *, peer: str = "", replicas: int = 1, store: Any = None
+    ) -> Self:
+        """Put this object and what it reaches into the store; it becomes remote in place.
+
+        Publishes the classes if needed. On return the object is durable. Returns itself.
+
+        Args:
+            alias: A name unique in the cluster, "" for none; at most 256 characters.
+            peer: Name of the peer that shall keep it; "" for the connected one.
+            replicas: How many peers keep it.
+            store: The store, where the process has several; the last connected one else.
+
+        Raises:
+            AliasExistsError: the alias names another object.
+            UnsupportedValueError: a field cannot be kept; names its path.
+            UnavailableError: no connection, or the peer is silent.
+        """
+        target: Store = current_store() if store is None else store
+        target.persist(self, alias=alias, peer=peer, replicas=replicas)
+        return self
+
+    @classmethod
+    def get_by_alias(cls, alias: str) -> Self:
+        """Return the object that `alias` names, as an instance of this class.
+
+        Raises:
+            AliasNotFoundError: no object has that alias.
+            InvalidRequestError: it is of another class.
+        """
+        found: Self = current_store().get_for_class(alias, cls)
+        return found
+
+
+def class_name_of(cls: type) -> str:
+    """Return the name under which a class is published: "module.Class"."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class Field(NamedTuple):
+    """One persistent field: its annotation as text, and whether it is Final."""
+
+    name: str
+    annotation: str
+    is_final: bool
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+    """Return the persistent fields of a class, inherited ones first, by name.
+
+    A field is an annotated name whose annotation is not ClassVar and that does not begin
+    with two underscores. The result is cached on the class.
+    """
+    cached: dict[str, Field] | None = cls.__dict__.get("_activestore_fields")
+    if cached is not None:
+        return cached
+    found: dict[str, Field] = {}
+    for base in reversed(cls.__mro__):
+        if base in (object, ActiveObject) or base.__dict__.get("_activestore_is_remote"):
+            continue
+        for name, annotation in _annotations_of(base).items():
+            text = annotation if isinstance(annotation, str) else _annotation_text(annotation)
+            if name.startswith("__") or text.startswith(("ClassVar", "typing.ClassVar")):
+                continue
+            is_final = text.startswith(("Final", "typing.Final"))
+            found[name] = Field(name, text, is_final)
+    cls._activestore_fields = found  # type: ignore[attr-defined]  # our cache
+    return found
+
+
+def _annotations_of(cls: type) -> Mapping[str, object]:
+    annotations: Mapping[str, object] = cls.__dict__.get("__annotations__", {})
+    return annotations
+
+
+def _annotation_text(annotation: object) -> str:
+    if isinstance(annotation, type) and not getattr(annotation, "__args__", None):
+        return annotation.__qualname__
+    return str(annotation).replace("typing.", "")
+
+
+def methods_of(cls: type) -> dict[str, MethodOptions]:
+    """Return the active methods of a class, inherited ones included, by name."""
+    found: dict[str, MethodOptions] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in base.__dict__.items():
+            options = getattr(value, "__activestore__", None)
+            if options is not None:
+                found[name] = options
+            elif name in found and not base.__dict__.get("_activestore_is_remote"):
+                # Overridden without the decorator: still the same remote method, as an
+                # override of a property is still that property's name.
+                if not callable(value):
+                    del found[name]
+    return found
+
+
+class Interface(NamedTuple):
+    """What a published class shows to clients that lack its code.
+
+    `fields`: name to annotation text. `methods`: name to a dict of `readonly`, `stream`
+    (a generator), `timeout_s`, `changes`, `doc`, `parameters` (a list of [name, kind,
+    default text, annotation text]; kind as inspect.Parameter's integer; default and
+    annotation None where there is none) and `returns`.
+    """
+
+    class_name: str
+    class_version: int
+    doc: str
+    durability: str
+    requires: tuple[str, ...]
+    resources: Mapping[str, float]
+    fields: Mapping[str, str]
+    methods: Mapping[str, Mapping[str, Any]]
+
+
+def interface_of(cls: type) -> Interface:
+    """Read the interface off a class.
+
+    Raises:
+        InvalidRequestError: `durability`, `requires`, `resources` or the `changes` of a
+            method are not what they should be.
+    """
+    name = class_name_of(cls)
+    durability = getattr(cls, "durability", "commit")
+    if durability not in DURABILITIES:
+        raise InvalidRequestError(
+            f"durability is {durability!r}, expected one of {', '.join(DURABILITIES)}", name
+        )
+    requires = getattr(cls, "requires", ())
+    if isinstance(requires, str) or not all(isinstance(text, str) for text in requires):
+        raise InvalidRequestError("requires must be a tuple of PEP 508 texts", name)
+    fields = fields_of(cls)
+    methods = {}
+    for method, options in methods_of(cls).items():
+        unknown = [field for field in options.changes or () if field not in fields]
+        if unknown:
+            raise InvalidRequestError(
+                f"changes names {unknown[0]!r}, which is no field; fields: {list(fields)}",
+                f"{name}.{method}",
+            )
+        methods[method] = _describe(getattr(cls, method), options)
+    return Interface(
+        class_name=name,
+        class_version=int(getattr(cls, "class_version", 0)),
+        doc=cls.__doc__ or "",
+        durability=durability,
+        requires=tuple(requires),
+        resources={str(k): float(v) for k, v in dict(getattr(cls, "resources", {})).items()},
+        fields={field.name: field.annotation for field in fields.values()},
+        methods=methods,
+    )
+
+
+def _describe(function: Any, options: MethodOptions) -> dict[str, Any]:
+    """Return what a client needs to call `function` and to show help for it."""
+    import inspect  # noqa: PLC0415 - 3 ms and 2 MB that the thin client does without
+
+    signature = inspect.signature(function)
+    empty = inspect.Parameter.empty
+    parameters = [
+        [
+            parameter.name,
+            int(parameter.kind),
+            None if parameter.default is empty else repr(parameter.default)[:200],
+            None if parameter.annotation is empty else _text(parameter.annotation),
+        ]
+        for parameter in list(signature.parameters.values())[1:]
+    ]
+    returns = signature.return_annotation
+    return {
+        "readonly": options.readonly,
+        "stream": inspect.isgeneratorfunction(function),
+        "timeout_s": options.timeout_s,
+        "changes": None if options.changes is None else list(options.changes),
+        "doc": inspect.cleandoc(function.__doc__ or ""),
+        "parameters": parameters,
+        "returns": None if returns is empty else _text(returns),
+    }
+
+
+def _text(annotation: object) -> str:
+    return annotation if isinstance(annotation, str) else _annotation_text(annotation)
+
+
+Stream = Generator[Any, None, None]

@@ -1,0 +1,391 @@
+"""Stand-ins: what stands in a process for an object that lives in a peer.
+
+Two kinds share the same parts. A *class stand-in* is an instance of the user's own class
+whose fields and active methods are remote; its other methods run here. A *proxy* is made
+from a published interface, where there is no class code. Both hold an object id and a
+caller, and nothing else.
+
+Rules of this file: it does not know how a call travels; whoever makes a stand-in hands it
+a Caller. `inspect` is imported only for help().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from activestore.errors import InvalidRequestError
+from activestore.ids import ObjectId
+from activestore.model import (
+    ID_SLOT,
+    STORE_SLOT,
+    ActiveObject,
+    class_name_of,
+    fields_of,
+    methods_of,
+)
+
+if TYPE_CHECKING:
+    import inspect
+
+
+class CallOptions(NamedTuple):
+    """Options of one call, set by `p.method.options(...)`.
+
+    `timeout_s`: deadline in seconds, None for the method's own. `direct`: False to have
+    the connected peer forward the call.
+    """
+
+    timeout_s: float | None = None
+    direct: bool = True
+
+
+DEFAULT_OPTIONS = CallOptions()
+
+
+class Caller(Protocol):
+    """How a stand-in's calls leave the process."""
+
+    def invoke(
+        self,
+        object_id: ObjectId,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> Any:
+        """Run a method and return its result."""
+
+    def submit(
+        self,
+        object_id: ObjectId,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> Any:
+        """Start a method and return a future of its result."""
+
+    def stream(
+        self,
+        object_id: ObjectId,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> Any:
+        """Start a generator method and return an iterator of its items."""
+
+    def get_field(self, object_id: ObjectId, field: str) -> Any:
+        """Read a field."""
+
+    def set_field(self, object_id: ObjectId, field: str, value: Any) -> None:
+        """Assign a field."""
+
+
+class RemoteMethod:
+    """One method of one remote object; call it, or use submit, stream or options."""
+
+    __slots__ = ("_caller", "_object_id", "_options", "_spec")
+
+    def __init__(
+        self,
+        spec: MethodSpec,
+        object_id: ObjectId,
+        caller: Caller,
+        options: CallOptions = DEFAULT_OPTIONS,
+    ) -> None:
+        self._spec = spec
+        self._object_id = object_id
+        self._caller = caller
+        self._options = options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the method where its object lives and return the result.
+
+        A generator method returns the iterator of its items, as it does locally.
+        """
+        call = self._caller.stream if self._spec.is_stream else self._caller.invoke
+        return call(self._object_id, self._spec.name, args, kwargs, self._options)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the call and return a concurrent.futures.Future of its result."""
+        return self._caller.submit(
+            self._object_id, self._spec.name, args, kwargs, self._options
+        )
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a generator method; iterate its items. Closing the iterator cancels it."""
+        return self._caller.stream(
+            self._object_id, self._spec.name, args, kwargs, self._options
+        )
+
+    def options(self, *, timeout_s: float | None = None, direct: bool = True) -> RemoteMethod:
+        """Return the same method with other options.
+
+        Args:
+            timeout_s: Deadline of the call in seconds from now, above 0.
+            direct: False to have the connected peer forward the call.
+        """
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequestError(
+                f"timeout_s is {timeout_s}, expected above 0", self._spec.name
+            )
+        return RemoteMethod(
+            self._spec, self._object_id, self._caller, CallOptions(timeout_s, direct)
+        )
+
+    def __get__(self, instance: object, owner: type | None = None) -> RemoteMethod:
+        """Return itself; a method descriptor in name, so that help() shows a routine."""
+        return self
+
+    @property
+    def __name__(self) -> str:
+        return self._spec.name
+
+    @property
+    def __qualname__(self) -> str:
+        return f"{self._spec.owner}.{self._spec.name}"
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]  # the method's, not the class's
+        return self._spec.doc
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._spec.signature()
+
+    def __repr__(self) -> str:
+        return f"<remote method {self.__qualname__} of {self._object_id.hex()}>"
+
+
+class MethodSpec:
+    """What a stand-in knows of a method: name, owner, kind, help; a data-less descriptor."""
+
+    __slots__ = ("_signature", "doc", "is_stream", "name", "owner")
+
+    def __init__(
+        self,
+        name: str,
+        owner: str,
+        *,
+        is_stream: bool,
+        doc: str,
+        signature: Callable[[], inspect.Signature],
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.is_stream = is_stream
+        self.doc = doc
+        self._signature = signature
+
+    def signature(self) -> inspect.Signature:
+        """Return the signature without `self`."""
+        return self._signature()
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        state = instance.__dict__
+        return RemoteMethod(self, state[ID_SLOT], state[STORE_SLOT])
+
+
+class RemoteField:
+    """A field of a remote object: reading and assigning it are calls."""
+
+    __slots__ = ("__doc__", "name")
+
+    def __init__(self, name: str, annotation: str) -> None:
+        self.name = name
+        self.__doc__ = annotation
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        state = instance.__dict__
+        return state[STORE_SLOT].get_field(state[ID_SLOT], self.name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        state = instance.__dict__
+        state[STORE_SLOT].set_field(state[ID_SLOT], self.name, value)
+
+    def __delete__(self, instance: Any) -> None:
+        raise InvalidRequestError("a remote field cannot be deleted; assign None", self.name)
+
+
+class Proxy:
+    """Base of the proxies made from published interfaces."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.__dict__[ID_SLOT].hex()}>"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A typing error in an assignment must not vanish into a local attribute.
+        if not isinstance(getattr(type(self), name, None), RemoteField):
+            fields = [n for n, v in vars(type(self)).items() if isinstance(v, RemoteField)]
+            raise InvalidRequestError(
+                f"no such field; fields: {', '.join(fields) or 'none'}",
+                f"{type(self).__name__}.{name}",
+            )
+        object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return id_of(self) == id_of(other) if is_stand_in(other) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.__dict__[ID_SLOT])
+
+
+def is_stand_in(obj: object) -> bool:
+    """Return whether `obj` stands for an object that lives elsewhere."""
+    return getattr(type(obj), "_activestore_is_remote", False)
+
+
+def id_of(obj: object) -> ObjectId | None:
+    """Return the object id of a stand-in or an activated object, None for other things."""
+    if isinstance(obj, (Proxy, ActiveObject)):
+        return obj.__dict__.get(ID_SLOT)
+    return None
+
+
+def caller_of(obj: object) -> Any:
+    """Return the caller that a stand-in was made with, None for other things."""
+    return obj.__dict__.get(STORE_SLOT) if is_stand_in(obj) else None
+
+
+_class_stand_ins: dict[type, type] = {}
+
+
+def stand_in_class(cls: type) -> type:
+    """Return the subclass of `cls` whose fields and active methods are remote.
+
+    It has the memory layout of `cls`, so that an instance becomes remote in place by
+    taking it as its class.
+    """
+    known = _class_stand_ins.get(cls)
+    if known is not None:
+        return known
+    namespace: dict[str, Any] = {
+        "__slots__": (),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_activestore_is_remote": True,
+        "_activestore_class": cls,
+    }
+    for name, field in fields_of(cls).items():
+        namespace[name] = RemoteField(name, field.annotation)
+    for name in methods_of(cls):
+        namespace[name] = _spec_of_function(cls, name)
+    made = type(cls.__name__, (cls,), namespace)
+    _class_stand_ins[cls] = made
+    return made
+
+
+def original_class(cls: type) -> type:
+    """Return the user's class of a stand-in class, and any other class as it is."""
+    original: type = cls.__dict__.get("_activestore_class", cls)
+    return original
+
+
+def _spec_of_function(cls: type, name: str) -> MethodSpec:
+    function = getattr(cls, name)
+
+    def signature() -> inspect.Signature:
+        import inspect  # noqa: PLC0415 - only help() needs it
+
+        full = inspect.signature(function)
+        return full.replace(parameters=list(full.parameters.values())[1:])
+
+    # CO_GENERATOR, without inspect.
+    is_stream = bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & 0x20)
+    return MethodSpec(
+        name,
+        class_name_of(cls),
+        is_stream=is_stream,
+        doc=function.__doc__ or "",
+        signature=signature,
+    )
+
+
+def become_stand_in(obj: ActiveObject, object_id: ObjectId, caller: Caller) -> None:
+    """Turn a local object into a class stand-in, in place; field values are dropped."""
+    cls = type(obj)
+    for name in fields_of(cls):
+        obj.__dict__.pop(name, None)
+    obj.__dict__[ID_SLOT] = object_id
+    obj.__dict__[STORE_SLOT] = caller
+    obj.__class__ = stand_in_class(cls)
+
+
+def make_class_stand_in(cls: type, object_id: ObjectId, caller: Caller) -> Any:
+    """Return a new stand-in of the user's class `cls`; no user code runs."""
+    obj = object.__new__(stand_in_class(cls))
+    obj.__dict__[ID_SLOT] = object_id
+    obj.__dict__[STORE_SLOT] = caller
+    return obj
+
+
+def proxy_class(interface: Mapping[str, Any]) -> type[Proxy]:
+    """Return a Proxy class made from a published interface, given as a map."""
+    class_name: str = interface["class_name"]
+    module, _, name = class_name.rpartition(".")
+    namespace: dict[str, Any] = {
+        "__module__": module,
+        "__doc__": interface.get("doc") or None,
+        "_activestore_is_remote": True,
+        "_activestore_interface": interface,
+    }
+    for field, annotation in interface["fields"].items():
+        namespace[field] = RemoteField(field, annotation)
+    for method, described in interface["methods"].items():
+        namespace[method] = MethodSpec(
+            method,
+            class_name,
+            is_stream=bool(described.get("stream")),
+            doc=described.get("doc") or "",
+            signature=_signature_maker(described),
+        )
+    return type(name, (Proxy,), namespace)
+
+
+def make_proxy(cls: type[Proxy], object_id: ObjectId, caller: Caller) -> Any:
+    """Return a proxy of the given generated class."""
+    obj = object.__new__(cls)
+    obj.__dict__[ID_SLOT] = object_id
+    obj.__dict__[STORE_SLOT] = caller
+    return obj
+
+
+class _Text:
+    """A default value or annotation that is shown as its source text."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _signature_maker(described: Mapping[str, Any]) -> Callable[[], inspect.Signature]:
+    def signature() -> inspect.Signature:
+        import inspect  # noqa: PLC0415 - only help() needs it
+
+        empty = inspect.Parameter.empty
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect._ParameterKind(kind),  # noqa: SLF001 - no public way from int
+                default=empty if default is None else _Text(default),
+                annotation=empty if annotation is None else _Text(annotation),
+            )
+            for name, kind, default, annotation in described["parameters"]
+        ]
+        returns = described.get("returns")
+        return inspect.Signature(
+            parameters, return_annotation=empty if returns is None else _Text(returns)
+        )
+
+    return signature
