@@ -144,10 +144,6 @@ class RemoteMethod:
         return self._spec.name
 
     @property
-    def __qualname__(self) -> str:
-        return f"{self._spec.owner}.{self._spec.name}"
-
-    @property
     def __doc__(self) -> str:  # type: ignore[override]  # the method's, not the class's
         return self._spec.doc
 
@@ -156,7 +152,7 @@ class RemoteMethod:
         return self._spec.signature()
 
     def __repr__(self) -> str:
-        return f"<remote method {self.__qualname__} of {self._object_id.hex()}>"
+        return f"<remote method {self._spec.owner}.{self._spec.name} of {self._object_id.hex()}>"
 
 
 class MethodSpec:
