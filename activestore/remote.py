@@ -189,7 +189,6 @@ class MethodSpec:
 class RemoteField:
     """A field of a remote object: reading and assigning it are calls."""
 
-    __slots__ = ("__doc__", "name")
 
     def __init__(self, name: str, annotation: str) -> None:
         self.name = name
