@@ -11,8 +11,12 @@ Rules of this file: data only; nobody here decodes a field or a graph.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias, Union
+from typing import Any, NamedTuple, TypeAlias, Union
 
+import msgpack
+
+from activestore.errors import RemoteProtocolError
+from activestore.ids import OBJECT_ID_BYTES
 from activestore.wire.messages import Buffer
 
 
@@ -77,3 +81,120 @@ def state_bytes_count(state: ObjectState) -> int:
     """Return the size of a whole state in bytes."""
     plain = sum(map(len, state.fields.values()))
     return plain + len(state.graph) + sum(map(buffer_bytes_count, state.buffers))
+
+
+class NamedState(NamedTuple):
+    """A state with the id and the alias it is to be kept under, as Persist carries it."""
+
+    object_id: bytes
+    alias: str
+    state: ObjectState
+
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def encode_states(states: Sequence[NamedState]) -> tuple[bytes, list[AnyBuffer]]:
+    """Return the body and the buffers of a Persist: the states, buffers in their order."""
+    rows = []
+    buffers: list[AnyBuffer] = []
+    for object_id, alias, state in states:
+        rows.append([
+            object_id, alias, state.class_name, state.revision, state.class_version,
+            dict(state.fields), state.graph, list(state.graph_fields),
+            len(state.buffers),
+        ])  # fmt: skip
+        buffers.extend(state.buffers)
+    return _pack(rows), buffers
+
+
+def decode_states(body: Buffer, buffers: Sequence[AnyBuffer]) -> list[NamedState]:
+    """Return the states of a Persist.
+
+    Raises:
+        RemoteProtocolError: the body is not what `encode_states` makes.
+    """
+    try:
+        rows = msgpack.unpackb(body, use_list=True, raw=False, max_array_len=100_000)
+        states = [_state_of_row(row) for row in rows]
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise RemoteProtocolError(f"states are malformed: {str(error)[:80]}") from None
+    rest = list(buffers)
+    found = []
+    for named, count in states:
+        if count > len(rest):
+            raise RemoteProtocolError(f"a state needs {count} buffers, {len(rest)} are left")
+        state = named.state._replace(buffers=rest[:count])
+        found.append(named._replace(state=state))
+        del rest[:count]
+    if rest:
+        raise RemoteProtocolError(f"{len(rest)} buffers belong to no state")
+    return found
+
+
+def _state_of_row(row: list[Any]) -> tuple[NamedState, int]:
+    object_id, alias, name, revision, version, fields, graph, graph_fields, count = row[:9]
+    expected = (bytes, str, str, bytes, int, dict, bytes, list, int)
+    seen = tuple(map(type, row[:9]))
+    if seen != expected or len(object_id) != OBJECT_ID_BYTES or count < 0:
+        raise ValueError(f"a state row has types {[t.__name__ for t in seen]}")
+    if not all(type(k) is str and type(v) is bytes for k, v in fields.items()):
+        raise ValueError("fields must map text to bytes")
+    if not all(type(k) is str for k in graph_fields):
+        raise ValueError("graph fields must be texts")
+    state = ObjectState(name, revision, version, fields, graph, tuple(graph_fields), ())
+    return NamedState(object_id, alias, state), count
+
+
+def encode_delta(delta: StateDelta) -> tuple[bytes, list[AnyBuffer]]:
+    """Return a delta as bytes, and its new buffers in order."""
+    kept = [entry if isinstance(entry, int) else None for entry in delta.buffers]
+    new = [entry for entry in delta.buffers if not isinstance(entry, int)]
+    body = _pack([
+        delta.class_name, delta.revision, delta.class_version, dict(delta.fields),
+        list(delta.removed), delta.graph, list(delta.graph_fields), kept,
+    ])  # fmt: skip
+    return body, new
+
+
+def decode_delta(body: Buffer, buffers: Sequence[AnyBuffer]) -> StateDelta:
+    """Return the delta that `encode_delta` made.
+
+    Raises:
+        RemoteProtocolError: the body is not what `encode_delta` makes.
+    """
+    try:
+        row = msgpack.unpackb(body, use_list=True, raw=False)
+        name, revision, version, fields, removed, graph, graph_fields, kept = row[:8]
+        rest = iter(buffers)
+        entries = [next(rest) if entry is None else int(entry) for entry in kept]
+    except (ValueError, TypeError, StopIteration, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"a delta is malformed: {str(error)[:80]}") from None
+    return StateDelta(
+        name, revision, version, fields, tuple(removed), graph, tuple(graph_fields), entries
+    )
+
+
+def apply_delta(state: ObjectState, delta: StateDelta) -> ObjectState:
+    """Return the state after `delta`.
+
+    Raises:
+        RemoteProtocolError: the delta keeps a buffer that the state does not have.
+    """
+    fields = {**state.fields, **delta.fields}
+    for name in delta.removed:
+        fields.pop(name, None)
+    graph, graph_fields, buffers = state.graph, state.graph_fields, state.buffers
+    if delta.graph is not None:
+        graph, graph_fields = delta.graph, delta.graph_fields
+        try:
+            buffers = [
+                state.buffers[entry] if isinstance(entry, int) else entry
+                for entry in delta.buffers
+            ]
+        except IndexError:
+            raise RemoteProtocolError("a delta keeps a buffer that is not there") from None
+    return ObjectState(
+        delta.class_name, delta.revision, delta.class_version, fields, graph,
+        graph_fields, buffers,
+    )  # fmt: skip
