@@ -1,1 +1,1 @@
-"""To be written."""
+"""What happens to user code and objects: snapshots, published classes, executors."""

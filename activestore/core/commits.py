@@ -1,0 +1,150 @@
+"""Which replies wait for which commits: execution may run ahead of commit, replies may not.
+
+Every mutating call makes the object's next *executed* version and orders a commit. A reply
+carries the version that its call saw; it leaves once that version is committed, in order.
+A refused commit fails every reply that saw it or anything built on it.
+
+Rules of this file: commits of one object are answered in the order in which they were
+ordered; it never decides what runs.
+
+Source: design section 5, "What a call does to state"; reliability.md 3.4 R5, 3.5 I7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from activestore.core.calls import Call, Client, Mailbox, Nested
+from activestore.core.effects import Answer, Commit, Effect, Refuse, SendItem
+from activestore.errors import ActiveStoreError
+from activestore.ids import ObjectId, SessionId
+from activestore.wire.state import NamedState, ObjectState, StateDelta
+
+# Replies of one object that are kept on disk and not yet acknowledged by their clients;
+# beyond it the oldest goes, as if its session had expired.
+KNOWN_REPLIES_MAX = 256
+
+
+class Step(NamedTuple):
+    """What a call or a checkpoint leaves to be committed."""
+
+    delta: StateDelta | None = None
+    state: ObjectState | None = None
+    created: Sequence[NamedState] = ()
+    is_delete: bool = False
+
+
+class Pending(NamedTuple):
+    """A commit on its way."""
+
+    mailbox: Mailbox
+    version: int
+    generation: int
+    call: Call | None
+    checkpoint: int | None  # the request number that waits for it
+
+
+class Ledger:
+    """Orders commits and holds replies back until theirs is durable."""
+
+    def __init__(self, emit: Callable[[Effect], None]) -> None:
+        self._emit = emit
+        self._pending: dict[int, Pending] = {}
+        self._next_token = 1
+
+    def next_token(self) -> int:
+        """Return a fresh token; tokens of a Persist come from here too."""
+        token = self._next_token
+        self._next_token += 1
+        return token
+
+    def order(
+        self,
+        mailbox: Mailbox,
+        call: Call,
+        step: Step,
+        *,
+        durability: int,
+        code: str = "",
+        body: bytes = b"",
+        buffers: Sequence[object] = (),
+        checkpoint: int | None = None,
+    ) -> int:
+        """Order the commit of the object's next version; return that version."""
+        mailbox.executed_version += 1
+        version = mailbox.executed_version
+        token = self.next_token()
+        self._pending[token] = Pending(
+            mailbox, version, mailbox.generation, call, checkpoint
+        )
+        mailbox.pending_commits += 1
+        client = call.origin if type(call.origin) is Client else None
+        acknowledged: Sequence[tuple[SessionId, int]] = ()
+        if checkpoint is not None:
+            client = None
+        elif client is not None:
+            acknowledged = _acknowledged(mailbox, client, call.first_unacked)
+        self._emit(
+            Commit(
+                token, mailbox.object_id, version, step.delta, step.state, step.created,
+                call.alias, step.is_delete, durability, client, code, body, buffers,
+                acknowledged,
+            )
+        )  # fmt: skip
+        return version
+
+    def take(self, token: int) -> Pending | None:
+        """Return and forget the commit that `token` names."""
+        return self._pending.pop(token, None)
+
+    def release(
+        self, mailbox: Mailbox, version: int, effect: Answer | Refuse | SendItem
+    ) -> None:
+        """Emit an answer now, or once `version` is committed and all before it are out."""
+        if version <= mailbox.committed_version and not mailbox.unreplied:
+            self._emit(effect)
+        else:
+            mailbox.unreplied.append((version, effect))
+
+    def committed(self, mailbox: Mailbox, version: int) -> None:
+        """Note a durable version and let out what waited for it."""
+        mailbox.committed_version = max(mailbox.committed_version, version)
+        waiting = mailbox.unreplied
+        while waiting and waiting[0][0] <= mailbox.committed_version:
+            self._emit(waiting.popleft()[1])
+
+    def refused(
+        self, mailbox: Mailbox, version: int, error: ActiveStoreError
+    ) -> list[Client | Nested]:
+        """Fail every reply that saw `version` or later; return whom they were for."""
+        kept, failed = [], []
+        for seen, effect in mailbox.unreplied:
+            if seen < version:
+                kept.append((seen, effect))
+            else:
+                failed.append(effect.origin)
+                self._emit(Refuse(effect.origin, error))
+        mailbox.unreplied.clear()
+        mailbox.unreplied.extend(kept)
+        return failed
+
+
+def _acknowledged(
+    mailbox: Mailbox, client: Client, first_unacked: int
+) -> list[tuple[SessionId, int]]:
+    """Return the replies that may go with this commit, and note the one that comes."""
+    known = mailbox.known_replies
+    gone: list[tuple[SessionId, int]] = []
+    # The common case: one client, in order, so the oldest ones are at the left end.
+    while known and known[0][0] == client.session and known[0][1] < first_unacked:
+        gone.append(known.popleft())
+    while len(known) >= KNOWN_REPLIES_MAX:
+        gone.append(known.popleft())
+    known.append((client.session, client.sequence))
+    return gone
+
+
+def new_object_of(named: NamedState) -> ObjectId:
+    """Return the id of a state that is to be kept."""
+    return ObjectId(named.object_id)

@@ -1,0 +1,192 @@
+"""What the invocation core wants done: orders, immutable, carried out in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, Union
+
+from activestore.core.calls import Call, Client, Nested
+from activestore.errors import ActiveStoreError
+from activestore.ids import ObjectId, SessionId
+from activestore.wire.state import NamedState, ObjectState, StateDelta
+
+
+class LoadObject(NamedTuple):
+    """Read the object from storage; answer with ObjectLoaded or ObjectMissing.
+
+    All commits ordered before this one must be visible to it.
+    """
+
+    object_id: ObjectId
+    is_reader: bool
+
+
+class LookUpReply(NamedTuple):
+    """Look for the recorded answer of a request; answer with ReplyLookedUp."""
+
+    call_id: int
+    object_id: ObjectId
+    session: SessionId
+    sequence: int
+
+
+class Activate(NamedTuple):
+    """Send the loaded state to a slot, before any Dispatch that names the copy.
+
+    `is_new`: there is no state; the Dispatch that follows creates the object.
+    """
+
+    executor: int
+    slot: int
+    copy_id: int
+    object_id: ObjectId
+    class_name: str
+    revision: bytes
+    is_reader: bool
+    is_new: bool
+
+
+class Dispatch(NamedTuple):
+    """Send a call to a slot."""
+
+    executor: int
+    slot: int
+    copy_id: int
+    call: Call
+
+
+class DropCopy(NamedTuple):
+    """Tell an executor to forget a copy; nothing runs on it."""
+
+    executor: int
+    copy_id: int
+
+
+class RecallCalls(NamedTuple):
+    """Ask an executor for the calls of a slot that it has not begun."""
+
+    executor: int
+    slot: int
+
+
+class PingExecutor(NamedTuple):
+    """Ask an executor's control thread for a sign of life."""
+
+    executor: int
+
+
+class InterruptCall(NamedTuple):
+    """Raise an exception in the thread that runs the call."""
+
+    executor: int
+    slot: int
+    call_id: int
+    reason: str
+
+
+class GrantCredit(NamedTuple):
+    """Let a generator produce more items."""
+
+    executor: int
+    slot: int
+    call_id: int
+    items: int
+
+
+class SpawnExecutor(NamedTuple):
+    """Start an executor process; answer with ExecutorStarted or ExecutorDied."""
+
+    executor: int
+
+
+class KillExecutor(NamedTuple):
+    """End an executor process at once; answer with ExecutorDied."""
+
+    executor: int
+    why: str
+
+
+class RetireExecutor(NamedTuple):
+    """End an idle executor process kindly; answer with ExecutorDied."""
+
+    executor: int
+
+
+class Commit(NamedTuple):
+    """Write one step of one object; answer with Committed or CommitRefused.
+
+    Commits are carried out in order. `delay_s`: how long it may wait for others.
+    """
+
+    token: int
+    object_id: ObjectId
+    version: int
+    delta: StateDelta | None
+    state: ObjectState | None
+    created: Sequence[NamedState]
+    alias: str
+    is_delete: bool
+    durability: int
+    client: Client | None
+    code: str
+    body: bytes
+    buffers: Sequence[object]
+    acknowledged: Sequence[tuple[SessionId, int]]
+
+
+class CommitStates(NamedTuple):
+    """Write the states of a Persist, all or none; answer as for Commit."""
+
+    token: int
+    states: Sequence[NamedState]
+    client: Client | None
+
+
+class Answer(NamedTuple):
+    """Send a result to a client or to the method that asked."""
+
+    origin: Client | Nested
+    body: bytes
+    buffers: Sequence[object]
+
+
+class Refuse(NamedTuple):
+    """Send an error to a client or to the method that asked.
+
+    Either `error`, or `code` and `body` as an executor encoded them.
+    """
+
+    origin: Client | Nested
+    error: ActiveStoreError | None
+    code: str = ""
+    body: bytes = b""
+
+
+class SendItem(NamedTuple):
+    """Send one item of a stream."""
+
+    origin: Client | Nested
+    index: int
+    body: bytes
+    buffers: Sequence[object]
+
+
+class SendBeat(NamedTuple):
+    """Tell a client which of its requests are queued or running."""
+
+    session: SessionId
+    sequences: Sequence[int]
+
+
+class Note(NamedTuple):
+    """Tell the operator: an event phrase and key=value pairs; `level` as in logging."""
+
+    level: str
+    text: str
+
+
+Effect: TypeAlias = Union[
+    LoadObject, LookUpReply, Activate, Dispatch, DropCopy, RecallCalls, PingExecutor,
+    InterruptCall, GrantCredit, SpawnExecutor, KillExecutor, RetireExecutor, Commit,
+    CommitStates, Answer, Refuse, SendItem, SendBeat, Note,
+]  # fmt: skip

@@ -1,0 +1,200 @@
+"""What can happen to the invocation core: facts, in the past tense, immutable.
+
+NamedTuple, not dataclass: a call passes through four of these, and a tuple costs a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias, Union
+
+from activestore.core.calls import Client, Kind, MethodInfo, Nested
+from activestore.errors import ActiveStoreError
+from activestore.ids import ObjectId, SessionId
+from activestore.wire.state import NamedState, ObjectState, StateDelta
+
+
+class CallArrived(NamedTuple):
+    """A client or a running method wants something of an object.
+
+    `payload` is handed back untouched in Dispatch. `deadline_s`: seconds from now, 0 for
+    none. `age_s`: time since the first attempt, by the client's clock. `credit`: items the
+    caller can take at once; 0 where it did not ask for a stream.
+    """
+
+    origin: Client | Nested
+    object_id: ObjectId
+    kind: Kind
+    method: str
+    payload: object
+    attempt: int = 0
+    first_unacked: int = 0
+    deadline_s: float = 0.0
+    age_s: float = 0.0
+    credit: int = 0
+    class_name: str = ""
+    alias: str = ""
+
+
+class PersistArrived(NamedTuple):
+    """A client wants these states kept, all or none."""
+
+    origin: Client | Nested
+    states: Sequence[NamedState]
+    attempt: int = 0
+    first_unacked: int = 0
+    age_s: float = 0.0
+
+
+class ReplyLookedUp(NamedTuple):
+    """Storage was asked whether a retried request has an answer."""
+
+    call_id: int
+    code: str | None  # None: no record
+    body: bytes = b""
+
+
+class CancelArrived(NamedTuple):
+    """The caller wants a call stopped."""
+
+    session: SessionId
+    sequence: int
+
+
+class CreditArrived(NamedTuple):
+    """The caller can take more items."""
+
+    session: SessionId
+    sequence: int
+    items: int
+
+
+class SessionEnded(NamedTuple):
+    """The client said goodbye, or cannot be reached: nobody waits for its calls."""
+
+    session: SessionId
+
+
+class ObjectLoaded(NamedTuple):
+    """Storage read the object; the loop keeps the state for the Activate that follows."""
+
+    object_id: ObjectId
+    is_reader: bool
+    class_name: str
+    version: int
+    state_bytes: int
+
+
+class ObjectMissing(NamedTuple):
+    """The object does not exist, or cannot be read."""
+
+    object_id: ObjectId
+    is_reader: bool
+    error: ActiveStoreError
+
+
+class ClassPublished(NamedTuple):
+    """A class has a new latest revision; `package` names the code it lives in."""
+
+    class_name: str
+    revision: bytes
+    package: str
+    durability: int
+    fields: frozenset[str]
+    methods: Mapping[str, MethodInfo]
+
+
+class ExecutorStarted(NamedTuple):
+    """The process runs and takes calls."""
+
+    executor: int
+
+
+class ExecutorDied(NamedTuple):
+    """The process is gone; `how` says by what, for people."""
+
+    executor: int
+    how: str
+
+
+class ExecutorMeasured(NamedTuple):
+    """The resident memory of an executor process in bytes."""
+
+    executor: int
+    memory_bytes: int
+
+
+class ExecutorAnswered(NamedTuple):
+    """The control thread of an executor answered a ping."""
+
+    executor: int
+
+
+class CallEnded(NamedTuple):
+    """A slot finished a call.
+
+    `code`: "" for a result; an error's code; "not_run" where the slot gave the call back
+    untouched. `body` and `buffers`: the result, or the encoded fields of the error.
+    `delta` or `state`: what changed; `state` only for CREATE. `is_dropped`: the executor
+    threw its copy away.
+    """
+
+    call_id: int
+    attempt: int
+    code: str
+    body: bytes
+    buffers: Sequence[object]
+    run_s: float
+    delta: StateDelta | None = None
+    state: ObjectState | None = None
+    created: Sequence[NamedState] = ()
+    is_dropped: bool = False
+    state_bytes: int = 0
+
+
+class ItemProduced(NamedTuple):
+    """A generator method yielded."""
+
+    call_id: int
+    attempt: int
+    body: bytes
+    buffers: Sequence[object]
+
+
+class CheckpointReached(NamedTuple):
+    """A running method wants what it has so far committed; it waits for the answer."""
+
+    call_id: int
+    attempt: int
+    request: int
+    delta: StateDelta | None
+    created: Sequence[NamedState] = ()
+
+
+class Committed(NamedTuple):
+    """A Commit is durable."""
+
+    token: int
+
+
+class CommitRefused(NamedTuple):
+    """A Commit did not happen."""
+
+    token: int
+    error: ActiveStoreError
+
+
+class DrainStarted(NamedTuple):
+    """No new calls from clients; what runs may end."""
+
+
+class TimerFired(NamedTuple):
+    """The time that `deadline_s` named has come."""
+
+
+Event: TypeAlias = Union[
+    CallArrived, PersistArrived, ReplyLookedUp, CancelArrived, CreditArrived, SessionEnded,
+    ObjectLoaded, ObjectMissing, ClassPublished, ExecutorStarted, ExecutorDied,
+    ExecutorMeasured, ExecutorAnswered, CallEnded, ItemProduced, CheckpointReached,
+    Committed, CommitRefused, DrainStarted, TimerFired,
+]  # fmt: skip

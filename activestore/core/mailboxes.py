@@ -1,0 +1,394 @@
+"""Who runs next on an object, and where: mailboxes, activation, dispatch.
+
+Exclusive calls run one at a time in arrival order, readonly calls share. Calls of short
+methods follow each other into the same slot without waiting for answers. A reader that a
+long writer holds up runs on a second copy that shows the last committed state.
+
+    COLD --load--> LOADING --loaded--> READY --copy dropped--> COLD
+
+Rules of this file: it dispatches and loads; answers and commits are `invocation`'s.
+
+Source: design section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from activestore.core.calls import (
+    Call,
+    ClassInfo,
+    Client,
+    Copy,
+    Executor,
+    Kind,
+    Mailbox,
+    MailboxState,
+    Slot,
+)
+from activestore.core.effects import Activate, Dispatch, Effect, LoadObject
+from activestore.core.executors import MOVABLE_BYTES_MAX, Pool
+from activestore.core.timers import Timer, Timers
+from activestore.errors import (
+    ActiveStoreError,
+    ClassNotFoundError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NoSuchMethodError,
+)
+from activestore.ids import ObjectId
+
+# A slot with more than one call is looked at after this time.
+RECALL_S = 0.005
+# Mailboxes that are tried in vain when a slot is free, before the rest must wait.
+READY_FAILURES_MAX = 8
+
+_READ_FIELD = "<get>"
+
+
+class MailboxConfig(NamedTuple):
+    """Bounds of one object's mailbox; see PeerConfig for reasons."""
+
+    mailbox_max: int = 128
+    reader_wait_s: float = 0.05
+
+
+class Mailboxes:
+    """All objects with something to do, or activated."""
+
+    def __init__(
+        self,
+        config: MailboxConfig,
+        pool: Pool,
+        timers: Timers,
+        emit: Callable[[Effect], None],
+        refuse: Callable[[Call, ActiveStoreError], None],
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.timers = timers
+        self.emit = emit
+        self.refuse = refuse
+        self.now_s = 0.0
+        self.boxes: dict[ObjectId, Mailbox] = {}
+        self.classes: dict[str, ClassInfo] = {}
+        # Mailboxes whose next call found no slot, in order of arrival.
+        self._ready: dict[ObjectId, Mailbox] = {}
+
+    def box_of(self, object_id: ObjectId) -> Mailbox:
+        """Return the mailbox of an object, beginning it where there is none."""
+        box = self.boxes.get(object_id)
+        if box is None:
+            box = self.boxes[object_id] = Mailbox(object_id)
+        return box
+
+    def tidy(self, box: Mailbox) -> None:
+        """Forget a mailbox that says nothing that storage does not say."""
+        if box.main is None and box.reader is None and box.is_idle:
+            self.boxes.pop(box.object_id, None)
+            self._ready.pop(box.object_id, None)
+
+    # -- what runs next -------------------------------------------------------------
+
+    def enqueue(self, box: Mailbox, call: Call) -> None:
+        """Put a call at the end of the mailbox and dispatch what can run."""
+        box.waiting.append(call)
+        if box.state is not MailboxState.READY or self._check(box, call):
+            self.pump(box)
+
+    def requeue(self, box: Mailbox, call: Call) -> None:
+        """Put a call that did not run back where it stood: in order of arrival."""
+        waiting = box.waiting
+        position = 0
+        while position < len(waiting) and waiting[position].call_id < call.call_id:
+            position += 1
+        waiting.insert(position, call)
+        box.readers_waiting += call.is_readonly
+
+    def take(self, box: Mailbox, call: Call) -> None:
+        """Take a waiting call out of the mailbox."""
+        waiting = box.waiting
+        if waiting[0] is call:
+            waiting.popleft()
+        else:
+            waiting.remove(call)
+        if call.is_checked:
+            box.readers_waiting -= call.is_readonly
+
+    def pump(self, box: Mailbox) -> None:
+        """Dispatch what can run on this object now."""
+        waiting = box.waiting
+        while waiting:
+            call = waiting[0]
+            if box.state is not MailboxState.READY and not self._wake(box, call):
+                return
+            if not call.is_checked and not self._check(box, call):
+                continue
+            if call.deadline_s and self.now_s >= call.deadline_s:
+                self.take(box, call)
+                self.refuse(call, DeadlineExceededError(call.where(), call.timeout_s))
+                continue
+            if call.kind is Kind.DELETE:
+                return  # `invocation` takes it once nothing runs.
+            slot = self._slot_for(box, call)
+            if slot is not None:
+                self.take(box, call)
+                self._dispatch(box, call, slot)
+            elif box.running:
+                if box.readers_waiting:
+                    self._serve_readers(box)
+                return
+            elif box.state is MailboxState.READY:
+                self._ready[box.object_id] = box
+                return
+
+    def pump_ready(self) -> None:
+        """Serve the mailboxes that waited for a slot, the oldest first."""
+        failures = 0
+        for object_id in list(self._ready):
+            box = self._ready.pop(object_id, None)
+            if box is None:
+                continue
+            self.pump(box)
+            failures += object_id in self._ready
+            if failures >= READY_FAILURES_MAX:
+                return
+
+    def _wake(self, box: Mailbox, call: Call) -> bool:
+        """Begin to load a cold object; return whether its head is known now."""
+        if box.state is MailboxState.LOADING:
+            return False
+        if call.kind is Kind.CREATE:
+            box.class_name = call.class_name
+            box.state = MailboxState.READY
+            return True
+        if box.pending_commits or box.running:
+            return False  # Storage must have the last executed state first.
+        box.state = MailboxState.LOADING
+        self.emit(LoadObject(box.object_id, is_reader=False))
+        return False
+
+    def _check(self, box: Mailbox, call: Call) -> bool:
+        """Look the call's method up; refuse and drop a call that cannot be."""
+        error = self.why_not(box, call)
+        if error is not None:
+            self.take(box, call)
+            if call.kind is Kind.CREATE:
+                box.state = MailboxState.COLD
+            self.refuse(call, error)
+            return False
+        call.is_checked = True
+        box.readers_waiting += call.is_readonly
+        return True
+
+    def why_not(self, box: Mailbox, call: Call) -> ActiveStoreError | None:
+        info = self.classes.get(box.class_name)
+        if call.kind is Kind.DELETE:
+            return None
+        if info is None:
+            return ClassNotFoundError(box.class_name, tuple(sorted(self.classes)))
+        if call.kind is Kind.CREATE:
+            call.times = info.times_of("__init__")
+            return None
+        if call.kind is not Kind.CALL:
+            if call.method not in info.fields:
+                return NoSuchMethodError(info.class_name, call.method, _names(info))
+            call.is_readonly = call.kind is Kind.GET
+            call.times = info.times_of(_READ_FIELD)
+            return None
+        method = info.methods.get(call.method)
+        if method is None:
+            return NoSuchMethodError(info.class_name, call.method, _names(info))
+        if method.is_stream and not call.credit:
+            return InvalidRequestError(
+                "a generator method needs .stream(...)", f"{info.class_name}.{call.method}"
+            )
+        call.is_readonly = method.is_readonly
+        call.is_stream = method.is_stream
+        call.times = info.times_of(call.method)
+        if method.timeout_s and not call.deadline_s:
+            call.timeout_s = method.timeout_s
+            call.deadline_s = call.arrived_s + method.timeout_s
+            self.timers.add(call.deadline_s, Timer.DEADLINE, call.call_id)
+        return None
+
+    def _slot_for(self, box: Mailbox, call: Call) -> Slot | None:
+        """Choose the slot for the main copy, None where the call must wait.
+
+        Beside a writer, or as a writer beside others, a call may only follow them in the
+        same slot. An idle copy may be given up here for a better place; the mailbox is
+        cold then.
+        """
+        copy = box.main
+        if box.running:
+            pipe = box.pipe
+            if pipe is not None and self.pool.can_join(pipe, call, self.now_s):
+                return pipe
+            if not call.is_readonly or box.writers or copy is None:
+                return None
+            return self.pool.free_slot(copy.executor, call, self.now_s)
+        if copy is not None:
+            if self._should_move(copy):
+                self.pool.passivate(copy)
+                return None
+            return self.pool.free_slot(copy.executor, call, self.now_s)
+        executor = self._place(box)
+        return None if executor is None else self.pool.free_slot(executor, call, self.now_s)
+
+    def _should_move(self, copy: Copy) -> bool:
+        """Whether an idle copy is better loaded anew elsewhere than called where it is."""
+        box, executor = copy.mailbox, copy.executor
+        info = self.classes.get(box.class_name)
+        if info is not None and info.revision != copy.revision:
+            return True  # The class was published anew.
+        if box.pending_commits or box.reader_running:
+            return False
+        if not executor.is_occupied(self.now_s, self.pool.config.long_run_s):
+            return False
+        if copy.state_bytes > MOVABLE_BYTES_MAX and not executor.is_silent:
+            return False
+        other = self._place(box, avoid=executor)
+        if other is None or other is executor:
+            self.pool.ensure_free(self.now_s)
+            return False
+        return not other.is_occupied(self.now_s, self.pool.config.long_run_s)
+
+    def _place(self, box: Mailbox, avoid: Executor | None = None) -> Executor | None:
+        info = self.classes[box.class_name]
+        return self.pool.place(info.package, info.revision, self.now_s, avoid)
+
+    # -- dispatch -------------------------------------------------------------------
+
+    def _dispatch(self, box: Mailbox, call: Call, slot: Slot) -> None:
+        copy = box.main
+        if copy is None:
+            copy = box.main = self._activate(box, slot, call, is_reader=False)
+        if not box.running:
+            box.pipe = slot
+        elif box.pipe is not slot:
+            box.pipe = None
+        box.running[call.call_id] = call
+        if not call.is_readonly:
+            box.writers += 1
+        self.send(call, slot, copy)
+
+    def _activate(
+        self, box: Mailbox, slot: Slot, call: Call, *, is_reader: bool
+    ) -> Copy:
+        info = self.classes[box.class_name]
+        copy = self.pool.add_copy(
+            box, slot.executor, info.revision, info.package, is_reader=is_reader
+        )
+        self.emit(
+            Activate(
+                slot.executor.executor_id, slot.index, copy.copy_id, box.object_id,
+                info.class_name, info.revision, is_reader, call.kind is Kind.CREATE,
+            )
+        )  # fmt: skip
+        return copy
+
+    def send(self, call: Call, slot: Slot, copy: Copy, *, is_stacked: bool = False) -> None:
+        """Order the dispatch of a call to a slot.
+
+        `is_stacked`: the slot's thread waits for this very chain and runs the call on top;
+        it does not stand in the slot's queue.
+        """
+        now_s = self.now_s
+        call.attempt += 1
+        call.slot = slot
+        call.copy = copy
+        call.dispatched_s = now_s
+        call.generation = copy.mailbox.generation
+        call.version = copy.version if copy.is_reader else copy.mailbox.executed_version
+        copy.running += 1
+        if not is_stacked:
+            slot.queue.append(call)
+            if len(slot.queue) == 1:
+                slot.head_since_s = now_s
+            elif len(slot.queue) == 2:
+                self.timers.add(now_s + RECALL_S, Timer.RECALL, call.call_id)
+        if call.times is None or not call.times.is_short:
+            self.timers.add(
+                now_s + self.pool.config.long_run_s, Timer.LONG_RUN, call.call_id
+            )
+        self.pool.touch(copy)
+        self.emit(Dispatch(slot.executor.executor_id, slot.index, copy.copy_id, call))
+
+    # -- readers beside a long writer -------------------------------------------------
+
+    def _serve_readers(self, box: Mailbox) -> None:
+        """Let readers that waited long enough run on the last committed state."""
+        if not box.writers:
+            return
+        writer_since_s = min(call.dispatched_s for call in box.running.values())
+        wait_s = self.config.reader_wait_s
+        writing = set()
+        for call in list(box.waiting):
+            if not call.is_checked and not self._check(box, call):
+                continue
+            session = call.origin.session if type(call.origin) is Client else None
+            if not call.is_readonly:
+                writing.add(session)
+                continue
+            if session in writing:
+                continue  # Its own client's earlier write goes first.
+            due_s = min(call.arrived_s, writer_since_s) + wait_s
+            if self.now_s < due_s:
+                if not call.has_reader_timer:
+                    call.has_reader_timer = True
+                    self.timers.add(due_s, Timer.READER, call.call_id)
+            elif not self._run_reader(box, call):
+                return
+
+    def _run_reader(self, box: Mailbox, call: Call) -> bool:
+        """Dispatch one reader on the reader copy; False where it must wait for it."""
+        copy = box.reader
+        if copy is not None and copy.version < box.committed_version:
+            if copy.running:
+                box.reader = None  # Its readers end on it; it is dropped after them.
+            else:
+                self.pool.passivate(copy)
+            copy = None
+        if copy is None:
+            if not box.reader_loading and box.committed_version:
+                box.reader_loading = True
+                self.emit(LoadObject(box.object_id, is_reader=True))
+            return False
+        slot = self.pool.free_slot(copy.executor, call, self.now_s)
+        if slot is None:
+            return False
+        self.take(box, call)
+        box.reader_running += 1
+        self.send(call, slot, copy)
+        return True
+
+    def reader_loaded(self, box: Mailbox, version: int) -> bool:
+        """Make the reader copy of a state that was loaded; False where none is wanted."""
+        box.reader_loading = False
+        if not any(call.is_readonly for call in box.waiting) or not box.writers:
+            self.pump(box)
+            return False
+        main = box.main
+        executor = self._place(box, avoid=None if main is None else main.executor)
+        if executor is None:
+            return False
+        info = self.classes[box.class_name]
+        copy = self.pool.add_copy(
+            box, executor, info.revision, info.package, is_reader=True
+        )
+        copy.version = version
+        box.reader = copy
+        slot = executor.slots[0]
+        self.emit(
+            Activate(
+                executor.executor_id, slot.index, copy.copy_id, box.object_id,
+                info.class_name, info.revision, True, False,
+            )
+        )  # fmt: skip
+        self._serve_readers(box)
+        return True
+
+
+def _names(info: ClassInfo) -> tuple[str, ...]:
+    return (*sorted(info.methods), *sorted(info.fields))

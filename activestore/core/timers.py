@@ -1,0 +1,48 @@
+"""What a core wants to be woken for: a heap of (time, what), pure.
+
+Rules of this file: an entry is never removed early; whoever gets it looks whether it still
+matters. That costs a few bytes per entry and no bookkeeping per call.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+
+
+class Timer(enum.IntEnum):
+    """Why the core wanted to be woken."""
+
+    DEADLINE = 0  # a call's deadline: key is the call
+    GRACE = 1  # an interrupted call must have ended: key is the call
+    READER = 2  # a reader has waited long enough for the writer: key is the call
+    LONG_RUN = 3  # has this call become a long one? key is the call
+    RECALL = 4  # does a slot's first call hold up others? key is the call
+    BEAT = 5  # tell all clients what is still in progress
+    PING = 6  # has the executor answered? key is the executor
+    RESPAWN = 7  # start an executor again after its back-off: key is the executor
+    TIDY = 8  # retire idle extra executors
+
+
+class Timers:
+    """A heap of wake-ups."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, int]] = []
+
+    def add(self, at_s: float, timer: Timer, key: int = 0) -> None:
+        """Ask to be woken at `at_s`."""
+        heapq.heappush(self._heap, (at_s, timer, key))
+
+    def due(self, now_s: float) -> list[tuple[Timer, int]]:
+        """Take out everything whose time has come, in order."""
+        found = []
+        heap = self._heap
+        while heap and heap[0][0] <= now_s:
+            _, timer, key = heapq.heappop(heap)
+            found.append((Timer(timer), key))
+        return found
+
+    def next_s(self) -> float | None:
+        """Return the earliest wake-up, None where there is none."""
+        return self._heap[0][0] if self._heap else None
