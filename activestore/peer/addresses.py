@@ -1,0 +1,84 @@
+"""Addresses of peers as text: what is one, and who can reach it.
+
+Rules of this file: no socket is opened; a name is resolved only to learn whether it is
+loopback.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from activestore.errors import ConfigurationError
+
+# The kernel's limit for the path of a Unix socket is 107 on Linux and 103 on macOS.
+IPC_PATH_BYTES_MAX = 100
+
+
+def check_endpoint(endpoint: str, setting: str, *, port_min: int) -> None:
+    """Check that `endpoint` is an address; `setting` names it in the error.
+
+    Raises:
+        ConfigurationError: it is none, its port is out of range, or it is a wildcard
+            where others must connect to it.
+    """
+    if endpoint.startswith("ipc://"):
+        if not 0 < len(endpoint[6:].encode()) <= IPC_PATH_BYTES_MAX:
+            raise ConfigurationError(
+                setting,
+                f"{endpoint!r}: the path after ipc:// must have 1 to "
+                f"{IPC_PATH_BYTES_MAX} bytes",
+            )
+        return
+    host, port = _split_tcp(endpoint, setting)
+    if not port_min <= port <= 65_535:
+        raise ConfigurationError(
+            setting, f"{endpoint}: port {port}, expected {port_min} to 65535"
+        )
+    if setting != "listen" and host in ("*", "0.0.0.0", "::"):  # noqa: S104 - refused
+        raise ConfigurationError(
+            setting, f"{endpoint}: nobody can connect to {host}; name one address"
+        )
+
+
+def exposure_of(endpoint: str) -> str:
+    """Return why strangers may reach `endpoint`, "" where only this machine can.
+
+    A name counts as loopback when every address that it resolves to is.
+    """
+    if endpoint.startswith("ipc://"):
+        return ""
+    host = _split_tcp(endpoint, "listen")[0]
+    if host == "*":
+        return "* is every interface"
+    try:
+        addresses = [ipaddress.ip_address(host)]
+    except ValueError:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return f"{host} is the name of an interface or of an unknown host"
+        # A scope ("fe80::1%eth0") is no part of the address.
+        texts = [str(entry[4][0]).split("%", 1)[0] for entry in found]
+        addresses = [ipaddress.ip_address(text) for text in texts]
+    for address in addresses:
+        if address.is_unspecified:
+            return f"{address} is every interface"
+        if not address.is_loopback:
+            return f"{host} is reachable from other machines ({address})"
+    return ""
+
+
+def _split_tcp(endpoint: str, setting: str) -> tuple[str, int]:
+    """Return host, without brackets, and port of a tcp:// address."""
+    match = re.fullmatch(
+        r"tcp://(?:\[([^\]\s]+)\]|([^\[\]:;/\s]+)):(\d{1,5})", endpoint
+    )
+    if match is None:
+        raise ConfigurationError(
+            setting,
+            f"{endpoint!r} is no address; expected tcp://HOST:PORT, "
+            "tcp://[IPV6]:PORT or ipc://PATH",
+        )
+    return match[1] or match[2], int(match[3])

@@ -1,0 +1,102 @@
+"""What this machine has: cores, memory, disk, a name. Read once, at start.
+
+Rules of this file: it asks the operating system and decides nothing; limits of a
+container count as the machine's own, so that a peer in a 1 GB container does not plan
+with the 64 GB of its host. No psutil: the standard library answers all of it, and an
+idle peer stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+# Where a container finds its own memory limit: cgroup v2, then v1.
+_MEMORY_LIMIT_FILES = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+_CPU_LIMIT_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+# Files that are counted when the size of an old store is taken. More than these only
+# make the budget smaller than it could be.
+_FILES_COUNTED_MAX = 200_000
+
+
+def cores_count() -> int:
+    """Return how many cores this process may use: affinity and limits count."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _cpu_limit() or cores))
+
+
+def _cpu_limit() -> int:
+    """Return the container's limit in whole cores, at least 1; 0 for no limit."""
+    try:
+        quota, period = _CPU_LIMIT_FILE.read_text(encoding="ascii").split()
+        return 0 if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return 0
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: of the machine or its container."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in _MEMORY_LIMIT_FILES:
+        try:
+            limit = int(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):  # No such file, or "max".
+            continue
+        if limit > 0:
+            total = min(total, limit)
+    return total
+
+
+def disk_available_bytes(directory: Path) -> int:
+    """Return the bytes that a store in `directory` may have: free ones and its own.
+
+    Its own count as available, else the budget would shrink at every restart.
+    """
+    existing = directory
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return shutil.disk_usage(existing).free + _tree_bytes(directory)
+
+
+def _tree_bytes(directory: Path) -> int:
+    total = counted = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            counted += 1
+            if counted > _FILES_COUNTED_MAX:
+                return total
+            try:
+                # Blocks, not length: an LMDB file is sparse.
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except OSError:  # Deleted meanwhile.
+                continue
+    return total
+
+
+def host_name() -> str:
+    """Return the first label of the host's name, as a peer's name can be written."""
+    label = socket.gethostname().split(".", 1)[0]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", label).strip("-")[:64] or "peer"
+
+
+def data_home(env: Mapping[str, str]) -> Path:
+    """Return the folder for data of this user's programs.
+
+    Source: XDG Base Directory Specification 0.8, `$XDG_DATA_HOME`.
+    """
+    chosen = env.get("XDG_DATA_HOME", "")
+    if os.path.isabs(chosen):  # The specification: ignore relative paths.
+        return Path(chosen)
+    home = env.get("HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home()) / ".local" / "share"

@@ -1,0 +1,117 @@
+"""Make the reference pages that are tables of the code: settings and errors.
+
+`python docs/generate_reference.py` rewrites them; tests/architecture/test_docs.py fails
+where a page and the code differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from activestore import errors
+from activestore.peer.config import ENV_PREFIX, KINDS, SETTINGS, PeerConfig
+
+REFERENCE = Path(__file__).parent / "reference"
+
+_NOTE = (
+    "<!-- Made by docs/generate_reference.py from the code; change it there, then run "
+    "the script. -->\n"
+)
+
+_CONFIGURATION_INTRODUCTION = f"""\
+A setting is looked for as a flag of `activestore-node start` (`--spin-us 0`), then as
+an environment variable (`{ENV_PREFIX}SPIN_US=0`), then in `peer.toml` (`spin_us = 0`);
+the first one found counts. A list is comma-separated in a variable. The file is the one
+of `--config`, else of `{ENV_PREFIX}CONFIG`. An unknown key, a wrong type or a value
+outside its range stops the start with an error that names it. `insecure` counts in the file only.
+"""
+
+_ERRORS_INTRODUCTION = """\
+All are in `activestore.errors` and derive from `ActiveStoreError`. The code is what
+travels and stays; the fields are attributes and, in this order, the arguments of the
+constructor. Catch a base class to catch all below it.
+"""
+
+_KINDS_SHOWN = {
+    "tuple[str, ...]": "list of texts",
+    "str": "text",
+    "bool": "true, false",
+}
+
+
+def configuration_page() -> str:
+    """Return the page of all settings."""
+    lines = [
+        "# Settings of a peer",
+        "",
+        _NOTE,
+        _CONFIGURATION_INTRODUCTION,
+        "| setting | default | range | unit |",
+        "|---|---|---|---|",
+    ]
+    lines += [_setting_row(name) for name in SETTINGS]
+    lines += ["", "## Why each is there", ""]
+    for name, about in SETTINGS.items():
+        lines += [f"**`{name}`**: {about.reason}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _setting_row(name: str) -> str:
+    about = SETTINGS[name]
+    kind = KINDS[name]
+    default = PeerConfig.__dataclass_fields__[name].default
+    if about.automatic is not None:
+        shown = about.automatic
+    elif kind == "tuple[str, ...]":
+        shown = "none"
+    elif kind == "bool":
+        shown = f"`{str(default).lower()}`"
+    else:
+        shown = f"`{default}`"
+    if about.choices:
+        within = ", ".join(f"`{choice}`" for choice in about.choices)
+    elif about.low is not None and about.high is not None:
+        within = f"{about.low:,.16g} to {about.high:,.16g}"
+    else:
+        within = _KINDS_SHOWN.get(kind, kind)
+    return f"| `{name}` | {shown} | {within} | {about.unit} |"
+
+
+def errors_page() -> str:
+    """Return the page of all errors."""
+    lines = [
+        "# Errors",
+        "",
+        _NOTE,
+        _ERRORS_INTRODUCTION,
+        "| code | class | base | fields |",
+        "|---|---|---|---|",
+    ]
+    for code, cls in errors.BY_CODE.items():
+        fields = ", ".join(f"`{field}`" for field in cls.FIELDS)
+        bases = ", ".join(f"`{base.__name__}`" for base in cls.__bases__)
+        lines.append(f"| `{code}` | `{cls.__name__}` | {bases} | {fields} |")
+    lines += ["", "## What each says, and what to do", ""]
+    for code, cls in errors.BY_CODE.items():
+        text = inspect.getdoc(cls) or ""
+        lines += [f"**`{cls.__name__}`** (`{code}`): {text}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES = {
+    REFERENCE / "configuration.md": configuration_page,
+    REFERENCE / "errors.md": errors_page,
+}
+
+
+def main() -> None:
+    """Rewrite every page."""
+    for path, make in PAGES.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(make(), encoding="utf-8")
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What all tests share: hypothesis profiles, and soak tests only where asked for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# No deadline: the machines are shared, and a slow example is no wrong one.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --rewrite: expectations that are files are rewritten instead of compared."""
+    parser.addoption(
+        "--rewrite",
+        action="store_true",
+        help="rewrite generated pages and golden files; read the diff like code",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave soak tests out unless the marker expression names them."""
+    if "soak" in (config.option.markexpr or ""):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.fixture
+def rewrite(request: pytest.FixtureRequest) -> bool:
+    """Whether files with expectations shall be rewritten."""
+    return bool(request.config.getoption("--rewrite"))
