@@ -20,11 +20,12 @@ _NOTE = (
 )
 
 _CONFIGURATION_INTRODUCTION = f"""\
-A setting is looked for as a flag of `activestore-node start` (`--spin-us 0`), then as
-an environment variable (`{ENV_PREFIX}SPIN_US=0`), then in `peer.toml` (`spin_us = 0`);
-the first one found counts. A list is comma-separated in a variable. The file is the one
-of `--config`, else of `{ENV_PREFIX}CONFIG`. An unknown key, a wrong type or a value
-outside its range stops the start with an error that names it. `insecure` counts in the file only.
+A setting is looked for as a flag of `activestore-node start`, where it has one
+(`--executors 2`), then as an environment variable (`{ENV_PREFIX}EXECUTORS=2`), then in
+`peer.toml` (`executors = 2`); the first one found counts. A list is comma-separated in
+a variable. The file is the one of `--config`, else of `{ENV_PREFIX}CONFIG`. An unknown
+key, a wrong type or a value outside its range stops the start with an error that names
+it. `insecure` counts in the file only.
 """
 
 _ERRORS_INTRODUCTION = """\

@@ -1,0 +1,117 @@
+# What can be done in this tree; `make help` lists it. Needs python3 with venv, and an
+# index for pip; nothing else is downloaded.
+
+PYTHON ?= python3
+VENV := .venv
+THIN := .venv-thin
+BIN := $(VENV)/bin
+PIP_QUIET := --quiet --disable-pip-version-check
+# Every supported version; those that are not installed are named and left out.
+VERSIONS := 3.10 3.11 3.12 3.13
+# Two processes: the machines that test this have two cores, and more would disturb the
+# tests that wait for real peers.
+WORKERS ?= 2
+# Further arguments for pytest: make test ARGS="-k config"
+ARGS ?=
+
+# A tree can be tested through its installed copy only if nothing else shadows it.
+unexport PYTHONPATH
+.DELETE_ON_ERROR:
+.PHONY: help test lint format test-all soak demo bench bench-rivals clean
+
+help: ## list what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
+
+# The stamp is written last: an installation that was interrupted is begun again.
+$(VENV)/installed.stamp: pyproject.toml constraints.txt
+	@echo "== $(VENV): creating it with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== $(VENV): installing activestore[node,torch,pandas,dev,bench]; a minute or two"
+	@$(BIN)/python -m pip install $(PIP_QUIET) \
+	  -e '.[node,torch,pandas,dev,bench]' -c constraints.txt
+	@echo "== $(VENV): ready"
+	@touch $@
+
+$(THIN)/installed.stamp: pyproject.toml constraints.txt
+	@echo "== $(THIN): a thin client, which has pyzmq and msgpack and nothing else"
+	@$(PYTHON) -m venv $(THIN)
+	@$(THIN)/bin/python -m pip install $(PIP_QUIET) -e . -c constraints.txt
+	@touch $@
+
+# pytest exits with 5 where no test is marked serial (or ARGS picks none): no failure.
+test: $(VENV)/installed.stamp ## all tests but the soak tests
+	@echo "== tests, $(WORKERS) at a time"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not serial and not soak' $(ARGS) || \
+	  { code=$$?; [ "$$code" = 5 ] && [ -n "$(ARGS)" ] || exit $$code; }
+	@echo "== tests that measure time, one by one"
+	@$(BIN)/python -m pytest -q -m 'serial and not soak' $(ARGS) || [ $$? = 5 ]
+
+lint: $(VENV)/installed.stamp ## format, lint, types, layers
+	@echo "== format"
+	@$(BIN)/ruff format --check .
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@echo "== types"
+	@$(BIN)/mypy
+	@echo "== layers"
+	@$(BIN)/lint-imports
+
+format: $(VENV)/installed.stamp ## format the code in place
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# Without torch: constraints.txt names one version of it, which is there for the default
+# Python only; tests that need it skip.
+test-all: ## the tests under every supported Python that is installed
+	@missing=""; failed=""; passed=""; \
+	for version in $(VERSIONS); do \
+	  python=""; \
+	  for candidate in "$$(command -v python$$version)" \
+	      $$(ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | sort -Vr); do \
+	    if [ -n "$$candidate" ] && "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; \
+	    then python=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then missing="$$missing $$version"; \
+	    echo "== $$version: not installed"; continue; fi; \
+	  venv=.venv-$$version; \
+	  if [ ! -e $$venv/installed.stamp ] || [ pyproject.toml -nt $$venv/installed.stamp ] \
+	      || [ constraints.txt -nt $$venv/installed.stamp ]; then \
+	    echo "== $$version: installing into $$venv with $$python"; \
+	    "$$python" -m venv $$venv && $$venv/bin/python -m pip install $(PIP_QUIET) \
+	      -e '.[node,pandas,dev]' -c constraints.txt && touch $$venv/installed.stamp \
+	      || { failed="$$failed $$version"; continue; }; \
+	  fi; \
+	  echo "== $$version: tests"; \
+	  $$venv/bin/python -m pytest -q -n $(WORKERS) -m 'not serial and not soak' $(ARGS) \
+	    && { $$venv/bin/python -m pytest -q -m 'serial and not soak' $(ARGS) \
+	         || [ $$? = 5 ]; } \
+	    && passed="$$passed $$version" || failed="$$failed $$version"; \
+	done; \
+	echo "== passed:$${passed:- none}; failed:$${failed:- none};" \
+	  "not installed:$${missing:- none}"; \
+	[ -z "$$failed" ] && [ -n "$$passed" ]
+
+soak: $(VENV)/installed.stamp ## hours of fuzzing and killing, at full counts
+	@echo "== soak: 1,000,000 fuzzed cases, 500 kills; hours"
+	@ACTIVESTORE_FUZZ_CASES=1000000 ACTIVESTORE_KILLS=500 \
+	  $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+demo: $(VENV)/installed.stamp $(THIN)/installed.stamp ## train and query a model from a client without torch
+	@echo "== demo: examples/forecaster"
+	@$(BIN)/python examples/forecaster/demo.py --thin-python $(THIN)/bin/python $(ARGS)
+
+bench: $(VENV)/installed.stamp ## our own benchmarks
+	@echo "== benchmarks"
+	@$(BIN)/python -m pytest bench --ignore bench/rivals --benchmark-only \
+	  --timeout 0 -o python_files='bench_*.py test_*.py' $(ARGS)
+
+bench-rivals: $(VENV)/installed.stamp ## the same measurements of other systems, side by side
+	@echo "== benchmarks of rivals; each in its own environment"
+	@$(BIN)/python bench/rivals/run.py $(ARGS)
+
+clean: ## remove environments, caches and builds
+	@echo "== removing .venv*, caches, build, dist"
+	@rm -rf .venv .venv-thin $(addprefix .venv-,$(VERSIONS)) build dist *.egg-info \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
