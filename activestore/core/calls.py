@@ -43,10 +43,14 @@ class Client(NamedTuple):
 
 
 class Nested(NamedTuple):
-    """The origin of a call that a running method made: the call, and its own number."""
+    """The origin of a call that a running method made: the call, and its own number.
+
+    `waits`: the method's thread waits for it, so that it may run what comes back.
+    """
 
     parent: int
     request: int
+    waits: bool = True
 
 
 class MethodInfo(NamedTuple):

@@ -142,6 +142,10 @@ class CommitStates(NamedTuple):
     client: Client | None
 
 
+class HurryCommits(NamedTuple):
+    """Write what waits for company now: something can go on only after it."""
+
+
 class Answer(NamedTuple):
     """Send a result to a client or to the method that asked."""
 
@@ -188,5 +192,5 @@ class Note(NamedTuple):
 Effect: TypeAlias = Union[
     LoadObject, LookUpReply, Activate, Dispatch, DropCopy, RecallCalls, PingExecutor,
     InterruptCall, GrantCredit, SpawnExecutor, KillExecutor, RetireExecutor, Commit,
-    CommitStates, Answer, Refuse, SendItem, SendBeat, Note,
+    CommitStates, HurryCommits, Answer, Refuse, SendItem, SendBeat, Note,
 ]  # fmt: skip

@@ -243,7 +243,7 @@ class InvocationCore:
             )
             return False
         parent.made_nested = True
-        parent.waits_nested += 1
+        parent.waits_nested += origin.waits
         if parent.children is None:
             parent.children = set()
         parent.children.add(call.call_id)
@@ -610,7 +610,7 @@ class InvocationCore:
             parent = self._parent_of(call)
             if parent is not None and parent.children is not None:
                 parent.children.discard(call.call_id)
-                parent.waits_nested -= 1
+                parent.waits_nested -= origin.waits
 
     # -- commits --------------------------------------------------------------------------
 

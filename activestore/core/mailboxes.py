@@ -27,7 +27,7 @@ from activestore.core.calls import (
     MailboxState,
     Slot,
 )
-from activestore.core.effects import Activate, Dispatch, Effect, LoadObject
+from activestore.core.effects import Activate, Dispatch, Effect, HurryCommits, LoadObject
 from activestore.core.executors import MOVABLE_BYTES_MAX, Pool
 from activestore.core.timers import Timer, Timers
 from activestore.errors import (
@@ -164,6 +164,8 @@ class Mailboxes:
             box.state = MailboxState.READY
             return True
         if box.pending_commits or box.running:
+            if box.pending_commits:
+                self.emit(HurryCommits())
             return False  # Storage must have the last executed state first.
         box.state = MailboxState.LOADING
         self.emit(LoadObject(box.object_id, is_reader=False))

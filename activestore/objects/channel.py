@@ -234,9 +234,15 @@ class Channel:
         if len(self._out_fds) > DESCRIPTORS_MAX // 2:
             self._seal()
 
-    def put_packed(self, message: bytes) -> None:
-        """Add an already packed message to the next write."""
-        self._out.append(message)
+    def put_descriptor(self, message: Sequence[Any], fd: int) -> None:
+        """Add a message that hands a descriptor over; this side closes its own."""
+        self._out_fds.append(fd)
+        self._close_after.append(fd)
+        self.put((*message, [[FILE, 0, 0]]))
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Close the descriptors of regions that the other side has dropped."""
+        self._mapped.forget(numbers)
 
     @property
     def has_output(self) -> bool:

@@ -4,11 +4,11 @@ Every message is a msgpack array; its first element is one of these numbers. The
 leave the machine and both ends are of one version, so they may change freely.
 
     slot channel, to the executor
-      PACKAGE  [., name, kind, revision, archive]
+      PACKAGE  [., digest, archive]
       ACTIVATE [., copy, object id, class name, revision, is_reader, is_new, state row,
                 stored class version, buffers]
       RUN      [., call, attempt, copy, kind, method, is_readonly, is_short, is_stream,
-                credit, body, buffers]
+                credit, is_reentrant, body, buffers]
       RESULT   [., request, code, body, buffers]      to a REQUEST or CHECKPOINT
       ITEM_IN  [., request, index, body, buffers]     of a nested stream
       CREDIT   [., call, items]
@@ -17,7 +17,7 @@ leave the machine and both ends are of one version, so they may change freely.
       ENDED    [., call, attempt, code, body, buffers, run_us, delta, state, created,
                 is_dropped, state_bytes]
       ITEM     [., call, attempt, body, buffers]
-      REQUEST  [., call, request, record]             a wire record: a nested call
+      REQUEST  [., call, request, waits, record, buffers]  a wire record: a nested call
       CHECKPOINT [., call, attempt, request, delta, created]
       RELEASED [., region numbers]                    both ways
       GONE     [., region numbers]                    both ways

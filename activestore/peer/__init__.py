@@ -1,1 +1,1 @@
-"""To be written."""
+"""The daemon: sockets, threads and processes around the pure cores."""

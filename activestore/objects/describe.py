@@ -1,0 +1,46 @@
+"""The process that looks at published code: import it, read the interfaces, say them.
+
+`python -m activestore.objects.describe` reads [kind, name, digest, archive] in msgpack from
+standard input and writes [error code, content]: interfaces, or the error's fields.
+
+Rules of this file: it runs a stranger's import once and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgpack
+
+from activestore.errors import ActiveStoreError, InvalidRequestError
+from activestore.objects import registry
+from activestore.wire import values
+
+
+def main() -> None:
+    """Describe one package."""
+    kind, name, digest, archive = msgpack.unpackb(sys.stdin.buffer.read(), raw=False)
+    answer_fd = os.dup(1)
+    os.dup2(2, 1)  # What the import prints is for the log, not for the answer.
+    code = ""
+    try:
+        classes = registry.PackageLoader().load(kind, name, digest, archive)
+        content, _ = values.encode([dict(one) for one in registry.describe(classes)])
+    except ActiveStoreError as error:
+        code = error.code
+        content, _ = values.encode(list(error.args))
+    except Exception as error:  # noqa: BLE001 - the module's own import raised
+        told = InvalidRequestError(
+            f"importing it raised {type(error).__name__}: {error}", name
+        )
+        code = told.code
+        content, _ = values.encode(list(told.args))
+    with os.fdopen(answer_fd, "wb") as answer:
+        answer.write(msgpack.packb([code, content], use_bin_type=True))
+        answer.flush()
+    os._exit(0)  # Threads that the import started must not keep the process.
+
+
+if __name__ == "__main__":
+    main()

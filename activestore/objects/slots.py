@@ -1,0 +1,430 @@
+"""A slot: one thread of an executor that takes calls from its channel and runs them.
+
+Calls of short methods come many at a time and are answered many at a time. While a method
+waits for a nested call, the same thread runs what its own chain sends back to it. The
+control thread reaches in at two points: it interrupts the running call, and it takes back
+calls that have not begun.
+
+Rules of this file: `_inbox_lock` guards the messages read and not yet begun; only the
+slot's thread writes results, except in `recall`, which holds the lock and writes what the
+thread has ready.
+
+Source: design sections 3 and 5.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from activestore import model
+from activestore.errors import CancelledError, InvalidRequestError, error_from_wire
+from activestore.ids import ObjectId
+from activestore.objects import orders, pickles
+from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_file
+from activestore.objects.hosting import (
+    Host,
+    HostedCopy,
+    Interrupted,
+    InterruptedByDeadline,
+    Outcome,
+)
+from activestore.wire import codec, values
+from activestore.wire.messages import Call, Message, Persist
+from activestore.wire.state import (
+    FileBuffer,
+    NamedState,
+    ObjectState,
+    encode_delta,
+    encode_states,
+)
+
+# How long a finished result may wait for others, in seconds.
+RESULT_WAIT_S = 0.0002
+STREAM_CREDIT = 16
+
+_perf = time.perf_counter
+
+
+class Slot:
+    """One slot thread and its channel."""
+
+    def __init__(
+        self, index: int, sock: socket.socket, host: Host, *, spin_s: float
+    ) -> None:
+        self.index = index
+        self.host = host
+        self._spin_s = spin_s
+        pool = RegionPool()
+        self._released: deque[int] = deque()
+        mapped = MappedRegions(self._released.append)
+        self.channel = Channel(sock, pool, mapped)
+        self._inbox: deque[list[Any]] = deque()
+        self._deferred: deque[list[Any]] = deque()
+        self._inbox_lock = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._stack: list[tuple[int, int, HostedCopy | None]] = []  # call, attempt, copy
+        self._stopped: set[int] = set()  # calls to be answered without a run
+        self._credit: dict[int, int] = {}  # stream call to items it may still send
+        self._results: dict[int, list[Any]] = {}  # request to its RESULT
+        self._items: dict[int, deque[list[Any]]] = {}  # nested stream to its items
+        self._next_request = 1
+        self._first_result_s = 0.0
+        self._last_call_s = 0.0
+        self._interruptible = 0  # the call whose user code runs
+        self.thread = threading.Thread(target=self._main, name=f"slot-{index}", daemon=True)
+
+    # -- the thread ----------------------------------------------------------------------
+
+    def _main(self) -> None:
+        model.set_thread_store(self.host.caller)
+        self.host.caller.enter(self)
+        try:
+            while True:
+                self._serve(self._next())
+        except (EOFError, OSError):
+            # The daemon is gone, or has closed this slot.
+            return
+
+    def _next(self) -> list[Any]:
+        """Return the next message, reading and writing as needed."""
+        while True:
+            with self._inbox_lock:
+                if self._inbox:
+                    return self._inbox.popleft()
+                self._flush()
+            self._read()
+
+    def _flush(self) -> None:
+        if self._released:
+            numbers = []
+            while self._released:
+                numbers.append(self._released.popleft())
+            self.channel.put((orders.RELEASED, numbers))
+        if self.channel.pool.gone:
+            self.channel.put((orders.GONE, self.channel.pool.gone))
+            self.channel.pool.gone = []
+        if self.channel.has_output:
+            self.channel.flush()
+        self._first_result_s = 0.0
+
+    def _read(self) -> None:
+        """Wait for messages, first looking again for a while if calls come fast."""
+        now_s = _perf()
+        if self._spin_s and now_s - self._last_call_s < self._spin_s * 4:
+            until_s = now_s + self._spin_s
+            while now_s < until_s:
+                if self._read_now():
+                    return
+                now_s = _perf()
+        self._poll.poll()
+        self._read_now()
+
+    def _read_now(self) -> bool:
+        """Read what is there; under the lock, for the control thread reads here too."""
+        with self._inbox_lock:
+            try:
+                self._take(self.channel.receive(socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return False
+            return True
+
+    def _take(self, messages: Any) -> None:
+        """Put what was received into the inbox; buffers are opened in order of arrival."""
+        for message in messages:
+            kind = message[0]
+            if kind == orders.RELEASED:
+                for number in message[1]:
+                    self.channel.pool.release(number)
+            elif kind == orders.GONE:
+                self.channel.forget(message[1])
+            else:
+                if type(message[-1]) is list and message[-1]:
+                    message[-1] = [
+                        map_file(b) if isinstance(b, FileBuffer) else b
+                        for b in self.channel.open_buffers(message[-1])
+                    ]
+                self._inbox.append(message)
+
+    def _serve(self, message: list[Any]) -> None:
+        kind = message[0]
+        if kind == orders.RUN:
+            self._run(message)
+        elif kind == orders.ACTIVATE:
+            self._activate(message)
+        elif kind == orders.PACKAGE:
+            self.host.loader.add(message[1], message[2])
+        elif kind == orders.RESULT:
+            self._results[message[1]] = message
+        elif kind == orders.ITEM_IN:
+            self._items.setdefault(message[1], deque()).append(message)
+        elif kind == orders.CREDIT:
+            if message[1] in self._credit:
+                self._credit[message[1]] += message[2]
+        elif kind == orders.STOP:
+            self._stop(message[1], message[2])
+
+    def _activate(self, message: list[Any]) -> None:
+        _, copy_id, object_id, name, revision, is_reader, is_new, row, version, buffers = message
+        copy = HostedCopy(copy_id, ObjectId(object_id), name, is_reader=is_reader)
+        stored = None
+        if not is_new:
+            fields, graph, graph_fields = row
+            stored = ObjectState(
+                name, revision, version, fields, graph, tuple(graph_fields), buffers
+            )
+        self._flush()  # Loading may take long; what is done must not wait for it.
+        self.host.activate(copy, revision, stored)
+
+    def _stop(self, call_id: int, reason: str) -> None:
+        """A stop that arrives while the thread waits: end the wait, or the unbegun call."""
+        if self._stack and self._stack[-1][0] == call_id:
+            raise InterruptedByDeadline if reason == "deadline" else Interrupted
+        if any(entry[0] == call_id for entry in self._stack):
+            return  # It waits below another; its nested call is being ended first.
+        with self._inbox_lock:
+            waiting = [*self._inbox, *self._deferred]
+        if any(m[0] == orders.RUN and m[1] == call_id for m in waiting):
+            self._stopped.add(call_id)
+
+    # -- one call ------------------------------------------------------------------------
+
+    def _run(self, message: list[Any]) -> None:
+        (
+            _, call_id, attempt, copy_id, kind, method, is_readonly, is_short, is_stream,
+            credit, is_reentrant, body, buffers,
+        ) = message  # fmt: skip
+        if not is_short:
+            self._flush()
+        copy = self.host.copies.get(copy_id) or self.host.copy_of(copy_id)
+        if call_id in self._stopped or copy is None:
+            self._stopped.discard(call_id)
+            self._end(call_id, attempt, Outcome("not_run", b"", is_dropped=copy is None), 0)
+            return
+        produce = None
+        if is_stream:
+            self._credit[call_id] = credit
+            produce = self._producer(call_id, attempt)
+        self._stack.append((call_id, attempt, copy))
+        start_s = _perf()
+        outcome = self._guarded(
+            copy, kind, method, body, buffers, call_id,
+            is_readonly=is_readonly, is_reentrant=is_reentrant, produce=produce,
+        )  # fmt: skip
+        run_s = _perf() - start_s
+        self._stack.pop()
+        if self._deferred and not self._stack:
+            with self._inbox_lock:
+                self._inbox.extendleft(reversed(self._deferred))
+                self._deferred.clear()
+        if is_stream:
+            self._credit.pop(call_id, None)
+        self._end(call_id, attempt, outcome, run_s)
+        self._last_call_s = start_s + run_s
+
+    def _guarded(
+        self, copy: HostedCopy, kind: int, method: str, body: bytes, buffers: Sequence[Any],
+        call_id: int, *, is_readonly: bool, is_reentrant: bool, produce: Any,
+    ) -> Outcome:  # fmt: skip
+        """Run a call so that an interrupt at any bytecode ends in an outcome."""
+        outer = self._interruptible
+        try:
+            self._interruptible = call_id
+            try:
+                outcome = self.host.run(
+                    copy, kind, method, body, buffers, is_readonly=is_readonly,
+                    is_reentrant=is_reentrant, produce=produce,
+                )  # fmt: skip
+            finally:
+                with self._inbox_lock:
+                    self._interruptible = outer
+            _fence()
+            return outcome
+        except Interrupted:
+            # It came after the method had ended, while its outcome was made.
+            self._interruptible = outer
+            self.host.drop(copy.copy_id)
+            body, _ = values.encode([f"{copy.class_name}.{method}"])
+            return Outcome(CancelledError.code, body, is_dropped=True)
+
+    def interrupt(self, call_id: int, reason: str) -> None:
+        """Raise in the slot's thread if it runs this call; from the control thread."""
+        with self._inbox_lock:
+            thread_id = self.thread.ident
+            if self._interruptible != call_id or thread_id is None:
+                return
+            kind = InterruptedByDeadline if reason == "deadline" else Interrupted
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread_id), ctypes.py_object(kind)
+            )
+
+    def recall(self) -> None:
+        """Give back the calls that have not begun, and write results that are ready."""
+        self._read_now()
+        with self._inbox_lock:
+            waiting = [*self._deferred, *self._inbox]
+            self._deferred.clear()
+            self._inbox.clear()
+            for message in waiting:
+                if message[0] == orders.RUN and not message[10]:
+                    self._put_ended(message[1], message[2], Outcome("not_run", b""), 0.0)
+                else:
+                    self._inbox.append(message)
+            self._flush()
+
+    def _end(self, call_id: int, attempt: int, outcome: Outcome, run_s: float) -> None:
+        with self._inbox_lock:
+            self._put_ended(call_id, attempt, outcome, run_s)
+            now_s = _perf()
+            if not self._first_result_s:
+                self._first_result_s = now_s
+            elif now_s - self._first_result_s > RESULT_WAIT_S:
+                self._flush()
+
+    def _put_ended(
+        self, call_id: int, attempt: int, outcome: Outcome, run_s: float
+    ) -> None:
+        delta = state = created = None
+        describe = self.channel.describe
+        buffers = describe(outcome.buffers) if outcome.buffers else ()
+        if outcome.delta is not None:
+            body, new = encode_delta(outcome.delta)
+            delta = (body, describe(new))
+        if outcome.state is not None:
+            body, new = encode_states([NamedState(bytes(16), "", outcome.state)])
+            state = (body, describe(new))
+        if outcome.created:
+            body, new = encode_states(outcome.created)
+            created = (body, describe(new))
+        self.channel.put((
+            orders.ENDED, call_id, attempt, outcome.code, outcome.body, buffers,
+            int(run_s * 1e6), delta, state, created, outcome.is_dropped,
+            outcome.state_bytes,
+        ))  # fmt: skip
+
+    def _producer(self, call_id: int, attempt: int) -> Any:
+        def produce(item: Any) -> None:
+            body, buffers = values.encode(
+                item, ref_of=self.host.ref_of, pickle=pickles.dumps_value, path="item"
+            )
+            while self._credit.get(call_id, 0) <= 0:
+                self._serve_while_waiting()
+            self._credit[call_id] -= 1
+            with self._inbox_lock:
+                described = self.channel.describe(buffers)
+                self.channel.put((orders.ITEM, call_id, attempt, body, described))
+                self._flush()
+
+        return produce
+
+    # -- nested calls --------------------------------------------------------------------
+
+    def _serve_while_waiting(self) -> None:
+        """Serve one message while a method waits; calls of other chains keep for later."""
+        while True:
+            message = self._next()
+            if message[0] != orders.RUN or message[10]:
+                self._serve(message)
+                return
+            with self._inbox_lock:
+                self._deferred.append(message)
+
+    def request(self, message: Message, *, waits: bool = True) -> int:
+        """Send a nested request for the running call; return its number."""
+        if not self._stack:
+            raise InvalidRequestError("no method runs here", "nested call")
+        number = self._next_request
+        self._next_request += 1
+        with self._inbox_lock:
+            described = self.channel.describe(message.buffers)
+            record = codec.encode(message._replace(buffers=()))
+            self.channel.put(
+                (orders.REQUEST, self._stack[-1][0], number, waits, record, described)
+            )
+            self._flush()
+        return number
+
+    def wait(self, number: int) -> Any:
+        """Wait for the answer to a nested request and decode it."""
+        while number not in self._results:
+            self._serve_while_waiting()
+        return self._decode(self._results.pop(number))
+
+    def _decode(self, message: list[Any]) -> Any:
+        _, _, code, body, buffers = message
+        if code:
+            fields = values.decode(body)
+            raise error_from_wire(code, tuple(fields))  # type: ignore[arg-type]
+        return values.decode(
+            body, buffers, resolve=self.host.resolve, unpickle=pickles.loads_value
+        )
+
+    def items(self, number: int) -> Any:
+        """Yield the items of a nested stream; ends with its result."""
+        queue = self._items.setdefault(number, deque())
+        try:
+            while True:
+                while queue:
+                    message = queue.popleft()
+                    yield self._decode([0, 0, "", message[3], message[4]])
+                    self._send_credit(number)
+                if number in self._results:
+                    return self._decode(self._results.pop(number))
+                self._serve_while_waiting()
+        finally:
+            self._items.pop(number, None)
+
+    def _send_credit(self, number: int) -> None:
+        with self._inbox_lock:
+            self.channel.put((orders.CREDIT, number, 1))
+            self._flush()
+
+    def checkpoint(self) -> None:
+        """Commit what the running method has changed so far, and wait for it."""
+        call_id, attempt, copy = self._stack[-1]
+        if copy is None:
+            return
+        delta, created = self.host.checkpoint(copy)
+        if delta is None and not created:
+            return
+        number = self._next_request
+        self._next_request += 1
+        with self._inbox_lock:
+            packed = made = None
+            if delta is not None:
+                body, new = encode_delta(delta)
+                packed = (body, self.channel.describe(new))
+            if created:
+                body, new = encode_states(created)
+                made = (body, self.channel.describe(new))
+            self.channel.put((orders.CHECKPOINT, call_id, attempt, number, packed, made))
+            self._flush()
+        self.wait(number)
+
+
+def _fence() -> None:
+    """Be a place where a pending interrupt is raised: entering a function is one."""
+
+
+def call_message(
+    object_id: ObjectId, method: str, operation: int, body: bytes, buffers: Sequence[Any],
+    timeout_s: float | None, credit: int = 0,
+) -> Call:  # fmt: skip
+    """Return the wire message of a nested call."""
+    return Call(
+        0, object_id, method, operation, 0, 0, int((timeout_s or 0.0) * 1000),
+        {"stream": credit} if credit else None, body, buffers,
+    )  # fmt: skip
+
+
+def persist_message(states: Sequence[NamedState]) -> Persist:
+    """Return the wire message that keeps states."""
+    body, buffers = encode_states(states)
+    return Persist(0, 0, 0, None, body, buffers)  # type: ignore[arg-type]  # no files here

@@ -1,0 +1,101 @@
+"""The classes that are published here: their latest revisions, and what they need.
+
+Rules of this file: a view of what storage holds, kept in memory; it changes only after a
+publish is durable. It never runs a class's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from activestore.core.calls import MethodInfo
+from activestore.core.events import ClassPublished
+from activestore.errors import ClassNotFoundError, RequirementError
+from activestore.model import DURABILITIES
+from activestore.objects.requirements import missing_requirements
+from activestore.storage.engine import ClassRecord
+from activestore.wire import values
+
+
+class Classes:
+    """Latest revisions by class name."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, ClassRecord] = {}
+        self._interfaces: dict[str, Mapping[str, Any]] = {}
+        self._missing: dict[str, RequirementError | None] = {}
+
+    def add(self, record: ClassRecord) -> ClassPublished:
+        """Make `record` the latest revision; return the event that tells the core."""
+        name = record.class_name
+        interface: Any = values.decode(record.interface)
+        self._records[name] = record
+        self._interfaces[name] = interface
+        self._missing.pop(name, None)
+        methods = {
+            method: MethodInfo(
+                bool(about["readonly"]), bool(about["stream"]), float(about["timeout_s"])
+            )
+            for method, about in interface["methods"].items()
+        }
+        return ClassPublished(
+            name, record.revision, package_of(name), self.durability_of(name),
+            frozenset(interface["fields"]), methods,
+        )  # fmt: skip
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all published classes, sorted."""
+        return tuple(sorted(self._records))
+
+    def revision_of(self, class_name: str) -> bytes | None:
+        """Return the latest revision of a class, None where it is not published."""
+        record = self._records.get(class_name)
+        return None if record is None else record.revision
+
+    def record_of(self, class_name: str) -> ClassRecord:
+        """Return the latest record of a class.
+
+        Raises:
+            ClassNotFoundError: it is not published here.
+        """
+        record = self._records.get(class_name)
+        if record is None:
+            raise ClassNotFoundError(class_name, self.names())
+        return record
+
+    def records(self) -> Sequence[ClassRecord]:
+        """Return the latest records of all classes, by name."""
+        return [self._records[name] for name in self.names()]
+
+    def interface_of(self, class_name: str) -> Mapping[str, Any]:
+        """Return the published interface of a class as a map.
+
+        Raises:
+            ClassNotFoundError: it is not published here.
+        """
+        self.record_of(class_name)
+        return self._interfaces[class_name]
+
+    def durability_of(self, class_name: str) -> int:
+        """Return the durability of a class as the number that the core uses."""
+        interface = self._interfaces.get(class_name)
+        return 0 if interface is None else DURABILITIES.index(interface["durability"])
+
+    def missing_for(self, class_name: str) -> RequirementError | None:
+        """Return why the class cannot run here, None where it can or is not known."""
+        interface = self._interfaces.get(class_name)
+        if interface is None or not interface["requires"]:
+            return None
+        if class_name not in self._missing:
+            missing = missing_requirements(interface["requires"])
+            self._missing[class_name] = (
+                RequirementError(class_name, tuple(missing)) if missing else None
+            )
+        return self._missing[class_name]
+
+
+def package_of(class_name: str) -> str:
+    """Return what is loaded and replaced as one: a top-level module, or a class by value."""
+    top = class_name.partition(".")[0]
+    return class_name if top == "__main__" else top

@@ -1,0 +1,201 @@
+"""The daemon: build everything from a configuration, serve, stop in order.
+
+    lock the directory -> open the store -> bind -> start executors -> ready
+    SIGTERM -> refuse new calls -> let running ones end -> commit -> close
+
+Rules of this file: construction and life only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from activestore.core import events
+from activestore.core.executors import PoolConfig
+from activestore.core.invocation import InvocationConfig, InvocationCore
+from activestore.core.mailboxes import MailboxConfig
+from activestore.peer.addresses import check_listen
+from activestore.peer.classes import Classes
+from activestore.peer.clock import monotonic_s, wall_s
+from activestore.peer.config import MIB, PeerConfig
+from activestore.peer.loop import LoopSettings, PeerLoop
+from activestore.peer.processes import ExecutorProcesses, ProcessSettings
+from activestore.peer.requests import Requests
+from activestore.peer.status import Status
+from activestore.peer.storage_thread import StorageThreads
+from activestore.peer.transport import RouterTransport
+from activestore.storage.lmdb_engine import LmdbEngine
+
+_log = logging.getLogger(__name__)
+
+# How long running calls may go on after SIGTERM, in seconds; a second signal ends it.
+DRAIN_S = 10.0
+# How often old replies are looked for, and how many go at once.
+EXPIRE_S = 60.0
+EXPIRE_COUNT = 2000
+# How often large files that nothing references are removed, in seconds.
+COLLECT_S = 600.0
+INCARNATION_BYTES = 16
+
+
+class Daemon:
+    """One peer, from its configuration to its end."""
+
+    def __init__(self, config: PeerConfig, *, version: str) -> None:
+        """Open the store, bind the socket and prepare the rest.
+
+        Raises:
+            ConfigurationError: an address, a directory or a setting cannot be used.
+            DirectoryLockedError: another daemon uses the data directory.
+        """
+        check_listen(config)
+        self.config = config
+        self._engine = LmdbEngine.open(
+            config.data_dir, disk_budget_bytes=config.disk_budget_mb * MIB
+        )
+        try:
+            self._transport = RouterTransport(config.listen)
+        except BaseException:
+            self._engine.close()
+            raise
+        self.endpoint = config.advertise or self._transport.endpoint
+        self._storage = StorageThreads(self._engine)
+        self._processes = ExecutorProcesses(
+            ProcessSettings(
+                home=self._engine.peer_id,
+                slots=config.slots,
+                spin_us=config.spin_us,
+                check_readonly=config.check_readonly,
+                memory_bytes_max=config.executor_memory_mb * MIB,
+                threads=config.executor_threads,
+                preload=config.preload,
+            ),
+            self._engine.code,
+        )
+        self._core = _core_of(config)
+        self._loop = PeerLoop(
+            LoopSettings(
+                peer_id=self._engine.peer_id,
+                peer_name=config.name,
+                incarnation=os.urandom(INCARNATION_BYTES),
+                message_bytes_max=config.message_bytes_max,
+                spin_s=config.spin_us / 1e6,
+                reply_keep_s=config.reply_keep_s,
+            ),
+            self._core,
+            self._transport,
+            self._storage,
+            self._processes,
+            Classes(),
+            monotonic_s,
+            wall_s,
+            _note,
+        )
+        status = Status(config, self._loop, self._transport, self._processes, version)
+        Requests(self._loop, status=status.gather, stop=self.stop)
+        for record in self._engine.classes():
+            self._loop.step(self._loop.classes.add(record))
+        self._stop_due_s = 0.0
+        self._expire_due_s = monotonic_s() + EXPIRE_S
+        self._collect_due_s = monotonic_s() + COLLECT_S
+
+    @property
+    def peer_id(self) -> bytes:
+        """The id that the data directory keeps."""
+        return self._engine.peer_id
+
+    def stop(self) -> None:
+        """Drain and stop; asked again, stop at once."""
+        if self._stop_due_s:
+            self._stop_due_s = monotonic_s()
+            return
+        self._stop_due_s = monotonic_s() + DRAIN_S
+        self._loop.step(events.DrainStarted())
+        _log.info("draining calls=%d", len(self._core.calls))
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Serve until stopped; return the exit status.
+
+        `ready` is called once an executor takes calls.
+        """
+        # The loop must get the interpreter back soon from the storage threads.
+        sys.setswitchinterval(0.0005)
+        previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        self._ready: Callable[[], None] | None = ready
+        try:
+            self._loop.run(self._is_over)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self._close()
+        if self._loop.failure:
+            _log.error("stopped because storage failed reason=%s", self._loop.failure)
+            return 1
+        return 0
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop()
+
+    def _is_over(self) -> bool:
+        """Do what is due between turns; return whether to end."""
+        if self._ready is not None and any(self._core.pool.ready()):
+            self._ready()
+            self._ready = None
+        now_s = monotonic_s()
+        if self._stop_due_s and (not self._core.calls or now_s >= self._stop_due_s):
+            return True
+        if now_s >= self._expire_due_s:
+            self._expire_due_s = now_s + EXPIRE_S
+            before_s = wall_s() - 2 * self.config.reply_keep_s
+            self._storage.write(
+                lambda engine: engine.expire_replies(before_s, limit=EXPIRE_COUNT),
+                _log_failure,
+            )
+        if now_s >= self._collect_due_s:
+            self._collect_due_s = now_s + COLLECT_S
+            self._storage.write(lambda engine: engine.collect_garbage(), _log_failure)
+        return self._loop.is_stopping
+
+    def _close(self) -> None:
+        self._processes.close()
+        self._storage.close()
+        self._transport.close()
+        _log.info("stopped name=%s", self.config.name)
+
+
+def _core_of(config: PeerConfig) -> InvocationCore:
+    executors = config.executors
+    return InvocationCore(
+        InvocationConfig(
+            grace_s=config.cancel_grace_s,
+            beat_s=config.beat_s,
+            quarantine_s=config.quarantine_s,
+            reply_keep_s=config.reply_keep_s,
+        ),
+        MailboxConfig(mailbox_max=config.mailbox_max, reader_wait_s=config.reader_wait_s),
+        PoolConfig(
+            executors=executors,
+            executors_max=max(executors, config.executors_max),
+            slots=config.slots,
+            activation_bytes_max=config.activation_memory_mb * MIB // executors,
+            memory_bytes_max=config.activation_memory_mb * MIB // executors,
+        ),
+    )
+
+
+def _log_failure(_value: Any, error: BaseException | None) -> None:
+    if error is not None:
+        _log.warning("housekeeping failed error=%s", error)
+
+
+def _note(level: str, text: str) -> None:
+    _log.log(logging.getLevelName(level.upper()), "%s", text)

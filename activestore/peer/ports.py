@@ -1,0 +1,169 @@
+"""What the loop needs of the world: network, storage, executors. A simulator has its own.
+
+Rules of this file: no implementation, and no third-party name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from activestore.core.calls import Client
+from activestore.core.effects import Activate, Commit, Dispatch
+from activestore.core.events import Event
+from activestore.errors import ActiveStoreError
+from activestore.storage.engine import Change, ClassRecord, Engine, Head
+from activestore.wire.messages import Buffer, Message
+from activestore.wire.state import ObjectState
+
+
+class Transport(Protocol):
+    """Messages in and out, by route; a route is one connection of one other process."""
+
+    def receive(self, count_max: int) -> list[tuple[bytes, list[Buffer]]]:
+        """Return up to `count_max` messages that are here now, as route and frames."""
+
+    def send(self, route: bytes, message: Message) -> None:
+        """Send soon: small messages of one route share a frame until `flush`."""
+
+    def flush(self) -> list[bytes]:
+        """Write what waits; return routes that nobody answers to any more."""
+
+    def wake_fd(self) -> int:
+        """Return the descriptor that becomes readable when messages may be here."""
+
+    def has_input(self) -> bool:
+        """Return whether `receive` would return something; must be asked after sends."""
+
+    def close(self) -> None:
+        """Send what can be sent within a second and close."""
+
+
+class Loaded(NamedTuple):
+    """Storage's answer to a load: the object, or why there is none."""
+
+    object_id: bytes
+    is_reader: bool
+    head: Head | None
+    state: ObjectState | None
+    error: ActiveStoreError | None
+
+
+class CommitsDone(NamedTuple):
+    """Commits that are durable, or refused with an error, in order."""
+
+    results: Sequence[tuple[int, ActiveStoreError | None]]
+
+
+class StorageFailed(NamedTuple):
+    """The disk failed: nothing ordered and not yet reported is durable."""
+
+    reason: str
+
+
+class Called(NamedTuple):
+    """A function that ran in a storage thread is done."""
+
+    then: Callable[[Any, BaseException | None], None]
+    value: Any
+    error: BaseException | None
+
+
+class StoragePort(Protocol):
+    """The storage threads."""
+
+    engine: Engine
+
+    def commit(self, token: int, changes: Sequence[Change]) -> None:
+        """Order changes; answered by CommitsDone. Orders are carried out in order."""
+
+    def load(self, object_id: bytes, *, is_reader: bool) -> None:
+        """Read an object; answered by Loaded."""
+
+    def read(
+        self, function: Callable[[Engine], Any], then: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Run a reading function in the reader thread; `then` runs in the loop."""
+
+    def write(
+        self, function: Callable[[Engine], Any], then: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Run a writing function in the writer thread, after commits ordered before."""
+
+    def finished(self) -> list[CommitsDone | StorageFailed | Loaded | Called]:
+        """Return what has ended since the last time."""
+
+    def wake_fd(self) -> int:
+        """Return the descriptor that becomes readable when something has ended."""
+
+    def close(self) -> None:
+        """Carry out what is ordered, then stop."""
+
+
+class NestedRequest(NamedTuple):
+    """A running method sent a wire message: call, its own number, does it wait."""
+
+    call_id: int
+    request: int
+    waits: bool
+    message: Message
+
+
+class NestedCredit(NamedTuple):
+    """A running method can take more items of a nested stream."""
+
+    request: int
+    items: int
+
+
+ExecutorNews = Event | NestedRequest
+
+
+class ExecutorPort(Protocol):
+    """The executor processes and their channels."""
+
+    def spawn(self, executor_id: int) -> None:
+        """Start a process."""
+
+    def kill(self, executor_id: int, why: str) -> None:
+        """End a process at once; `why` is told in its ExecutorDied."""
+
+    def retire(self, executor_id: int) -> None:
+        """End an idle process kindly."""
+
+    def activate(
+        self, order: Activate, stored: tuple[Head, ObjectState] | None, record: ClassRecord
+    ) -> None:
+        """Send a state, and before it the code of its class where it is not there yet."""
+
+    def dispatch(self, order: Dispatch) -> None:
+        """Send a call."""
+
+    def control(self, executor_id: int, message: Sequence[Any]) -> None:
+        """Send a message to the control thread."""
+
+    def to_slot(
+        self, executor_id: int, slot: int, message: Sequence[Any], buffers: Sequence[Any] | None
+    ) -> None:
+        """Send a message to a slot; `buffers` are appended in their channel form."""
+
+    def receive(self, fd: int) -> list[ExecutorNews]:
+        """Read the channel with this descriptor."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+    def watch(self, added: Callable[[int], None], removed: Callable[[int], None]) -> None:
+        """Tell the loop of descriptors that come and go."""
+
+    def measure(self) -> list[Event]:
+        """Return the memory of each process, and the deaths that were not noticed."""
+
+    def close(self) -> None:
+        """End all processes."""
+
+
+__all__ = [
+    "Called", "Client", "Commit", "CommitsDone", "ExecutorNews", "ExecutorPort", "Loaded",
+    "NestedCredit", "NestedRequest", "StorageFailed", "StoragePort", "Transport",
+]  # fmt: skip

@@ -1,0 +1,337 @@
+"""What clients ask of the peer itself: names, listings, code, status, stop.
+
+Each operation is a method `_do_<operation>` that answers at once, or later through a
+storage thread. The table of operations and parameters is schemas/protocol.md section 6.
+
+Rules of this file: nothing here touches a call; parameters are checked before use.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from activestore.core import effects
+from activestore.core.calls import Client, Nested
+from activestore.errors import (
+    ActiveStoreError,
+    AliasNotFoundError,
+    InternalError,
+    InvalidRequestError,
+    ObjectNotFoundError,
+    RemoteProtocolError,
+)
+from activestore.ids import OBJECT_ID_BYTES, ObjectId
+from activestore.peer import publishing
+from activestore.peer.loop import PeerLoop
+from activestore.storage.engine import Durability, Engine, Head
+from activestore.wire import values
+from activestore.wire.messages import Request
+
+# Rows of one answer to "objects".
+ROWS_MAX = 1000
+
+Origin = Client | Nested
+
+
+class Requests:
+    """The operations of one peer."""
+
+    def __init__(
+        self,
+        loop: PeerLoop,
+        *,
+        status: Callable[[], Mapping[str, Any]],
+        stop: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._status = status
+        self._stop = stop
+        self._publishing: dict[bytes, list[Origin]] = {}
+        self._operations: dict[str, Callable[[Origin, dict[str, Any]], None]] = {
+            name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_do_")
+        }
+        loop.request_handler = self.handle
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The names of all operations."""
+        return tuple(sorted(self._operations))
+
+    def handle(self, origin: Origin, message: Request) -> None:
+        """Carry one request out; whatever goes wrong is its answer."""
+        try:
+            operation = self._operations.get(message.operation)
+            if operation is None:
+                raise RemoteProtocolError(
+                    f"unknown operation {message.operation[:40]!r}; known: "
+                    f"{', '.join(self.operations)}",
+                    "Request",
+                )
+            parameters = values.decode(message.body, message.buffers)
+            if type(parameters) is not dict:
+                raise RemoteProtocolError("parameters must be a map", "Request")
+            operation(origin, parameters)
+        except ActiveStoreError as error:
+            self._refuse(origin, error)
+
+    def _answer(self, origin: Origin, value: object) -> None:
+        body, buffers = values.encode(value)
+        self._loop.carry_out([effects.Answer(origin, body, buffers)])
+
+    def _refuse(self, origin: Origin, error: ActiveStoreError) -> None:
+        self._loop.carry_out([effects.Refuse(origin, error)])
+
+    def _read(
+        self,
+        origin: Origin,
+        function: Callable[[Engine], Any],
+        answer: Callable[[Any], object],
+    ) -> None:
+        """Answer with what a reading function finds, made into an answer in the loop."""
+
+        def then(found: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._refuse(origin, publishing.as_error(error))
+                return
+            try:
+                self._answer(origin, answer(found))
+            except ActiveStoreError as refusal:
+                self._refuse(origin, refusal)
+
+        self._loop.storage.read(function, then)
+
+    # -- names and listings --------------------------------------------------------------
+
+    def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        alias = _text(parameters, "alias")
+
+        def find(engine: Engine) -> Head | None:
+            object_id = engine.resolve(alias)
+            return None if object_id is None else engine.head(object_id)
+
+        def answer(head: Head | None) -> object:
+            if head is None:
+                raise AliasNotFoundError(alias)
+            return {"object_id": head.object_id, "class_name": head.class_name}
+
+        self._read(origin, find, answer)
+
+    def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = _object_id(parameters)
+
+        def answer(head: Head | None) -> object:
+            if head is None:
+                raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
+            return {**self._here(), **_row(head)}
+
+        self._read(origin, lambda engine: engine.head(object_id), answer)
+
+    def _here(self) -> dict[str, Any]:
+        status = self._status()
+        return {
+            "peer": status["name"],
+            "peer_id": status["peer_id"],
+            "endpoint": status["endpoint"],
+        }
+
+    def _do_show(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = _object_id(parameters)
+
+        def answer(head: Head | None) -> object:
+            if head is None:
+                raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
+            return {
+                **self._here(),
+                **_row(head),
+                "fields": {name: {"bytes": size} for name, size in head.fields.items()},
+                "graph_fields": list(head.graph_fields),
+                **self._live(object_id),
+            }
+
+        self._read(origin, lambda engine: engine.head(object_id), answer)
+
+    def _live(self, object_id: ObjectId) -> dict[str, Any]:
+        """What only the core knows of an object now."""
+        box = self._loop.core.boxes.boxes.get(object_id)
+        if box is None:
+            return {"is_active": False, "waiting": 0, "running": []}
+        return {
+            "is_active": box.main is not None,
+            "executor": box.main.executor.executor_id if box.main is not None else None,
+            "waiting": len(box.waiting),
+            "running": [call.method for call in box.running.values()],
+        }
+
+    def _do_objects(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        prefix = _text(parameters, "alias_prefix", "")
+        after = parameters.get("after")
+        if after is not None and not _is_object_id(after):
+            raise RemoteProtocolError("after must be an object id or nil", "objects")
+        limit = parameters.get("limit", ROWS_MAX)
+        if type(limit) is not int or not 0 < limit <= ROWS_MAX:
+            raise RemoteProtocolError(f"limit must be 1 to {ROWS_MAX}", "objects")
+
+        def answer(heads: list[Head]) -> object:
+            is_last = len(heads) < limit
+            return {
+                "rows": [_row(head) for head in heads],
+                "next": None if is_last else heads[-1].object_id,
+            }
+
+        self._read(
+            origin,
+            lambda engine: engine.heads(after=after, alias_prefix=prefix, limit=limit),
+            answer,
+        )
+
+    # -- classes -------------------------------------------------------------------------
+
+    def _do_classes(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        rows = [
+            {
+                "class_name": record.class_name,
+                "revision": record.revision,
+                "published_s": record.published_s,
+            }
+            for record in self._loop.classes.records()
+        ]
+        self._answer(origin, rows)
+
+    def _do_interface(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        if "class_name" in parameters:
+            self._answer(origin, self._interface(_text(parameters, "class_name")))
+            return
+        object_id = _object_id(parameters)
+
+        def answer(head: Head | None) -> object:
+            if head is None:
+                raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
+            return self._interface(head.class_name)
+
+        self._read(origin, lambda engine: engine.head(object_id), answer)
+
+    def _interface(self, class_name: str) -> dict[str, Any]:
+        classes = self._loop.classes
+        return {
+            "interface": dict(classes.interface_of(class_name)),
+            "revision": classes.record_of(class_name).revision,
+        }
+
+    def _do_publish(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        kind, name, digest, archive = publishing.check_parameters(parameters)
+        known = [r for r in self._loop.classes.records() if r.revision == digest]
+        if known:
+            self._answer(origin, _published(known))
+            return
+        waiting = self._publishing.get(digest)
+        if waiting is not None:
+            waiting.append(origin)  # Two clients publish the same code at the same time.
+            return
+        self._publishing[digest] = [origin]
+
+        def look() -> None:
+            try:
+                found = publishing.describe(kind, name, digest, archive)
+            except ActiveStoreError as error:
+                told: ActiveStoreError = error
+                self._loop.storage.write(lambda _: None, lambda *_: failed(told))
+                return
+            except Exception as error:  # noqa: BLE001 - a thread's last resort
+                bug = InternalError(f"publish: {type(error).__name__}: {error}")
+                self._loop.storage.write(lambda _: None, lambda *_: failed(bug))
+                return
+            self._loop.storage.write(
+                lambda engine: publishing.keep(engine, kind, name, digest, archive, found),
+                kept,
+            )
+
+        def failed(error: ActiveStoreError) -> None:
+            for asker in self._publishing.pop(digest, ()):
+                self._refuse(asker, error)
+
+        def kept(records: Any, error: BaseException | None) -> None:
+            if error is not None:
+                failed(publishing.as_error(error))
+                return
+            for record in records:
+                self._loop.step(self._loop.classes.add(record))
+                self._loop.note("info", f"class published class={record.class_name}")
+            for asker in self._publishing.pop(digest, ()):
+                self._answer(asker, _published(records))
+
+        threading.Thread(target=look, name="publish", daemon=True).start()
+
+    # -- the peer ------------------------------------------------------------------------
+
+    def _do_status(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        status = dict(self._status())
+
+        def answer(usage: Any) -> object:
+            return {**status, "storage": {n: getattr(usage, n) for n in usage.__slots__}}
+
+        self._read(origin, lambda engine: engine.usage(), answer)
+
+    def _do_peers(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        self._answer(origin, [self._here()])
+
+    def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        self._answer(origin, None)
+        self._stop()
+
+    def _do_stop(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        self._answer(origin, None)
+        self._stop()
+
+    def _do_backup(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        directory = _text(parameters, "directory")
+
+        def copy(engine: Engine) -> int:
+            done = 0
+            for done, _total in engine.backup(directory):
+                self._loop_progress(directory, done, _total)
+            return done
+
+        self._read(origin, copy, lambda done: {"bytes": done, "directory": directory})
+
+    def _loop_progress(self, directory: str, done: int, total: int) -> None:
+        self._loop.backups[directory] = (done, total)
+
+
+def _row(head: Head) -> dict[str, Any]:
+    return {
+        "object_id": head.object_id,
+        "alias": head.alias,
+        "class_name": head.class_name,
+        "class_version": head.class_version,
+        "revision": head.revision,
+        "epoch": head.epoch,
+        "version": head.version,
+        "durability": Durability(head.durability).name.lower(),
+        "bytes": head.state_bytes,
+        "created_s": head.created_s,
+        "changed_s": head.changed_s,
+    }
+
+
+def _published(records: Any) -> dict[str, Any]:
+    return {"classes": [[record.class_name, record.revision] for record in records]}
+
+
+def _text(parameters: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = parameters.get(name, default)
+    if type(value) is not str:
+        raise InvalidRequestError(f"{name} must be text, got {type(value).__name__}", name)
+    return value
+
+
+def _is_object_id(value: object) -> bool:
+    return type(value) is bytes and len(value) == OBJECT_ID_BYTES
+
+
+def _object_id(parameters: dict[str, Any]) -> ObjectId:
+    value = parameters.get("object_id")
+    if not _is_object_id(value):
+        raise InvalidRequestError("object_id must be 16 bytes", "object_id")
+    return ObjectId(bytes(value))  # type: ignore[arg-type]  # checked just above

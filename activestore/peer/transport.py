@@ -1,0 +1,212 @@
+"""The ROUTER socket: frames in and out, and what ZeroMQ does wrong by default put right.
+
+MANDATORY, so that a reply to nobody is an error and not silence; a bounded backlog per
+route, so that one slow client costs itself and nobody else; heartbeats, so that half-open
+connections end.
+
+Rules of this file: it knows frames and routes; sessions and meaning are the loop's. Only
+the loop's thread comes here.
+
+Source: reliability.md section 6.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+
+import zmq
+
+from activestore.errors import ConfigurationError
+from activestore.wire import codec
+from activestore.wire.limits import FRAME_BYTES_MAX, RECORDS_PER_FRAME_MAX
+from activestore.wire.messages import Buffer, Message
+
+HEARTBEAT_MS = 2000
+HEARTBEAT_TIMEOUT_MS = 6000
+HEARTBEAT_TTL_MS = 8000
+HANDSHAKE_MS = 5000
+# Messages per connection inside ZeroMQ; beyond it ours wait in the route's backlog.
+HIGH_WATER_MARK = 1000
+# Bytes that may wait for one client that does not read; more, and it is given up.
+BACKLOG_BYTES_MAX = 256 * 1024 * 1024
+LINGER_MS = 1000
+# A joined frame stops growing here: it must not hold up the next client's answers.
+JOINED_BYTES_MAX = 256 * 1024
+
+
+class RouterTransport:
+    """All connections of one peer."""
+
+    def __init__(self, listen: str, *, sockets_max: int = 4096) -> None:
+        self._context = zmq.Context(1)
+        self._context.setsockopt(zmq.MAX_SOCKETS, max(64, sockets_max))
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if "[" in listen:
+            socket.setsockopt(zmq.IPV6, 1)
+        self._socket = socket
+        self._out: dict[bytes, list[bytes]] = {}
+        self._backlog: dict[bytes, deque[list[Buffer]]] = {}
+        self._backlog_bytes: dict[bytes, int] = {}
+        self._gone: list[bytes] = []
+        self.bytes_in = 0
+        self.bytes_out = 0
+        try:
+            socket.bind(listen)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            self._context.term()
+            raise ConfigurationError("listen", _why_not_bound(listen, error)) from None
+        self.endpoint: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def wake_fd(self) -> int:
+        """Return the descriptor that becomes readable when messages may be here."""
+        fd: int = self._socket.getsockopt(zmq.FD)
+        return fd
+
+    def has_input(self) -> bool:
+        """Return whether a message is here. The descriptor is edge-triggered: ask this."""
+        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+    def receive(self, count_max: int) -> list[tuple[bytes, list[Buffer]]]:
+        """Return up to `count_max` messages that are here now, as route and frames.
+
+        Buffer frames are memoryviews of ZeroMQ's memory; they live as long as they are
+        referenced.
+        """
+        found: list[tuple[bytes, list[Buffer]]] = []
+        socket = self._socket
+        while len(found) < count_max and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            route = socket.recv(zmq.NOBLOCK)
+            frames: list[Buffer] = [socket.recv(zmq.NOBLOCK)] if socket.rcvmore else []
+            while socket.rcvmore:
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                frames.append(frame.buffer)
+                self.bytes_in += len(frame)
+            if frames:
+                self.bytes_in += len(frames[0])
+                found.append((route, frames))
+        return found
+
+    def send(self, route: bytes, message: Message) -> None:
+        """Send soon: small messages of one route share a frame until `flush`."""
+        if message[-1]:
+            self._join(route)
+            self._queue(route, codec.encode_frames(message))
+            return
+        records = self._out.get(route)
+        if records is None:
+            self._out[route] = [codec.encode(message)]
+        else:
+            records.append(codec.encode(message))
+            if len(records) >= RECORDS_PER_FRAME_MAX:
+                self._join(route)
+
+    def flush(self) -> list[bytes]:
+        """Write what waits; return routes that nobody answers to any more."""
+        if self._out:
+            for route in list(self._out):
+                self._join(route)
+        if self._backlog:
+            for route in list(self._backlog):
+                self._drain(route)
+        gone, self._gone = self._gone, []
+        return gone
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether some client reads more slowly than it is answered."""
+        return bool(self._backlog)
+
+    def _join(self, route: bytes) -> None:
+        records = self._out.pop(route, None)
+        if not records:
+            return
+        if len(records) == 1:
+            self._queue(route, [records[0]])
+            return
+        frame: list[bytes] = []
+        size = 0
+        for record in records:
+            if frame and size + len(record) > JOINED_BYTES_MAX:
+                self._queue(route, [b"".join(frame)])
+                frame, size = [], 0
+            frame.append(record)
+            size += len(record)
+        self._queue(route, [b"".join(frame)])
+
+    def _queue(self, route: bytes, frames: list[Buffer]) -> None:
+        backlog = self._backlog.get(route)
+        if backlog is None:
+            if self._write(route, frames):
+                return
+            backlog = self._backlog[route] = deque()
+            self._backlog_bytes[route] = 0
+        backlog.append(frames)
+        self._backlog_bytes[route] += sum(memoryview(f).nbytes for f in frames)
+        if self._backlog_bytes[route] > BACKLOG_BYTES_MAX:
+            self._forget(route)
+
+    def _drain(self, route: bytes) -> None:
+        backlog = self._backlog[route]
+        while backlog:
+            if not self._write(route, backlog[0]):
+                return
+            if route not in self._backlog:
+                return
+            frames = backlog.popleft()
+            self._backlog_bytes[route] -= sum(memoryview(f).nbytes for f in frames)
+        del self._backlog[route]
+        del self._backlog_bytes[route]
+
+    def _write(self, route: bytes, frames: list[Buffer]) -> bool:
+        """Hand frames to ZeroMQ; False where the pipe of this route is full."""
+        socket = self._socket
+        try:
+            socket.send(route, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EAGAIN:
+                return False
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._forget(route)
+            return True
+        last = len(frames) - 1
+        for i, frame in enumerate(frames):
+            # A message is accepted as a whole: after the route no part can be refused.
+            socket.send(frame, 0 if i == last else zmq.SNDMORE, copy=i == 0)
+            self.bytes_out += len(frame)
+        return True
+
+    def _forget(self, route: bytes) -> None:
+        self._backlog.pop(route, None)
+        self._backlog_bytes.pop(route, None)
+        self._gone.append(route)
+
+    def close(self) -> None:
+        """Send what can be sent within a second and close."""
+        self.flush()
+        self._socket.close()
+        self._context.term()
+
+
+def _why_not_bound(listen: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return (
+            f"{listen} is in use by another process; stop it, choose another port, "
+            "or port 0 for a free one"
+        )
+    if error.errno in (zmq.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{listen} is no address of this machine"
+    if error.errno == errno.EACCES:
+        return f"no permission to listen at {listen}; ports below 1024 need root"
+    return f"cannot listen at {listen}: {zmq.strerror(error.errno)}"
