@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 THIN := .venv-thin
 BIN := $(VENV)/bin
-PIP_QUIET := --quiet --disable-pip-version-check
+# Twice quiet: errors only.
+PIP_QUIET := -qq --disable-pip-version-check
 # Every supported version; those that are not installed are named and left out.
 VERSIONS := 3.10 3.11 3.12 3.13
 # Two processes: the machines that test this have two cores, and more would disturb the
