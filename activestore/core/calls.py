@@ -301,7 +301,11 @@ class Executor:
         """Whether a call has run here for longer than `long_s` and still computes."""
         for slot in self.slots:
             queue = slot.queue
-            if queue and now_s - slot.head_since_s > long_s and not queue[0].waits_nested:
+            if (
+                queue
+                and now_s - slot.head_since_s > long_s
+                and not queue[0].waits_nested
+            ):
                 return True
         return self.is_silent
 

@@ -127,6 +127,7 @@ class Ledger:
                 self._emit(Refuse(effect.origin, error))
         mailbox.unreplied.clear()
         mailbox.unreplied.extend(kept)
+        self.committed(mailbox, mailbox.committed_version)  # Those behind it are free.
         return failed
 
 

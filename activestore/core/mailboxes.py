@@ -27,7 +27,13 @@ from activestore.core.calls import (
     MailboxState,
     Slot,
 )
-from activestore.core.effects import Activate, Dispatch, Effect, HurryCommits, LoadObject
+from activestore.core.effects import (
+    Activate,
+    Dispatch,
+    Effect,
+    HurryCommits,
+    LoadObject,
+)
 from activestore.core.executors import MOVABLE_BYTES_MAX, Pool
 from activestore.core.timers import Timer, Timers
 from activestore.errors import (
@@ -204,7 +210,8 @@ class Mailboxes:
             return NoSuchMethodError(info.class_name, call.method, _names(info))
         if method.is_stream and not call.credit:
             return InvalidRequestError(
-                "a generator method needs .stream(...)", f"{info.class_name}.{call.method}"
+                "a generator method needs .stream(...)",
+                f"{info.class_name}.{call.method}",
             )
         call.is_readonly = method.is_readonly
         call.is_stream = method.is_stream
@@ -236,7 +243,11 @@ class Mailboxes:
                 return None
             return self.pool.free_slot(copy.executor, call, self.now_s)
         executor = self._place(box)
-        return None if executor is None else self.pool.free_slot(executor, call, self.now_s)
+        return (
+            None
+            if executor is None
+            else self.pool.free_slot(executor, call, self.now_s)
+        )
 
     def _should_move(self, copy: Copy) -> bool:
         """Whether an idle copy is better loaded anew elsewhere than called where it is."""
@@ -290,7 +301,9 @@ class Mailboxes:
         )  # fmt: skip
         return copy
 
-    def send(self, call: Call, slot: Slot, copy: Copy, *, is_stacked: bool = False) -> None:
+    def send(
+        self, call: Call, slot: Slot, copy: Copy, *, is_stacked: bool = False
+    ) -> None:
         """Order the dispatch of a call to a slot.
 
         `is_stacked`: the slot's thread waits for this very chain and runs the call on top;

@@ -34,10 +34,13 @@ class Quarantine:
             self._crashes.popitem(last=False)
         return self._quarantine_s if count >= CRASHES_MAX else 0.0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call has crashed lately: then nobody need make a key."""
+        return not self._crashes
+
     def refused_for_s(self, key: object, now_s: float) -> float:
         """Return for how many more seconds the call is refused, 0 where it may run."""
-        if not self._crashes:
-            return 0.0
         entry = self._crashes.get(key)
         if entry is None:
             return 0.0

@@ -1,0 +1,181 @@
+"""What all parts of the invocation core share: its tables, and how a call leaves them.
+
+Rules of this file: helpers that more than one part needs; no event is handled here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from activestore.core import effects, events
+from activestore.core.calls import Call, Client, Kind, Mailbox, MailboxState, Nested
+from activestore.core.commits import Ledger, Step
+from activestore.core.executors import Pool, PoolConfig
+from activestore.core.mailboxes import MailboxConfig, Mailboxes
+from activestore.core.quarantine import Quarantine
+from activestore.core.timers import Timer, Timers
+from activestore.errors import ActiveStoreError, CancelledError
+from activestore.ids import SessionId
+
+# The code of a call that a slot gave back untouched.
+NOT_RUN = "not_run"
+# Bytes of the arguments that tell one call from another in quarantine.
+KEY_BODY_BYTES = 4096
+# The encoded nil: the result of what has none.
+NIL = b"\xc0"
+
+
+class InvocationConfig(NamedTuple):
+    """Times and bounds of invocation; see PeerConfig for what each is for."""
+
+    grace_s: float = 2.0
+    beat_s: float = 2.0
+    quarantine_s: float = 600.0
+    reply_keep_s: float = 3600.0
+    depth_max: int = 32
+
+
+class Desk:
+    """The tables of calls, sessions, mailboxes, executors and commits."""
+
+    def __init__(
+        self,
+        config: InvocationConfig | None = None,
+        mailboxes: MailboxConfig | None = None,
+        pool: PoolConfig | None = None,
+    ) -> None:
+        self.config = config or InvocationConfig()
+        self._out: list[effects.Effect] = []
+        self._now_s = 0.0
+        self.timers = Timers()
+        self.pool = Pool(pool or PoolConfig(), self._emit)
+        self.ledger = Ledger(self._emit)
+        self.boxes = Mailboxes(
+            mailboxes or MailboxConfig(), self.pool, self.timers, self._emit, self._fail
+        )
+        self._quarantine = Quarantine(self.config.quarantine_s)
+        self.calls: dict[int, Call] = {}
+        self.sessions: dict[SessionId, dict[int, Call]] = {}
+        self._persists: dict[int, events.PersistArrived] = {}
+        self._persisting: set[Client] = set()
+        self._next_call = 1
+        self.is_draining = False
+
+    def _emit(self, effect: effects.Effect) -> None:
+        self._out.append(effect)
+
+    def _parent_of(self, call: Call) -> Call | None:
+        origin = call.origin
+        return self.calls.get(origin.parent) if type(origin) is Nested else None
+
+    def _pump(self, box: Mailbox) -> None:
+        self.boxes.pump(box)
+        if box.waiting and box.waiting[0].kind is Kind.DELETE:
+            self._try_delete(box)
+
+    def _try_delete(self, box: Mailbox) -> None:
+        """Delete the object if a delete is first in line and nothing runs."""
+        if not box.waiting or box.waiting[0].kind is not Kind.DELETE:
+            return
+        if box.running or box.reader_running or box.state is not MailboxState.READY:
+            return
+        call = box.waiting[0]
+        self.boxes.take(box, call)
+        for copy in (box.main, box.reader):
+            if copy is not None:
+                self.pool.passivate(copy)
+        box.state = MailboxState.COLD
+        version = self.ledger.order(box, call, Step(is_delete=True), durability=0)
+        self.ledger.release(box, version, effects.Answer(call.origin, NIL, ()))
+        self._close(call)
+
+    def _leave_slot(self, box: Mailbox, call: Call) -> None:
+        """Take a call out of its slot and its copy's count."""
+        slot, copy = call.slot, call.copy
+        if slot is not None and slot.queue:
+            if slot.queue[0] is call:
+                slot.queue.popleft()
+                slot.head_since_s = self._now_s
+                slot.is_recalling = False
+            elif not call.is_reentrant and call in slot.queue:
+                slot.queue.remove(call)
+            slot.executor.idle_since_s = self._now_s
+        if copy is not None:
+            copy.running -= 1
+            if copy.is_reader and not call.is_reentrant:
+                box.reader_running -= 1
+        if box.running.pop(call.call_id, None) is not None and not call.is_readonly:
+            box.writers -= 1
+        call.slot = None
+        call.copy = None
+
+    def _discard(self, box: Mailbox) -> None:
+        """Throw away the main copy: it holds a change that must not be committed."""
+        box.generation += 1
+        if box.main is not None:
+            copy = box.main
+            copy.executor.state_bytes -= copy.state_bytes
+            copy.executor.copies.pop(copy.copy_id, None)
+            box.main = None
+            self._emit(effects.DropCopy(copy.executor.executor_id, copy.copy_id))
+        box.state = MailboxState.COLD
+
+    def _fail(self, call: Call, error: ActiveStoreError) -> None:
+        """Refuse a call that has left its mailbox and its slot."""
+        if not call.is_answered:
+            self._emit(effects.Refuse(call.origin, error))
+        self._close(call)
+
+    def _close(self, call: Call) -> None:
+        """Forget a call; its answer is out or ordered."""
+        if self.calls.pop(call.call_id, None) is None:
+            return
+        origin = call.origin
+        if type(origin) is Client:
+            session = self.sessions.get(origin.session)
+            if session is not None and session.get(origin.sequence) is call:
+                del session[origin.sequence]
+                if not session:
+                    del self.sessions[origin.session]
+        else:
+            parent = self._parent_of(call)
+            if parent is not None and parent.children is not None:
+                parent.children.discard(call.call_id)
+                parent.waits_nested -= origin.waits
+
+    def _stop(self, call: Call, error: ActiveStoreError, reason: str) -> None:
+        """Answer a call with an error now and end it where it is."""
+        if call.is_answered:
+            return
+        for child_id in list(call.children or ()):
+            child = self.calls.get(child_id)
+            if child is not None:
+                self._stop(child, CancelledError(child.where()), reason)
+        box = self.boxes.boxes.get(call.object_id)
+        if call.slot is None:
+            if box is not None and call in box.waiting:
+                self.boxes.take(box, call)
+            self._fail(call, error)
+            if box is not None:
+                self._pump(box)
+                self.boxes.tidy(box)
+            return
+        self._emit(effects.Refuse(call.origin, error))
+        call.is_answered = True
+        call.interrupt = reason
+        slot = call.slot
+        self._emit(
+            effects.InterruptCall(
+                slot.executor.executor_id, slot.index, call.call_id, reason
+            )
+        )
+        self.timers.add(self._now_s + self.config.grace_s, Timer.GRACE, call.call_id)
+
+    @staticmethod
+    def _key(call: Call) -> object:
+        """Return what the quarantine knows a call by: object, method and arguments.
+
+        The object is part of it: the same method may be harmless on another state.
+        """
+        body = bytes(getattr(call.payload, "body", b""))[:KEY_BODY_BYTES]
+        return (call.object_id, call.class_name, call.kind, call.method, body)

@@ -1,0 +1,215 @@
+"""How calls end: what they changed is committed, then they are answered.
+
+Rules of this file: nothing is answered before what it saw is durable; a change that comes
+too late, or from an attempt that was given up, is thrown away with the copy that holds it.
+
+Source: design section 5, "What a call does to state"; reliability.md 3.4 R5.
+"""
+
+from __future__ import annotations
+
+from activestore.core import effects, events
+from activestore.core.calls import Call, Client, Executor, Mailbox, Nested
+from activestore.core.commits import Step
+from activestore.core.desk import NIL, NOT_RUN, Desk
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    DeadlineExceededError,
+    UnavailableError,
+)
+
+
+class Endings(Desk):
+    """Handlers of what executors and storage report about calls."""
+
+    def _on_call_ended(self, event: events.CallEnded) -> None:
+        call = self.calls.get(event.call_id)
+        if call is None or call.slot is None or call.attempt != event.attempt:
+            return  # An abandoned attempt: whatever it did, nobody will see.
+        box = self.boxes.boxes[call.object_id]
+        copy, executor = call.copy, call.slot.executor
+        self._leave_slot(box, call)
+        if event.code == NOT_RUN:
+            self._not_run(box, call, event)
+            return
+        if call.times is not None:
+            call.times.add(event.run_s)
+        is_stale = call.generation != box.generation
+        is_late = bool(call.deadline_s and self._now_s >= call.deadline_s)
+        if event.is_dropped and copy is not None:
+            self.pool.forget(copy)
+        elif copy is not None and event.state_bytes:
+            box.state_bytes = event.state_bytes
+            self.pool.resize(copy, event.state_bytes)
+        if call.is_reentrant:
+            self._answer(call, event)
+        elif is_stale and not call.is_answered:
+            self._again(box, call)
+        else:
+            self._conclude(box, call, event, is_late=is_late)
+        self._after_call(box, executor)
+
+    def _not_run(self, box: Mailbox, call: Call, event: events.CallEnded) -> None:
+        """An executor gave a call back untouched: it stands where it stood."""
+        if event.is_dropped and box.main is not None and not box.main.running:
+            self.pool.forget(box.main)
+        if call.is_answered:
+            self._close(call)
+        elif call.is_reentrant:
+            self._fail(call, UnavailableError(call.where(), "its copy was dropped"))
+        else:
+            self.boxes.requeue(box, call)
+        self._pump(box)
+
+    def _again(self, box: Mailbox, call: Call) -> None:
+        """Run a call once more whose copy was built on a change that was discarded."""
+        if call.made_nested or call.is_stream:
+            self._fail(
+                call,
+                UnavailableError(
+                    call.where(), "an earlier change it saw was not committed"
+                ),
+            )
+        else:
+            self.boxes.requeue(box, call)
+
+    def _conclude(
+        self, box: Mailbox, call: Call, event: events.CallEnded, *, is_late: bool
+    ) -> None:
+        """Commit what a call changed and order its answer."""
+        has_change = (
+            event.delta is not None or event.state is not None or bool(event.created)
+        )
+        is_discarded = call.is_answered or (is_late and not event.code)
+        if is_discarded:
+            if has_change and not event.is_dropped:
+                self._discard(box)
+            if not call.is_answered:
+                self._fail(call, DeadlineExceededError(call.where(), call.timeout_s))
+            else:
+                self._close(call)
+            return
+        version = call.version
+        durability = 0
+        if has_change:
+            info = self.boxes.classes.get(box.class_name)
+            durability = info.durability if info is not None else 0
+            version = self.ledger.order(
+                box, call, Step(event.delta, event.state, event.created),
+                durability=durability, code=event.code, body=event.body,
+                buffers=event.buffers,
+            )  # fmt: skip
+        if durability and not box.unreplied:
+            self._answer(call, event)
+            return
+        effect: effects.Answer | effects.Refuse
+        if event.code:
+            effect = effects.Refuse(call.origin, None, event.code, event.body)
+        else:
+            effect = effects.Answer(call.origin, event.body, event.buffers)
+        self.ledger.release(box, version, effect)
+        self._close(call)
+
+    def _answer(self, call: Call, event: events.CallEnded) -> None:
+        if call.is_answered:
+            pass
+        elif event.code:
+            self._emit(effects.Refuse(call.origin, None, event.code, event.body))
+        else:
+            self._emit(effects.Answer(call.origin, event.body, event.buffers))
+        self._close(call)
+
+    def _after_call(self, box: Mailbox, executor: Executor) -> None:
+        """Serve what the end of a call made room for."""
+        reader = box.reader
+        if reader is not None and not reader.running and not box.writers:
+            self.pool.passivate(reader)
+        if box.waiting:
+            self._pump(box)
+        self.boxes.pump_ready()
+        if executor.state_bytes > self.pool.config.activation_bytes_max:
+            self.pool.make_room(executor)
+        if not box.waiting and not box.running:
+            self.boxes.tidy(box)
+
+    def _on_committed(self, event: events.Committed) -> None:
+        pending = self.ledger.take(event.token)
+        if pending is None:
+            self._persist_done(event.token, None)
+            return
+        box = pending.mailbox
+        box.pending_commits -= 1
+        self.ledger.committed(box, pending.version)
+        if pending.checkpoint is not None and pending.call is not None:
+            self._emit(
+                effects.Answer(
+                    Nested(pending.call.call_id, pending.checkpoint), NIL, ()
+                )
+            )
+        if box.waiting:
+            self._pump(box)
+        elif not box.running:
+            self.boxes.tidy(box)
+
+    def _on_commit_refused(self, event: events.CommitRefused) -> None:
+        pending = self.ledger.take(event.token)
+        if pending is None:
+            self._persist_done(event.token, event.error)
+            return
+        box = pending.mailbox
+        box.pending_commits -= 1
+        if pending.generation == box.generation:
+            self._discard(box)
+        self.ledger.refused(box, pending.version, event.error)
+        if not box.pending_commits:
+            box.executed_version = box.committed_version
+        if pending.checkpoint is not None and pending.call is not None:
+            self._emit(
+                effects.Refuse(
+                    Nested(pending.call.call_id, pending.checkpoint), event.error
+                )
+            )
+        self._pump(box)
+        self.boxes.tidy(box)
+
+    def _persist_done(self, token: int, error: ActiveStoreError | None) -> None:
+        persist = self._persists.pop(token, None)
+        if persist is None:
+            return
+        if type(persist.origin) is Client:
+            self._persisting.discard(persist.origin)
+        if error is not None:
+            self._emit(effects.Refuse(persist.origin, error))
+        else:
+            self._emit(effects.Answer(persist.origin, NIL, ()))
+
+    def _on_checkpoint_reached(self, event: events.CheckpointReached) -> None:
+        call = self.calls.get(event.call_id)
+        origin = Nested(event.call_id, event.request)
+        if call is None or call.attempt != event.attempt or call.is_answered:
+            self._emit(effects.Refuse(origin, CancelledError("checkpoint")))
+            return
+        box = self.boxes.boxes[call.object_id]
+        if call.generation != box.generation:
+            self._emit(
+                effects.Refuse(origin, UnavailableError(call.where(), "commit failed"))
+            )
+        elif event.delta is None and not event.created:
+            self._emit(effects.Answer(origin, NIL, ()))
+        else:
+            self.ledger.order(
+                box, call, Step(event.delta, None, event.created),
+                durability=0, checkpoint=event.request,
+            )  # fmt: skip
+
+    def _on_item_produced(self, event: events.ItemProduced) -> None:
+        call = self.calls.get(event.call_id)
+        if call is None or call.attempt != event.attempt or call.is_answered:
+            return
+        box = self.boxes.boxes[call.object_id]
+        item = effects.SendItem(call.origin, call.items_sent, event.body, event.buffers)
+        call.items_sent += 1
+        # An item shows the writer's own, uncommitted state; it is no acknowledgement. What
+        # it must not do is overtake answers that wait for earlier commits.
+        self.ledger.release(box, 0 if not call.is_readonly else call.version, item)

@@ -1,0 +1,224 @@
+"""Executors that start, die, fall silent or swell, and everything that happens by time.
+
+Rules of this file: a call that began in a process that died fails, one that had not begun
+is sent elsewhere; a call is charged with a crash, and refused after two.
+
+Source: design section 5; reliability.md section 7.
+"""
+
+from __future__ import annotations
+
+from activestore.core import effects, events
+from activestore.core.calls import Call, Executor, ExecutorState, Mailbox
+from activestore.core.desk import Desk
+from activestore.core.mailboxes import RECALL_S
+from activestore.core.quarantine import RUNS_TRUSTED
+from activestore.core.timers import Timer
+from activestore.errors import DeadlineExceededError, ExecutorCrashedError
+from activestore.ids import ObjectId
+
+# Ping an executor whose call runs long; no answer for this time means that it is silent:
+# its interpreter is held by a call that never lets go.
+PING_S = 0.1
+SILENT_S = 0.2
+# How often idle extra executors are looked for.
+TIDY_S = 5.0
+# An executor that lived shorter than this died young.
+YOUNG_S = 10.0
+
+
+class Supervision(Desk):
+    """Handlers of executors and timers."""
+
+    def _on_executor_started(self, event: events.ExecutorStarted) -> None:
+        executor = self.pool.executors.get(event.executor)
+        if executor is None:
+            return
+        executor.state = ExecutorState.READY
+        executor.idle_since_s = self._now_s
+        self.boxes.pump_ready()
+        # A new, free executor also helps those who share theirs with a long call.
+        for box in list(self.boxes.boxes.values()):
+            if box.waiting and not box.running:
+                self._pump(box)
+
+    def _on_executor_died(self, event: events.ExecutorDied) -> None:
+        executor = self.pool.executors.pop(event.executor, None)
+        if executor is None:
+            return
+        began = [slot.queue[0] for slot in executor.slots if slot.queue]
+        waiting = [c for slot in executor.slots for c in list(slot.queue)[1:]]
+        touched: dict[ObjectId, Mailbox] = {}
+        for call in self._stacked_on(executor):
+            touched[call.object_id] = self._lose(call, event.how, did_begin=True)
+        for call in began:
+            touched[call.object_id] = self._lose(call, event.how, did_begin=True)
+        for call in waiting:
+            touched[call.object_id] = self._lose(call, event.how, did_begin=False)
+        for copy in list(executor.copies.values()):
+            touched[copy.mailbox.object_id] = copy.mailbox
+            self.pool.forget(copy)
+        if executor.state is not ExecutorState.RETIRING:
+            self._replace(executor, event.how)
+        for box in touched.values():
+            self._pump(box)
+            self.boxes.tidy(box)
+
+    def _stacked_on(self, executor: Executor) -> list[Call]:
+        return [
+            call
+            for call in self.calls.values()
+            if call.is_reentrant
+            and call.slot is not None
+            and call.slot.executor is executor
+        ]
+
+    def _lose(self, call: Call, how: str, *, did_begin: bool) -> Mailbox:
+        """End or requeue a call whose executor is gone."""
+        box = self.boxes.boxes[call.object_id]
+        times = call.times
+        self._leave_slot(box, call)
+        if call.is_answered:
+            self._close(call)
+        elif not did_begin:
+            self.boxes.requeue(box, call)
+        else:
+            refused_s = 0.0
+            if times is None or times.runs_count < RUNS_TRUSTED:
+                refused_s = self._quarantine.blame(self._key(call), self._now_s)
+            self._fail(call, ExecutorCrashedError(call.where(), how, refused_s))
+        return box
+
+    def _replace(self, executor: Executor, how: str) -> None:
+        """Start another executor for one that died, later if it died young."""
+        lived_s = self._now_s - executor.born_s
+        self.pool.deaths_in_a_row = (
+            self.pool.deaths_in_a_row + 1 if lived_s < YOUNG_S else 0
+        )
+        self._emit(
+            effects.Note(
+                "warning",
+                f"executor died executor={executor.executor_id} how={how!r} "
+                f"lived_s={lived_s:.1f}",
+            )
+        )
+        if len(self.pool.executors) < self.pool.config.executors:
+            delay_s = self.pool.respawn_delay_s()
+            self.timers.add(self._now_s + delay_s, Timer.RESPAWN)
+
+    def _on_executor_measured(self, event: events.ExecutorMeasured) -> None:
+        executor = self.pool.executors.get(event.executor)
+        if executor is not None:
+            self.pool.shrink(executor, event.memory_bytes)
+
+    def _on_executor_answered(self, event: events.ExecutorAnswered) -> None:
+        executor = self.pool.executors.get(event.executor)
+        if executor is not None:
+            executor.ping_sent_s = 0.0
+            if executor.is_silent:
+                executor.is_silent = False
+                self.boxes.pump_ready()
+
+    def _on_timer_fired(self, _event: events.TimerFired) -> None:
+        for timer, key in self.timers.due(self._now_s):
+            self._timer_handlers[timer](key)
+
+    def _on_deadline(self, call_id: int) -> None:
+        call = self.calls.get(call_id)
+        if call is not None and self._now_s >= call.deadline_s:
+            error = DeadlineExceededError(call.where(), call.timeout_s)
+            self._stop(call, error, "deadline")
+
+    def _on_grace(self, call_id: int) -> None:
+        call = self.calls.get(call_id)
+        if call is not None and call.slot is not None and call.is_answered:
+            self._emit(
+                effects.KillExecutor(
+                    call.slot.executor.executor_id,
+                    f"{call.where()} did not end {self.config.grace_s:g} s after it was "
+                    f"interrupted ({call.interrupt})",
+                )
+            )
+
+    def _on_reader_due(self, call_id: int) -> None:
+        call = self.calls.get(call_id)
+        if call is not None and call.slot is None:
+            box = self.boxes.boxes.get(call.object_id)
+            if box is not None:
+                self._pump(box)
+
+    def _on_long_run(self, call_id: int) -> None:
+        call = self.calls.get(call_id)
+        if call is None or call.slot is None:
+            return
+        self.pool.ensure_free(self._now_s)
+        executor = call.slot.executor
+        if not executor.ping_sent_s:
+            executor.ping_sent_s = self._now_s
+            self._emit(effects.PingExecutor(executor.executor_id))
+            self.timers.add(self._now_s + SILENT_S, Timer.PING, executor.executor_id)
+
+    def _on_ping_due(self, executor_id: int) -> None:
+        executor = self.pool.executors.get(executor_id)
+        if executor is None:
+            return
+        if executor.ping_sent_s and self._now_s - executor.ping_sent_s >= SILENT_S:
+            executor.is_silent = True
+            self.pool.ensure_free(self._now_s)
+            self._abandon_bystanders(executor)
+        elif not executor.ping_sent_s and executor.is_occupied(
+            self._now_s, self.pool.config.long_run_s
+        ):
+            executor.ping_sent_s = self._now_s
+            self._emit(effects.PingExecutor(executor_id))
+        if executor.busy_slots:
+            self.timers.add(self._now_s + PING_S, Timer.PING, executor_id)
+
+    def _abandon_bystanders(self, executor: Executor) -> None:
+        """Take short calls away from an executor whose interpreter is held by another.
+
+        Their attempts are fenced: should the executor come back, their answers and their
+        copies' changes count for nothing. A call that made nested calls stays, for those
+        may have happened.
+        """
+        for slot in executor.slots:
+            for call in list(slot.queue):
+                times = call.times
+                if times is None or not times.is_short or call.made_nested:
+                    continue
+                if call.is_abandoned or call.is_answered or call.is_stream:
+                    continue
+                box = self.boxes.boxes[call.object_id]
+                copy = call.copy
+                self._leave_slot(box, call)
+                call.is_abandoned = True
+                if copy is not None and not copy.is_reader and box.main is copy:
+                    self._discard(box)
+                self.boxes.requeue(box, call)
+                self._pump(box)
+
+    def _on_recall_due(self, call_id: int) -> None:
+        call = self.calls.get(call_id)
+        if call is None or call.slot is None or len(call.slot.queue) < 2:
+            return
+        slot = call.slot
+        due_s = slot.head_since_s + RECALL_S
+        if self._now_s < due_s:
+            self.timers.add(due_s, Timer.RECALL, slot.queue[-1].call_id)
+        elif not slot.is_recalling:
+            slot.is_recalling = True
+            self._emit(effects.RecallCalls(slot.executor.executor_id, slot.index))
+
+    def _on_beat(self, _key: int) -> None:
+        for session, calls in self.sessions.items():
+            if calls:
+                self._emit(effects.SendBeat(session, tuple(calls)))
+        self.timers.add(self._now_s + self.config.beat_s, Timer.BEAT)
+
+    def _on_respawn(self, _key: int) -> None:
+        if len(self.pool.executors) < self.pool.config.executors:
+            self.pool.spawn(self._now_s)
+
+    def _on_tidy(self, _key: int) -> None:
+        self.pool.retire_idle(self._now_s)
+        self.timers.add(self._now_s + TIDY_S, Timer.TIDY)

@@ -1,0 +1,77 @@
+"""Random histories of the invocation core: nothing acknowledged is lost or doubled.
+
+A failing seed replays with `pytest tests/core/test_histories.py -k <name> --seed N`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from activestore.core.calls import Client
+from activestore.core.executors import PoolConfig
+from tests.core.world import Chances, World, object_id_of, session_of
+
+CASES = {
+    "calm": Chances(),
+    "slow": Chances(slow=0.02),
+    "raising": Chances(raises=0.1),
+    "crashing": Chances(crash=0.01),
+    "disk_refuses": Chances(refusal=0.05),
+    "silent": Chances(slow=0.03, silence=0.3),
+    "everything": Chances(crash=0.005, raises=0.05, refusal=0.02, slow=0.01, silence=0.1),
+}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_acknowledged_add_counts_once(name: str, seed: int) -> None:
+    """The final value is the number of acknowledged adds, whatever happened between."""
+    world = World(seed, chances=CASES[name])
+    objects = [object_id_of(n) for n in range(3)]
+    for object_id in objects:
+        world.disk[object_id] = (1, 0)
+    adds: list[tuple[int, Client]] = []
+    for client_number in range(6):
+        for sequence in range(1, 40):
+            client = Client(session_of(client_number), sequence)
+            which = world.rng.randrange(3)
+            is_add = world.rng.random() < 0.7
+            start_s = world.rng.uniform(0, 0.3)
+            method = "add" if is_add else "peek"
+            if is_add:
+                adds.append((which, client))
+            world.later(
+                start_s,
+                lambda o=objects[which], m=method, c=client: world.call_until_done(o, m, c),
+            )
+
+    world.run_until_quiet()
+
+    for which, object_id in enumerate(objects):
+        done = [c for w, c in adds if w == which and world.answers[c][0] == ""]
+        assert world.disk[object_id][1] == len(done)
+        results = [world.answers[c][1] for c in done]
+        assert len(set(results)) == len(results), "two adds returned the same value"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_call_is_lost_when_copies_do_not_fit(seed: int) -> None:
+    """More objects than the memory budget: copies come and go, every add counts."""
+    pool = PoolConfig(executors=2, slots=2, activation_bytes_max=16)
+    world = World(seed, pool=pool, chances=Chances(slow=0.01))
+    objects = [object_id_of(n) for n in range(12)]
+    for object_id in objects:
+        world.disk[object_id] = (1, 0)
+    clients = []
+    for number in range(200):
+        client = Client(session_of(number % 5), number)
+        clients.append(client)
+        world.later(
+            world.rng.uniform(0, 0.2),
+            lambda o=objects[number % 12], c=client: world.call_until_done(o, "add", c),
+        )
+
+    world.run_until_quiet()
+
+    assert all(world.answers[client][0] == "" for client in clients)
+    assert sum(value for _, value in world.disk.values()) == 200
