@@ -1,8 +1,8 @@
 """Digests of large buffers, at memory speed, and memory to load them into.
 
 The digest decides whether a buffer changed since the last commit; it protects against
-nothing but chance (128 bits). Where xxhash is not installed (a developer's client, which
-never compares), BLAKE2b stands in at a tenth of the speed.
+nothing but chance (128 bits). Where xxhash is not installed (a developer's client,
+which never compares), BLAKE2b stands in at a tenth of the speed.
 
 Source: design section 4, "In-place changes count".
 """
@@ -18,12 +18,13 @@ from typing import TypeAlias
 
 DIGEST_BYTES = 16
 
-# Numeric kernels sum in an order that depends on how data is aligned. torch aligns at 64,
-# so a loaded state must too, or a resumed training is not bit-identical.
+# Numeric kernels sum in an order that depends on how data is aligned. torch aligns at
+# 64, so a loaded state must too, or a resumed training is not bit-identical.
 ALIGNMENT_BYTES = 64
 
-# From this size memory is mapped, in huge pages where there are any: a first touch of 4 KiB
-# at a time takes four times as long as the copy itself. Below, page faults do not matter.
+# From this size memory is mapped, in huge pages where there are any: a first touch of 4
+# KiB at a time takes four times as long as the copy itself. Below, page faults do not
+# matter.
 MAPPED_BYTES_MIN = 1024 * 1024
 
 # (digest, size in bytes): what must agree for two buffers to be the same.
@@ -81,8 +82,8 @@ def aligned_memory(bytes_count: int) -> memoryview:
 def owned(buffer: bytes | bytearray | memoryview) -> memoryview:
     """Return writable, aligned memory with the content of `buffer`.
 
-    Writable and aligned memory is taken as it is, without a copy: it belongs to the result
-    from now on. Everything else is copied.
+    Writable and aligned memory is taken as it is, without a copy: it belongs to the
+    result from now on. Everything else is copied.
     """
     view = memoryview(buffer)
     if not view.nbytes:

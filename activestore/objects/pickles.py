@@ -1,17 +1,18 @@
 """Graphs to bytes and back: pickle protocol 5 with large buffers beside the stream.
 
 Active objects become refs; torch storages become buffers, so tensors that share memory
-still do after a load; classes that no import can find travel by value (cloudpickle), or by
-name where their package is loaded. The same unchanged graph gives the same bytes each time
-within one process; another process may give others, since pickle records which equal
-strings are one object.
+still do after a load; classes that no import can find travel by value (cloudpickle), or
+by name where their package is loaded. The same unchanged graph gives the same bytes
+each time within one process; another process may give others, since pickle records
+which equal strings are one object.
 
-What torch itself leaves out of a pickle stays out: `.grad` and hooks. Views of one numpy
-array become arrays of their own; only the same array object in two places stays one.
+What torch itself leaves out of a pickle stays out: `.grad` and hooks. Views of one
+numpy array become arrays of their own; only the same array object in two places stays
+one.
 
-Rules of this file: `unpickle` is the only function of the package that unpickles. torch is
-looked up in sys.modules, never imported. A dump's buffers are the live memory of the graph:
-copy or send them before the next method runs.
+Rules of this file: `unpickle` is the only function of the package that unpickles. torch
+is looked up in sys.modules, never imported. A dump's buffers are the live memory of the
+graph: copy or send them before the next method runs.
 
 Source: PEP 574; design section 4, "Fields that share objects stay shared".
 """
@@ -68,10 +69,6 @@ class LargeBytes:
         self.value = value
 
 
-class _Memory(ctypes.Structure):
-    """Base for views of foreign memory; an instance keeps the memory's owner alive."""
-
-
 class _Reducers:
     """What both picklers do with each kind of object; chosen once per kind and dump."""
 
@@ -112,7 +109,9 @@ class _Reducers:
         ref = self._ref_of(obj)
         if ref is None:
             raise UnsupportedValueError(
-                type(obj).__qualname__, "ref", "it is in no store; make_persistent it first"
+                type(obj).__qualname__,
+                "ref",
+                "it is in no store; make_persistent it first",
             )
         return rebuild.ref, (ref,)
 
@@ -132,7 +131,8 @@ class _Reducers:
 class _NamePickler(_Reducers, pickle.Pickler):
     """Classes and functions by name: small, and the code comes from the package."""
 
-    reducer_override = _Reducers._reduce
+    def reducer_override(self, obj: Any) -> Any:
+        return self._reduce(obj)
 
 
 class _ValuePickler(_Reducers, cloudpickle.Pickler):  # type: ignore[misc]  # untyped base
@@ -190,16 +190,27 @@ class _Unpickler(pickle.Unpickler):
     """Finds classes in loaded packages first, then where Python does."""
 
     def __init__(
-        self, file: io.BytesIO, buffers: Iterable[Any], resolve: Callable[[bytes], object]
+        self,
+        file: io.BytesIO,
+        buffers: Iterable[Any],
+        resolve: Callable[[bytes], object],
+        scope: type | None,
     ) -> None:
         super().__init__(file, buffers=buffers)
         self._resolve = resolve
+        self._scope = scope
+
+    def _named(self, module: str, qualname: str) -> type:
+        found = rebuild.find_named(module, qualname, self._scope)
+        return rebuild.named(module, qualname) if found is None else found
 
     def find_class(self, module: str, name: str) -> Any:
         if module == rebuild.__name__ and name == rebuild.ref.__name__:
             return self._resolve
+        if module == rebuild.__name__ and name == rebuild.named.__name__:
+            return self._named
         if module in _MAIN:
-            found = rebuild.find_named("__main__", name)
+            found = rebuild.find_named("__main__", name, self._scope)
             if found is not None:
                 return found
         # Published modules are in sys.modules, put there by the package loader, which
@@ -208,7 +219,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _no_ref(ref: bytes) -> object:
-    raise UnsupportedValueError("ref", ref.hex(), "there is nobody to resolve refs here")
+    raise UnsupportedValueError(
+        "ref", ref.hex(), "there is nobody to resolve refs here"
+    )
 
 
 def unpickle(
@@ -216,15 +229,17 @@ def unpickle(
     *,
     buffers: Iterable[Any] = (),
     resolve: Callable[[bytes], object] = _no_ref,
+    scope: type | None = None,
 ) -> Any:
-    """Read a pickle. Runs code that the pickle names: only for executors and developers.
+    """Read a pickle, which runs code that it names: for executors and developers.
 
     Args:
         stream: The pickle.
         buffers: Its out-of-band buffers, which the result takes over.
         resolve: Makes an object of a ref.
+        scope: A class by value, whose package is looked into first for named classes.
     """
-    return _Unpickler(io.BytesIO(stream), buffers, resolve).load()
+    return _Unpickler(io.BytesIO(stream), buffers, resolve, scope).load()
 
 
 def _reduce_large_bytes(obj: LargeBytes) -> Reduced:
@@ -232,8 +247,8 @@ def _reduce_large_bytes(obj: LargeBytes) -> Reduced:
 
 
 def _reduce_typed_storage(storage: Any) -> Reduced:
-    # A new TypedStorage is made for each tensor; the untyped one inside keeps its identity
-    # while the pickle lives, and through it tensors stay shared.
+    # A new TypedStorage is made for each tensor; the untyped one inside keeps its
+    # identity while the pickle lives, and through it tensors stay shared.
     return rebuild.typed_storage, (storage._untyped_storage, storage.dtype)  # noqa: SLF001
 
 
@@ -252,7 +267,7 @@ def _memory_of(storage: Any) -> pickle.PickleBuffer:
     if size == 0:
         return pickle.PickleBuffer(bytearray())
     memory = (ctypes.c_char * size).from_address(storage.data_ptr())
-    memory.owner = storage  # type: ignore[attr-defined]  # the view keeps the memory alive
+    memory.owner = storage  # The view keeps the memory alive.
     return pickle.PickleBuffer(memory)
 
 
@@ -261,14 +276,30 @@ def _reduce_generator(generator: Any) -> Reduced:
     return rebuild.generator, (str(generator.device), bytes(state.tolist()))
 
 
-def culprit(
-    name: str, value: object, error: BaseException, *, ref_of: RefOf
+def culprit_of(
+    named: Mapping[str, Any], error: Exception, *, ref_of: RefOf
 ) -> UnsupportedValueError:
     """Return an error that names the innermost thing that cannot be pickled.
 
-    Slow: it pickles parts again and again. For a value whose dump failed with `error`.
+    Slow: it pickles parts again and again, each by value.
+
+    Args:
+        named: What was pickled together, by the paths to show.
+        error: How that failed.
+        ref_of: As for `dump`.
     """
-    path, depth = name, 0
+    for path, value in named.items():
+        problem = _problem_of(value, ref_of)
+        if problem is not None:
+            return _culprit(path, value, problem, ref_of)
+    kind = type(error).__name__
+    return UnsupportedValueError("graph", ", ".join(named), f"{kind}: {error}"[:500])
+
+
+def _culprit(
+    path: str, value: object, error: BaseException, ref_of: RefOf
+) -> UnsupportedValueError:
+    depth = 0
     is_deeper = True
     seen = {id(value)}
     while is_deeper and depth < 64:
@@ -285,7 +316,9 @@ def culprit(
                 break
     kind = type(value)
     text = str(error) if str(error) else type(error).__name__
-    return UnsupportedValueError(f"{kind.__module__}.{kind.__qualname__}", path, text[:500])
+    return UnsupportedValueError(
+        f"{kind.__module__}.{kind.__qualname__}", path, text[:500]
+    )
 
 
 def _problem_of(value: object, ref_of: RefOf) -> BaseException | None:
@@ -300,20 +333,26 @@ def _parts_of(value: Any) -> Iterable[tuple[str, object]]:
     """Yield the parts of a value, each with its step in a path."""
     if isinstance(value, Mapping):
         for key, part in list(value.items()):
-            yield f"[{key!r}]".replace("'", '"'), part
-            yield f".keys()[{key!r}]", key
+            step = f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
+            yield step, part
+            yield f".keys(){step}", key
     elif isinstance(value, (list, tuple)):
         yield from ((f"[{i}]", part) for i, part in enumerate(value))
     elif isinstance(value, (set, frozenset)):
         yield from (("{...}", part) for part in list(value))
-    closure = getattr(value, "__closure__", None)
-    if isinstance(closure, tuple):
-        for free, cell in zip(value.__code__.co_freevars, closure, strict=True):
-            yield f".<closure>.{free}", getattr(cell, "cell_contents", None)
-    if isinstance(getattr(value, "__self__", None), object) and hasattr(value, "__func__"):
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__ or (), strict=True):
+            yield f".<closure>.{name}", cell.cell_contents
+    elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
+    if not isinstance(value, type):
+        yield from _attributes_of(value)
+
+
+def _attributes_of(value: Any) -> Iterable[tuple[str, object]]:
     attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(value, type):
+    if isinstance(attributes, dict):
         yield from ((f".{key}", part) for key, part in list(attributes.items()))
     for slot in _slots_of(type(value)):
         if hasattr(value, slot):

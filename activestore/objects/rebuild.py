@@ -1,7 +1,7 @@
-"""The functions that stored graphs name: how a pickle puts storages and the like together.
+"""The functions that stored graphs name, which put storages and the like together.
 
-Their names are in states on disk: never rename or remove one, never change the meaning of
-an argument; add another function instead.
+Their names are in states on disk: never rename or remove one, never change the meaning
+of an argument; add another function instead.
 
 Rules of this file: torch is imported only by a state that holds it. Buffers come in as
 `unpickle` made them: writable, aligned memory that now belongs to the result, or a
@@ -17,17 +17,24 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from activestore.errors import ClassNotFoundError, InternalError
 
-# Classes that travel by value, under the names that states give them. In an executor the
-# package loader fills it; in a client, `pack_value`.
+# Classes that travel by value, under the names that states give them. In an executor
+# the package loader fills it; in a client, `pack_value`.
 _named: WeakValueDictionary[tuple[str, str], type] = WeakValueDictionary()
 _name_of: WeakKeyDictionary[type, tuple[str, str]] = WeakKeyDictionary()
+# The classes that came in one package, for each of them: two packages may hold a helper
+# class of the same name, and a state means the one that its own class knows.
+_scope_of: WeakKeyDictionary[type, WeakValueDictionary[tuple[str, str], type]] = (
+    WeakKeyDictionary()
+)
 
 
 def remember_named(classes: Iterable[type]) -> None:
-    """Let states name these classes, which no import can find."""
+    """Let states name these classes of one package, which no import can find."""
+    scope: WeakValueDictionary[tuple[str, str], type] = WeakValueDictionary()
     for cls in classes:
         key = (cls.__module__, cls.__qualname__)
-        _named[key] = cls
+        _named[key] = scope[key] = cls
+        _scope_of[cls] = scope
         _name_of[cls] = key
 
 
@@ -57,9 +64,12 @@ def named(module: str, qualname: str) -> type:
     return cls
 
 
-def find_named(module: str, qualname: str) -> type | None:
-    """Return what `named` returns, None where it raises."""
-    return _named.get((module, qualname))
+def find_named(module: str, qualname: str, scope: type | None = None) -> type | None:
+    """Return a class that travelled by value, first the one that `scope` came with."""
+    key = (module, qualname)
+    nearest = _scope_of.get(scope) if scope is not None else None
+    found = None if nearest is None else nearest.get(key)
+    return _named.get(key) if found is None else found
 
 
 def ref(object_id: bytes) -> Any:
@@ -112,8 +122,8 @@ def typed_storage(untyped: Any, dtype: Any) -> Any:
 def generator(device: str, state: bytes) -> Any:
     """Return a torch.Generator in the given state; on the CPU where `device` is absent.
 
-    The state of an accelerator's generator means nothing to a CPU's: there the seed, which
-    is in both, is all that is kept.
+    The state of an accelerator's generator means nothing to a CPU's: there the seed,
+    which is in both, is all that is kept.
     """
     torch = importlib.import_module("torch")
     numbers = torch.frombuffer(bytearray(state), dtype=torch.uint8).clone()

@@ -1,23 +1,24 @@
 """An object's fields to ObjectState bytes and back, and what changed in between.
 
-A *plain* field's value is immutable and cannot be shared in a way that matters: None, bool,
-numbers, short str and bytes, dates, Decimal, UUID, refs, and tuples and frozensets of such.
-It is encoded alone, and compared by identity first. All others are pickled together as one
-*graph*, compared by digest. bytes of PLAIN_BYTES_MAX or more are in the graph too, as
-buffers beside it; so are longer texts and tuples.
+A *plain* field's value is immutable and cannot be shared in a way that matters: None,
+bool, numbers, short str and bytes, dates, Decimal, UUID, refs, and tuples and
+frozensets of such. It is encoded alone, and compared by identity first. All others are
+pickled together as one *graph*, compared by digest. bytes of PLAIN_BYTES_MAX or more
+are in the graph too, as buffers beside it; so are longer texts and tuples.
 
-A graph whose stream is longer than STREAM_INLINE_BYTES_MAX lies in the first buffers, cut
-to STREAM_CHUNK_BYTES, so that what is appended to a long list writes only its last chunks;
-`ObjectState.graph` is then _CUT and the count of these buffers. Nobody else reads it.
+A graph whose stream is longer than STREAM_INLINE_BYTES_MAX lies in the first buffers,
+cut to STREAM_CHUNK_BYTES, so that what is appended to a long list writes only its last
+chunks; `ObjectState.graph` is then _CUT and the count of these buffers. Nobody else
+reads it.
 
 Final fields are compared by identity alone. A Final field that is not plain lies in the
 graph, but the digest that finds changes is of the *other* graph fields; only when these
 changed is the whole graph pickled anew, and then a buffer that is reached through Final
 fields alone keeps the digest it had. So a large Final array costs nothing per call.
 
-Rules of this file: stored values are those of the instance (a default on the class is code,
-not state); nothing is imported for a value that is not there; buffers that `take` and
-`changes` return are live memory.
+Rules of this file: stored values are those of the instance (a default on the class is
+code, not state); nothing is imported for a value that is not there; buffers that `take`
+and `changes` return are live memory.
 
 Source: design sections 4 and 5.
 """
@@ -27,7 +28,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import struct
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -72,12 +72,12 @@ _IN_GRAPH: Any = object()  # Never the value of a field, so always looked at.
 class Snapshot(NamedTuple):
     """A committed state, as far as it is needed to see what changed since.
 
-    `values`: what an unchanged field holds, by identity; _IN_GRAPH for those of the graph
-    that may change in place. `encodings`: of the plain fields. `graph_fields`: all of the
-    graph, Final ones included. `graph_digest`: of the graph without Final fields; None
-    where it is not known, and then the graph counts as changed. `buffers`: digest and size
-    of each buffer of the state, in order. `final_digests`: of buffers that only Final
-    fields reach, by address and size.
+    `values`: what an unchanged field holds, by identity; _IN_GRAPH for those of the
+    graph that may change in place. `encodings`: of the plain fields. `graph_fields`:
+    all of the graph, Final ones included. `graph_digest`: of the graph without Final
+    fields; None where it is not known, and then the graph counts as changed. `buffers`:
+    digest and size of each buffer of the state, in order. `final_digests`: of buffers
+    that only Final fields reach, by address and size.
     """
 
     values: Mapping[str, Any]
@@ -119,7 +119,7 @@ _NO_GRAPH = _Written(b"", (), [], [], {})
 class Snapshotter:
     """Takes, loads and compares the states of the objects of one class revision."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, each a fact of the class
         self,
         cls: type,
         *,
@@ -130,6 +130,7 @@ class Snapshotter:
         resolve: Callable[[bytes], object],
         by_value: bool = False,
     ) -> None:
+        self._cls = cls
         self._class_name = class_name
         self._revision = revision
         self._class_version = class_version
@@ -138,9 +139,11 @@ class Snapshotter:
         self._by_value = by_value
         fields = fields_of(cls)
         self._names = tuple(fields)
-        self._finals = frozenset(name for name, field in fields.items() if field.is_final)
+        self._finals = frozenset(
+            name for name, field in fields.items() if field.is_final
+        )
 
-    # -- to bytes and back -------------------------------------------------------------
+    # -- to bytes and back ---------------------------------------------------------
 
     def take(self, obj: Any) -> tuple[ObjectState, Snapshot]:
         """Return the whole state of `obj`, and what to compare it with later.
@@ -176,8 +179,10 @@ class Snapshotter:
         )  # fmt: skip
         return state, _snapshot(held, fields, compared, written)
 
-    def load(self, obj: Any, state: ObjectState, *, is_reader: bool = False) -> Snapshot:
-        """Set the fields of `state` in `obj`; neither `__init__` nor `on_activate` runs.
+    def load(
+        self, obj: Any, state: ObjectState, *, is_reader: bool = False
+    ) -> Snapshot:
+        """Set the fields of `state` in `obj`, a bare instance; no user method runs.
 
         Buffers in writable memory at a multiple of 64 bytes become the memory of the
         object, without a copy; others are copied.
@@ -202,7 +207,8 @@ class Snapshotter:
         if not state.graph:
             return Snapshot(held, encodings)
         stream, taken = _join_stream(state)
-        memory = [owned(buffer) for buffer in state.buffers[taken:]]
+        blocks: Any = state.buffers
+        memory = [owned(block) for block in blocks[taken:]]
         attributes.update(self._unpickle(stream, memory))
         graph = {
             name: attributes[name] for name in state.graph_fields if name in self._names
@@ -213,8 +219,8 @@ class Snapshotter:
             return Snapshot(held, encodings, fields, None, size)
         # Pickled again, because pickle records which equal strings are one object, and
         # that differs after a load. The memory is the same, so it is digested once.
-        known = {}
-        digests = [(digest_of(view), view.nbytes) for view in state.buffers[:taken]]
+        known: dict[tuple[int, int], bytes] = {}
+        digests = [(digest_of(piece), len(piece)) for piece in blocks[:taken]]
         for view in memory:
             digests.append((digest_of(view), view.nbytes))
             known[address_of(view), view.nbytes] = digests[-1][0]
@@ -226,22 +232,29 @@ class Snapshotter:
 
     def _unpickle(self, stream: bytes, memory: Sequence[memoryview]) -> dict[str, Any]:
         try:
-            found = pickles.unpickle(stream, buffers=memory, resolve=self._resolve)
+            found = pickles.unpickle(
+                stream, buffers=memory, resolve=self._resolve, scope=self._cls
+            )
         except ActiveStoreError:
             raise
         except ModuleNotFoundError as error:
-            raise RequirementError(self._class_name, (error.name or str(error),)) from error
+            raise RequirementError(
+                self._class_name, (error.name or str(error),)
+            ) from error
         except (AttributeError, ImportError) as error:
             raise InvalidRequestError(
-                f"the stored state does not fit this code: {error}; publish a version that "
-                "still has it, or one with __migrate__",
+                f"the stored state does not fit this code: {error}; publish a "
+                "version that still has it, or one with __migrate__",
                 self._class_name,
             ) from error
         if type(found) is not dict:
-            raise RemoteProtocolError(f"a graph is a {type(found).__name__}, not a dict")
+            raise RemoteProtocolError(
+                f"a graph is a {type(found).__name__}, not a dict"
+            )
         return found
 
-    # -- what changed --------------------------------------------------------------------
+    # -- what changed
+    # --------------------------------------------------------------------
 
     def changes(
         self, obj: Any, before: Snapshot, only: tuple[str, ...] | None = None
@@ -251,7 +264,8 @@ class Snapshotter:
         Args:
             obj: The object.
             before: What `take`, `load` or the last `changes` returned for it.
-            only: Compare just these fields. The graph is one: where one of them is in it,
+            only: Compare just these fields. The graph is one: where one of them is in
+            it,
                 all is compared.
 
         Raises:
@@ -267,8 +281,8 @@ class Snapshotter:
     def first_difference(self, obj: Any, before: Snapshot) -> str | None:
         """Return the name of a field that changed since `before`, None for none.
 
-        Where several fields share the graph and it cannot be told which of them changed,
-        their names are joined by commas.
+        Where several fields share the graph and it cannot be told which of them
+        changed, their names are joined by commas.
         """
         attributes = obj.__dict__
         graph: dict[str, Any] = {}
@@ -279,7 +293,9 @@ class Snapshotter:
                 continue
             if known is _IN_GRAPH and value is not _MISSING:
                 graph[name] = value
-            elif value is _MISSING or self._encode(value) != before.encodings.get(name, b""):
+            elif value is _MISSING or self._encode(value) != before.encodings.get(
+                name, b""
+            ):
                 return name
         if not graph or before.graph_digest is None:
             return None
@@ -309,7 +325,9 @@ class Snapshotter:
                 continue
             encoded = None if value is _MISSING else self._encode(value)
             if encoded is None:
-                is_graph = is_graph or value is not _MISSING or name in before.graph_fields
+                is_graph = (
+                    is_graph or value is not _MISSING or name in before.graph_fields
+                )
                 held.pop(name, None)
                 if name in before.encodings:
                     removed.append(name)
@@ -367,7 +385,9 @@ class Snapshotter:
         is_same = is_same_shape and compared.digest == before.graph_digest
         if is_same:
             return self._plain_delta(before, held, fields, removed)
-        written = self._write(graph, compared, before.final_digests) if graph else _NO_GRAPH
+        written = (
+            self._write(graph, compared, before.final_digests) if graph else _NO_GRAPH
+        )
         self._hold(held, graph)
         where = {digest: i for i, digest in enumerate(before.buffers)}
         buffers = [
@@ -380,10 +400,10 @@ class Snapshotter:
         )  # fmt: skip
         return delta, _snapshot(held, encodings, compared, written)
 
-    # -- plain values --------------------------------------------------------------------
+    # -- plain values --------------------------------------------------------------
 
     def _encode(self, value: Any) -> bytes | None:
-        """Return the encoding of a plain value, None for what belongs into the graph."""
+        """Return the encoding of a plain value, None for one of the graph."""
         kind = type(value)
         if kind not in _ATOMS:
             if kind in _TEXTS:
@@ -397,14 +417,17 @@ class Snapshotter:
             return None  # Such as a text with half a surrogate pair: pickle can.
         return None if buffers else encoded
 
-    # -- the graph -----------------------------------------------------------------------
+    # -- the graph
+    # -----------------------------------------------------------------------
 
     def _hold(self, held: dict[str, Any], graph: Mapping[str, Any]) -> None:
         for name, value in graph.items():
             held[name] = value if name in self._finals else _IN_GRAPH
 
     def _dump_open(
-        self, graph: Mapping[str, Any], known: Mapping[tuple[int, int], bytes] | None = None
+        self,
+        graph: Mapping[str, Any],
+        known: Mapping[tuple[int, int], bytes] | None = None,
     ) -> _Compared:
         """Dump the fields that may change in place, and digest them.
 
@@ -461,7 +484,7 @@ class Snapshotter:
             raise
         except Exception as error:
             named = {f'field["{name}"]': value for name, value in graph.items()}
-            raise _culprit_of(named, error, self._ref_of) from error
+            raise pickles.culprit_of(named, error, ref_of=self._ref_of) from error
 
     def _dump_by_name_or_value(
         self, graph: Mapping[str, Any], skipped: Mapping[int, str] | None
@@ -492,7 +515,9 @@ def migrate(cls: Any, old_version: int, fields: dict[str, Any]) -> dict[str, Any
     function = getattr(cls, "__migrate__", None)
     if function is None:
         return fields
-    raw = next(b.__dict__["__migrate__"] for b in cls.__mro__ if "__migrate__" in b.__dict__)
+    raw = next(
+        b.__dict__["__migrate__"] for b in cls.__mro__ if "__migrate__" in b.__dict__
+    )
     if isinstance(raw, (classmethod, staticmethod)):
         found = function(old_version, fields)
     else:
@@ -506,7 +531,10 @@ def migrate(cls: Any, old_version: int, fields: dict[str, Any]) -> dict[str, Any
 
 
 def _snapshot(
-    held: dict[str, Any], encodings: dict[str, bytes], compared: _Compared, written: _Written
+    held: dict[str, Any],
+    encodings: dict[str, bytes],
+    compared: _Compared,
+    written: _Written,
 ) -> Snapshot:
     return Snapshot(
         held, encodings, written.graph_fields, compared.digest, len(written.graph),
@@ -515,7 +543,7 @@ def _snapshot(
 
 
 def _is_plain(value: Any, elements_max: int) -> bool:
-    """Return whether a value that is no atom and no text is plain; tuples by content."""
+    """Return whether a value is plain that is neither atom nor text."""
     kind = type(value)
     if kind in _CLOCKS:
         # A named zone and the second pass of an hour are more than an offset can say.
@@ -555,18 +583,3 @@ def _join_stream(state: ObjectState) -> tuple[bytes, int]:
         )
     pieces: Any = state.buffers[:count]
     return b"".join(pieces), count
-
-
-def _culprit_of(
-    named: Mapping[str, Any], error: Exception, ref_of: RefOf
-) -> UnsupportedValueError:
-    """Return the error for the first field that cannot be pickled."""
-    for path, value in named.items():
-        try:
-            pickles.dump(value, ref_of=ref_of, by_value=True)
-        except ActiveStoreError:
-            raise
-        except Exception as problem:  # noqa: BLE001 - a user's reduce function raised it
-            return pickles.culprit(path, value, problem, ref_of=ref_of)
-    kind = type(error).__name__
-    return UnsupportedValueError("graph", ", ".join(named), f"{kind}: {error}"[:500])

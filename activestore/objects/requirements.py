@@ -1,0 +1,60 @@
+"""What a class says it needs, against what is installed here.
+
+Rules of this file: it reads the metadata of installed distributions and imports none.
+
+Source: PEP 508; design section 4, `requires`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from activestore.errors import InvalidRequestError
+
+
+def missing_requirements(requires: Sequence[str]) -> list[str]:
+    """Return those PEP 508 requirements that are not met here, as they were given.
+
+    A requirement whose marker does not hold here is met. One with extras is met when
+    the distribution is there and what each extra asks for is too.
+
+    Raises:
+        InvalidRequestError: a text is no PEP 508 requirement.
+    """
+    return [text for text in requires if not _is_met(_parse(text), frozenset())]
+
+
+def _parse(text: str) -> Requirement:
+    try:
+        return Requirement(text)
+    except InvalidRequirement as error:
+        first = str(error).splitlines()[0]
+        raise InvalidRequestError(
+            f"{text!r} is no PEP 508 requirement: {first}"
+        ) from None
+
+
+def _is_met(requirement: Requirement, asked: frozenset[str], extra: str = "") -> bool:
+    marker = requirement.marker
+    if marker is not None and not marker.evaluate({"extra": extra}):
+        return True
+    try:
+        found = importlib.metadata.distribution(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    # A pre-release that somebody installed was chosen on purpose.
+    if not requirement.specifier.contains(found.version, prereleases=True):
+        return False
+    name = canonicalize_name(requirement.name)
+    return all(
+        _is_met(Requirement(text), asked | {key}, wanted)
+        for wanted in requirement.extras
+        # `a[x]` may ask for `a[y]`, and that for `a[x]` again.
+        if (key := f"{name}[{wanted}]") not in asked
+        for text in found.requires or ()
+        if "extra" in text.partition(";")[2]
+    )
