@@ -315,8 +315,8 @@ loader.add(digest, (out / "archive").read_bytes())
 cls = loader.class_of("__main__.Counter", digest)
 assert loader.is_by_value("__main__.Counter")
 (named,) = decode_states((out / "state").read_bytes(), [])
-taker = Snapshotter(cls, class_name="__main__.Counter", revision=digest, class_version=0,
-    ref_of=lambda o: None, resolve=None, by_value=True)
+taker = Snapshotter(cls, class_name="__main__.Counter", revision=digest,
+    class_version=0, ref_of=lambda o: None, resolve=None, by_value=True)
 obj = cls.__new__(cls)
 before = taker.load(obj, named.state)
 assert taker.changes(obj, before) is None
