@@ -1,11 +1,21 @@
 """activestore: an active object store for the edge-to-cloud continuum.
 
 This file is the facade: the public names, and nothing else. Importing it loads only zmq
-and msgpack; `connect` and the client come with the first use.
+and msgpack; classes' code, asyncio and the daemon come when they are used.
 """
 
 from __future__ import annotations
 
+from activestore import errors
+from activestore.client.client import RemoteClass, Store, connect
+from activestore.errors import ActiveStoreError
 from activestore.model import ActiveObject, activemethod, checkpoint
+from activestore.remote import Proxy
+from activestore.wire.values import Array, Opaque, Ref
 
-__all__ = ["ActiveObject", "activemethod", "checkpoint"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActiveObject", "ActiveStoreError", "Array", "Opaque", "Proxy", "Ref", "RemoteClass",
+    "Store", "activemethod", "checkpoint", "connect", "errors",
+]  # fmt: skip

@@ -1,1 +1,1 @@
-"""To be written."""
+"""The client: sessions, one connection, proxies; zmq and msgpack, nothing else."""

@@ -27,7 +27,7 @@ import msgpack
 from activestore import model, remote
 from activestore.errors import AliasNotFoundError, InvalidRequestError
 from activestore.ids import ObjectId, PeerId, new_object_id
-from activestore.objects import orders, pickles
+from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.objects.hosting import Host
 from activestore.objects.slots import STREAM_CREDIT, Slot, call_message, persist_message
@@ -69,7 +69,7 @@ class ExecutorCaller:
     ) -> tuple[Slot, int]:  # fmt: skip
         slot = self._slot
         body, buffers = values.encode_arguments(
-            args, kwargs, ref_of=self._ref, pickle=pickles.dumps_value
+            args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
         )
         message = call_message(
             object_id, method, operation, body, buffers, options.timeout_s, credit
@@ -167,7 +167,7 @@ class ExecutorCaller:
         slot = self._slot
         object_id = new_object_id(self._home)
         body, buffers = values.encode_arguments(
-            args, kwargs, ref_of=self._ref, pickle=pickles.dumps_value
+            args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
         )
         slot.wait(
             slot.request(

@@ -32,7 +32,7 @@ from activestore.errors import (
     nearest_builtin,
 )
 from activestore.ids import ObjectId, PeerId
-from activestore.objects import pickles
+from activestore.objects import opaque
 from activestore.objects.registry import PackageLoader
 from activestore.objects.snapshot import Snapshot, Snapshotter, migrate
 from activestore.wire import values
@@ -258,7 +258,7 @@ class Host:
         produce: Callable[[Any], None] | None,
     ) -> Any:
         args, kwargs = values.decode_arguments(
-            body, buffers, resolve=self.resolve, unpickle=pickles.loads_value
+            body, buffers, resolve=self.resolve, unpickle=self.load_value
         )
         obj = copy.obj
         if kind == CALL:
@@ -312,7 +312,7 @@ class Host:
             body, buffers = b"\xc0", ()
         else:
             body, buffers = values.encode(
-                result, ref_of=self.ref_of, pickle=pickles.dumps_value, path="result"
+                result, ref_of=self.ref_of, pickle=self.dump_value, path="result"
             )  # type: ignore[assignment]
         if is_reentrant:
             return Outcome("", body, buffers)
@@ -463,7 +463,15 @@ class Host:
             "".join(lines)[-TRACEBACK_CHARS_MAX:], nearest_builtin(error),
         )  # fmt: skip
 
-    # -- refs ---------------------------------------------------------------------------
+    # -- values and refs ---------------------------------------------------------------------------
+
+    def dump_value(self, value: object) -> tuple[str, bytes]:
+        """Pickle a value without a wire form."""
+        return opaque.dump_value(value, self.ref_of)
+
+    def load_value(self, name: str, data: bytes) -> Any:
+        """Unpickle one."""
+        return opaque.load_value(name, data, self.resolve)
 
     def ref_of(self, obj: object) -> bytes | None:
         """Return the ref of an active object; a new one gets its id here."""

@@ -15,6 +15,7 @@ Source: design sections 3 and 5.
 from __future__ import annotations
 
 import ctypes
+import os
 import select
 import socket
 import threading
@@ -26,7 +27,7 @@ from typing import Any
 from activestore import model
 from activestore.errors import CancelledError, InvalidRequestError, error_from_wire
 from activestore.ids import ObjectId
-from activestore.objects import orders, pickles
+from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_file
 from activestore.objects.hosting import (
     Host,
@@ -123,6 +124,8 @@ class Slot:
             while now_s < until_s:
                 if self._read_now():
                     return
+                # The other core may be needed by the very thread that is waited for.
+                os.sched_yield()
                 now_s = _perf()
         self._poll.poll()
         self._read_now()
@@ -312,7 +315,7 @@ class Slot:
     def _producer(self, call_id: int, attempt: int) -> Any:
         def produce(item: Any) -> None:
             body, buffers = values.encode(
-                item, ref_of=self.host.ref_of, pickle=pickles.dumps_value, path="item"
+                item, ref_of=self.host.ref_of, pickle=self.host.dump_value, path="item"
             )
             while self._credit.get(call_id, 0) <= 0:
                 self._serve_while_waiting()
@@ -363,7 +366,7 @@ class Slot:
             fields = values.decode(body)
             raise error_from_wire(code, tuple(fields))  # type: ignore[arg-type]
         return values.decode(
-            body, buffers, resolve=self.host.resolve, unpickle=pickles.loads_value
+            body, buffers, resolve=self.host.resolve, unpickle=self.host.load_value
         )
 
     def items(self, number: int) -> Any:

@@ -20,10 +20,9 @@ from activestore.core import events
 from activestore.core.executors import PoolConfig
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
-from activestore.peer.addresses import check_listen
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
-from activestore.peer.config import MIB, PeerConfig
+from activestore.peer.config import MIB, PeerConfig, check_listen
 from activestore.peer.loop import LoopSettings, PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests

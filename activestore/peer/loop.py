@@ -210,6 +210,9 @@ class PeerLoop:
         self.executors.flush()
         for route in self.transport.flush():
             self._lose_route(route)
+        if not worked and now_s < self._busy_until_s:
+            # Whoever is waited for may need this core: offer it at every look.
+            os.sched_yield()
         if worked:
             if now_s - self._last_work_s < self.settings.spin_s * 4:
                 self._busy_until_s = now_s + self.settings.spin_s

@@ -32,11 +32,6 @@ DESCRIBE_S_MAX = 120.0
 DIGEST_BYTES = 16
 
 
-def wrap(kind: str, name: str, archive: bytes) -> bytes:
-    """Return a package as storage keeps it and executors get it."""
-    return bytes(msgpack.packb([kind, name, archive], use_bin_type=True))
-
-
 def check_parameters(parameters: Mapping[str, Any]) -> tuple[str, str, bytes, bytes]:
     """Return kind, name, digest and archive of a publish request.
 
@@ -94,9 +89,8 @@ def describe(kind: str, name: str, digest: bytes, archive: bytes) -> list[dict[s
 
 
 def keep(
-    engine: Engine, kind: str, name: str, digest: bytes, archive: bytes,
-    interfaces: Sequence[Mapping[str, Any]],
-) -> list[ClassRecord]:  # fmt: skip
+    engine: Engine, digest: bytes, archive: bytes, interfaces: Sequence[Mapping[str, Any]]
+) -> list[ClassRecord]:
     """Store a package and the records of its classes; return the records."""
     now_s = wall_s()
     records = [
@@ -105,7 +99,7 @@ def keep(
         )
         for interface in interfaces
     ]
-    engine.put_code(digest, wrap(kind, name, archive), records)
+    engine.put_code(digest, archive, records)
     return records
 
 

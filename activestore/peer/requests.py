@@ -243,7 +243,7 @@ class Requests:
                 self._loop.storage.write(lambda _: None, lambda *_: failed(bug))
                 return
             self._loop.storage.write(
-                lambda engine: publishing.keep(engine, kind, name, digest, archive, found),
+                lambda engine: publishing.keep(engine, digest, archive, found),
                 kept,
             )
 

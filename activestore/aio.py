@@ -1,0 +1,165 @@
+"""The same store for asyncio: calls, fields and listings are awaited.
+
+    async with await activestore.aio.connect("tcp://127.0.0.1:7400") as store:
+        p = await store.get("hits")
+        await p.add(1); await p.value
+        async for row in p.train.stream(epochs=10): ...
+
+Rules of this file: the thread-based client does the work; this turns its futures into
+awaitables and its blocking questions into threads.
+
+Source: design section 4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from activestore import remote
+from activestore.client import client
+from activestore.errors import InvalidRequestError
+from activestore.ids import ObjectId
+from activestore.remote import CallOptions
+
+
+async def connect(
+    endpoint: str | Sequence[str] | None = None, *, timeout_s: float = 30.0, name: str = ""
+) -> AsyncStore:
+    """Connect to a peer; see activestore.connect."""
+    store = await asyncio.to_thread(
+        client.connect, endpoint, timeout_s=timeout_s, name=name
+    )
+    return AsyncStore(store)
+
+
+class AsyncStore:
+    """A Store whose methods are coroutines; proxies are awaited too."""
+
+    def __init__(self, store: client.Store) -> None:
+        self._store = store
+        self._proxies: dict[type, type] = {}
+
+    async def __aenter__(self) -> AsyncStore:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await asyncio.to_thread(self._store.close)
+
+    def _wrap(self, value: Any) -> Any:
+        """Return an awaited stand-in for a blocking one, anything else as it is."""
+        object_id = remote.id_of(value)
+        if object_id is None or not isinstance(value, remote.Proxy):
+            return value
+        return remote.make_proxy(type(value), object_id, self)
+
+    # -- the Caller of its proxies -----------------------------------------------------------
+
+    async def invoke(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> Any:  # fmt: skip
+        """Run a method and return its result."""
+        args = tuple(self._unwrap(value) for value in args)
+        future = self._store.submit(object_id, method, args, kwargs, options)
+        return self._wrap(await asyncio.wrap_future(future))
+
+    def submit(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> asyncio.Task[Any]:  # fmt: skip
+        """Start a method; return a task of its result."""
+        return asyncio.ensure_future(self.invoke(object_id, method, args, kwargs, options))
+
+    async def stream(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> AsyncIterator[Any]:  # fmt: skip
+        """Start a generator method; iterate its items with `async for`."""
+        items = self._store.stream(object_id, method, args, kwargs, options)
+        end = object()
+        try:
+            while (item := await asyncio.to_thread(next, items, end)) is not end:
+                yield self._wrap(item)
+        finally:
+            await asyncio.to_thread(items.close)  # type: ignore[attr-defined]  # a generator
+
+    async def get_field(self, object_id: ObjectId, field: str) -> Any:
+        """Read a field: `await p.value`."""
+        return self._wrap(await asyncio.to_thread(self._store.get_field, object_id, field))
+
+    def set_field(self, object_id: ObjectId, field: str, value: Any) -> None:
+        """Refuse: an assignment cannot be awaited."""
+        raise InvalidRequestError(
+            "an assignment cannot be awaited; use `await store.set(p, name, value)`", field
+        )
+
+    @staticmethod
+    def _unwrap(value: Any) -> Any:
+        return value
+
+    # -- the Store's names ----------------------------------------------------------------------
+
+    async def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._wrap(await asyncio.to_thread(function, *args, **kwargs))
+
+    async def get(self, name: Any) -> Any:
+        """Return the object with this alias, id or ref."""
+        return await self._run(self._store.get, name)
+
+    async def set(self, obj: Any, field: str, value: Any) -> None:
+        """Assign a field; durable on return."""
+        object_id = remote.id_of(obj)
+        if object_id is None:
+            raise InvalidRequestError("it is not persistent", type(obj).__name__)
+        await asyncio.to_thread(self._store.set_field, object_id, field, value)
+
+    async def create(self, class_name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Make an object of a published class."""
+        return await self._run(self._store.create, class_name, *args, **kwargs)
+
+    async def persist(self, objects: Any, /, **options: Any) -> None:
+        """Keep objects and all they reach."""
+        await asyncio.to_thread(lambda: self._store.persist(objects, **options))
+
+    async def publish(self, what: Any, *, data_files: Sequence[str] = ()) -> list[str]:
+        """Publish code."""
+        found: list[str] = await self._run(self._store.publish, what, data_files=data_files)
+        return found
+
+    async def locate(self, obj: Any) -> dict[str, Any]:
+        """Return where an object lives."""
+        found: dict[str, Any] = await self._run(self._store.locate, obj)
+        return found
+
+    async def delete(self, obj: Any) -> None:
+        """Delete an object."""
+        await self._run(self._store.delete, obj)
+
+    async def objects(self, alias_prefix: str = "") -> AsyncIterator[dict[str, Any]]:
+        """Iterate over what is stored."""
+        rows = self._store.objects(alias_prefix)
+        end: Any = object()
+        while (row := await asyncio.to_thread(next, rows, end)) is not end:
+            yield row
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """Return the peers that the connected peer knows."""
+        found: list[dict[str, Any]] = await self._run(self._store.peers)
+        return found
+
+    async def status(self) -> dict[str, Any]:
+        """Return what the connected peer says of itself."""
+        found: dict[str, Any] = await self._run(self._store.status)
+        return found
+
+    async def request(self, operation: str, /, **parameters: Any) -> Any:
+        """Ask the peer itself."""
+        return await asyncio.to_thread(
+            lambda: self._store.request(operation, **parameters)
+        )

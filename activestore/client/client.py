@@ -1,0 +1,572 @@
+"""The store as a client sees it: names, objects, classes, calls.
+
+Rules of this file: zmq and msgpack only. What needs the classes' code (publish, persist,
+pickles) is in `client.publish`, imported when it is first used.
+
+Source: design section 4.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from activestore import ids, model, remote
+from activestore.client.connection import Connection
+from activestore.client.proxy import StandIns
+from activestore.client.session import STREAM_CREDIT, Request
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    ConfigurationError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedValueError,
+)
+from activestore.ids import ObjectId
+from activestore.remote import CallOptions
+from activestore.wire import messages, values
+from activestore.wire.limits import NAME_CHARS_MAX
+from activestore.wire.messages import Operation
+from activestore.wire.state import encode_states
+
+ENDPOINT_VARIABLE = "ACTIVESTORE_ENDPOINT"
+# Objects of one Persist of an iterable: one commit each, many on their way.
+PERSIST_BATCH = 256
+# Persists of an iterable that may be on their way at once.
+PERSISTS_OPEN_MAX = 8
+PAGE_ROWS = 1000
+
+Location = "str | None"
+
+
+def connect(
+    endpoint: str | Sequence[str] | None = None, *, timeout_s: float = 30.0, name: str = ""
+) -> Store:
+    """Connect to a peer.
+
+    Args:
+        endpoint: An address such as "tcp://127.0.0.1:7400", or several of which the first
+            that answers is taken; None for `$ACTIVESTORE_ENDPOINT`.
+        timeout_s: How long a call may go without a sign of life from the peer, in seconds,
+            above 0. Not a bound on how long a method runs.
+        name: What the peer's log calls this client; the program's name by default.
+
+    Raises:
+        ConfigurationError: no endpoint is known, or it is no address.
+        UnavailableError: nobody answered within `timeout_s`.
+        RemoteProtocolError: what answered is no peer, or of another version.
+    """
+    chosen = endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
+    if not chosen:
+        raise ConfigurationError(
+            "endpoint",
+            f"none was given and ${ENDPOINT_VARIABLE} is not set; "
+            "expected one like tcp://127.0.0.1:7400",
+        )
+    if not timeout_s > 0:
+        raise ConfigurationError("timeout_s", f"is {timeout_s}, expected above 0")
+    endpoints = [chosen] if isinstance(chosen, str) else list(chosen)
+    failure: ActiveStoreError | None = None
+    for one in endpoints:
+        connection = Connection(one, timeout_s, name or f"python-{os.getpid()}")
+        try:
+            connection.shake_hands()
+        except UnavailableError as error:
+            connection.close()
+            failure = failure or error
+            continue
+        except BaseException:
+            connection.close()
+            raise
+        return Store(connection)
+    raise failure or ConfigurationError("endpoint", "the list of endpoints is empty")
+
+
+class Store:
+    """A connection to the cluster through one peer. Use it from any number of threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stand_ins = StandIns(self, self._interface)
+        self._revisions: dict[type, bytes] = {}
+        self._publish: Any = None
+        self._future_class: Any = None
+        model.push_default_store(self)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store at {self.endpoint}>"
+
+    def close(self) -> None:
+        """Close the connection; open calls fail, the objects stay where they are."""
+        model.drop_default_store(self)
+        self._connection.close()
+
+    @property
+    def endpoint(self) -> str:
+        """The address of the connected peer."""
+        return self._connection.endpoint
+
+    # -- values ----------------------------------------------------------------------------
+
+    def _code(self) -> Any:
+        """Return the module that works with classes' code."""
+        if self._publish is None:
+            try:
+                self._publish = importlib.import_module("activestore.client.publish")
+            except ImportError as error:
+                raise ConfigurationError(
+                    "installation",
+                    f"this needs the module {error.name!r}: pip install 'activestore[node]'",
+                ) from None
+        return self._publish
+
+    def _ref_of(self, obj: object) -> bytes | None:
+        if not isinstance(obj, (model.ActiveObject, remote.Proxy)):
+            return None
+        if remote.id_of(obj) is None:
+            self.persist(obj)
+        object_id = remote.id_of(obj)
+        cls = remote.original_class(type(obj))
+        interface = getattr(cls, "_activestore_interface", None)
+        name = interface["class_name"] if interface else model.class_name_of(cls)
+        return bytes(object_id or b"") + str(name).encode()
+
+    def _pickle(self, value: object) -> tuple[str, bytes]:
+        try:
+            code = self._code()
+        except ConfigurationError:
+            raise UnsupportedValueError(type(value).__name__, "argument") from None
+        pickled: tuple[str, bytes] = code.dump_value(value, self._ref_of)
+        return pickled
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return values.encode_arguments(
+            args, kwargs, ref_of=self._ref_of, pickle=self._pickle
+        )
+
+    def _decode(self, reply: Any) -> Any:
+        return values.decode(reply.body, reply.buffers, resolve=self._stand_ins.resolve)
+
+    # -- calls: the Caller of all stand-ins ---------------------------------------------------
+
+    def invoke(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> Any:  # fmt: skip
+        """Run a method of an object and return its result."""
+        request = self._start_call(object_id, method, Operation.CALL, args, kwargs, options)
+        self._connection.wait(request)
+        return self._decode(request.outcome())
+
+    def submit(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> Any:  # fmt: skip
+        """Start a method of an object and return a concurrent.futures.Future."""
+        if self._future_class is None:
+            self._future_class = importlib.import_module(
+                "activestore.client.futures"
+            ).CallFuture
+        future = self._future_class(self._connection, self._decode)
+        future.request = self._start_call(
+            object_id, method, Operation.CALL, args, kwargs, options, on_done=future.settle
+        )
+        return future
+
+    def stream(
+        self, object_id: ObjectId, method: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Start a generator method of an object and return an iterator of its items."""
+        request = self._start_call(
+            object_id, method, Operation.CALL, args, kwargs, options,
+            extra={"stream": STREAM_CREDIT}, is_stream=True,
+        )  # fmt: skip
+        return self._items(request)
+
+    def get_field(self, object_id: ObjectId, field: str) -> Any:
+        """Read a field of an object."""
+        request = self._start_call(
+            object_id, field, Operation.GET, (), {}, remote.DEFAULT_OPTIONS
+        )
+        self._connection.wait(request)
+        return self._decode(request.outcome())
+
+    def set_field(self, object_id: ObjectId, field: str, value: Any) -> None:
+        """Assign a field of an object; durable on return."""
+        request = self._start_call(
+            object_id, field, Operation.SET, (value,), {}, remote.DEFAULT_OPTIONS
+        )
+        self._connection.wait(request)
+        request.outcome()
+
+    def _start_call(
+        self, object_id: ObjectId, method: str, operation: int, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions, *,
+        extra: dict[str, Any] | None = None, is_stream: bool = False,
+        on_done: Callable[[Request], None] | None = None,
+    ) -> Request:  # fmt: skip
+        body, buffers = self._arguments(args, kwargs)
+        timeout_s = options.timeout_s or 0.0
+        deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
+
+        def make(sequence: int, first_unacked: int) -> messages.Call:
+            return messages.Call(
+                sequence, object_id, method, operation, 0, first_unacked, deadline_ms,
+                extra, body, buffers,
+            )  # fmt: skip
+
+        return self._connection.start(
+            make, timeout_s=timeout_s, where=method, on_done=on_done, is_stream=is_stream
+        )
+
+    def _items(self, request: Request) -> Iterator[Any]:
+        connection, items = self._connection, request.items
+        try:
+            while True:
+                connection.wait_for(lambda: bool(items) or request.is_done, request)
+                if not items:
+                    break
+                item = items.pop(0)
+                grant = connection.session.credit_for(request)
+                if grant is not None and not request.is_done:
+                    connection.tell(grant)
+                yield self._decode(item)
+        finally:
+            connection.abandon(request, CancelledError(request.where))
+        return self._decode(request.outcome())
+
+    def _send(
+        self, make: Callable[[int, int], Any], where: str, timeout_s: float = 0.0
+    ) -> Any:
+        request = self._connection.start(make, timeout_s=timeout_s, where=where)
+        self._connection.wait(request)
+        return self._decode(request.outcome())
+
+    def request(self, operation: str, /, **parameters: Any) -> Any:
+        """Ask the peer itself; the operations are listed in schemas/protocol.md."""
+        body, buffers = values.encode(parameters, path="parameters")
+        return self._send(
+            lambda sequence, _: messages.Request(sequence, operation, None, body, buffers),
+            operation,
+        )
+
+    # -- objects -------------------------------------------------------------------------------
+
+    def get(self, name: str | values.Ref | Any) -> Any:
+        """Return the object with this alias, 32-digit id or ref.
+
+        Raises:
+            AliasNotFoundError: no object has that alias.
+            ObjectNotFoundError: no object has that id.
+        """
+        object_id, class_name = self._identify(name)
+        return self._stand_ins.get(object_id, class_name)
+
+    def _identify(self, name: Any) -> tuple[ObjectId, str]:
+        """Return id and class name of what names an object; asks the peer where needed."""
+        known = remote.id_of(name)
+        if known is not None:
+            return known, ""
+        if isinstance(name, values.Ref):
+            return ObjectId(bytes(name.object_id)), ""
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"expected an alias, an id or an object, got {type(name).__name__}", "get"
+            )
+        object_id = ids.parse_object_id(name)
+        if object_id is not None:
+            return object_id, ""
+        _check_alias(name)
+        found = self.request("resolve", alias=name)
+        return ObjectId(bytes(found["object_id"])), str(found["class_name"])
+
+    def get_for_class(self, alias: str, cls: type, /) -> Any:
+        """Return the object named `alias` as an instance of `cls`."""
+        object_id, class_name = self._identify(alias)
+        original = remote.original_class(cls)
+        expected = model.class_name_of(original)
+        if class_name and class_name != expected:
+            raise InvalidRequestError(
+                f"{alias!r} is a {class_name}, not a {expected}", f"{cls.__name__}.get_by_alias"
+            )
+        self._stand_ins.use_class(original)
+        return self._stand_ins.get(object_id, expected)
+
+    def cls(self, class_name: str) -> RemoteClass:
+        """Return a stand-in of a published class: call it to create objects.
+
+        Raises:
+            ClassNotFoundError: it was never published.
+        """
+        interface = self._stand_ins.interface_class(class_name)
+        return RemoteClass(self, class_name, interface)
+
+    def create(
+        self, class_name: str, /, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
+    ) -> Any:
+        """Make an object of a published class where the peer is; durable on return.
+
+        Args:
+            class_name: "module.Class".
+            *args: Arguments of `__init__`.
+            alias: A name unique in the cluster, "" for none.
+            peer: Name of the peer that shall keep it, "" for the connected one.
+            **kwargs: Arguments of `__init__` by name.
+
+        Raises:
+            ClassNotFoundError: the class was never published.
+            AliasExistsError: the alias names another object.
+            MethodError: `__init__` raised.
+        """
+        self._check_place(peer, 1)
+        _check_alias(alias)
+        body, buffers = self._arguments(args, kwargs)
+        object_id = ids.new_object_id(self._home())
+        self._send(
+            lambda sequence, first_unacked: messages.Create(
+                sequence, object_id, class_name, alias, 0, first_unacked, 0, None, body,
+                buffers,
+            ),
+            class_name,
+        )  # fmt: skip
+        return self._stand_ins.get(object_id, class_name)
+
+    def persist(
+        self,
+        objects: Any,
+        /,
+        *,
+        alias: str = "",
+        peer: str = "",
+        replicas: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Keep objects and all they reach; each becomes remote in place.
+
+        One object and what it reaches are kept in one commit. An iterable of objects is
+        kept in batches, many at a time; `progress` is told the number kept so far.
+
+        Raises:
+            AliasExistsError: the alias names another object.
+            UnsupportedValueError: a field cannot be kept; names its path.
+            InvalidRequestError: an object is persistent already.
+        """
+        self._check_place(peer, replicas)
+        _check_alias(alias)
+        if isinstance(objects, model.ActiveObject):
+            self._finish_persist(self._start_persist([(objects, alias)]))
+            return
+        if alias:
+            raise InvalidRequestError("an alias names one object, not many", "persist")
+        open_persists: list[Any] = []
+        kept = 0
+        batch: list[tuple[Any, str]] = []
+
+        def finish_oldest() -> None:
+            nonlocal kept
+            kept += self._finish_persist(open_persists.pop(0))
+            if progress is not None:
+                progress(kept)
+
+        for obj in objects:
+            batch.append((obj, ""))
+            if len(batch) >= PERSIST_BATCH:
+                open_persists.append(self._start_persist(batch))
+                batch = []
+                if len(open_persists) >= PERSISTS_OPEN_MAX:
+                    finish_oldest()
+        if batch:
+            open_persists.append(self._start_persist(batch))
+        while open_persists:
+            finish_oldest()
+
+    def _start_persist(self, roots: list[tuple[Any, str]]) -> tuple[Request, list[Any]]:
+        for obj, _ in roots:
+            if not isinstance(obj, model.ActiveObject):
+                raise InvalidRequestError(
+                    f"expected an ActiveObject, got {type(obj).__name__}", "persist"
+                )
+            if remote.id_of(obj) is not None:
+                raise InvalidRequestError(
+                    f"it is persistent already, as {remote.id_of(obj).hex()}",  # type: ignore[union-attr]
+                    type(obj).__name__,
+                )
+        states = self._code().snapshots(roots, self._home(), self._revision_of)
+        body, buffers = encode_states([named for _, named in states])
+        request = self._connection.start(
+            lambda sequence, first_unacked: messages.Persist(
+                sequence, 0, first_unacked, None, body, buffers  # type: ignore[arg-type]
+            ),
+            timeout_s=0.0,
+            where="persist",
+        )
+        return request, states
+
+    def _finish_persist(self, started: tuple[Request, list[Any]]) -> int:
+        request, states = started
+        self._connection.wait(request)
+        request.outcome()
+        for obj, named in states:
+            object_id = ObjectId(named.object_id)
+            remote.become_stand_in(obj, object_id, self)
+            self._stand_ins.adopt(obj, object_id)
+        return len(states)
+
+    def locate(self, obj: Any) -> dict[str, Any]:
+        """Return where an object lives: peer, endpoint, epoch, version, size in bytes."""
+        object_id, _ = self._identify(obj)
+        found: dict[str, Any] = self.request("locate", object_id=object_id)
+        return found
+
+    def delete(self, obj: Any) -> None:
+        """Delete an object, given as stand-in, alias or id; durable on return.
+
+        Raises:
+            ObjectNotFoundError: it does not exist.
+        """
+        object_id, _ = self._identify(obj)
+        self._send(
+            lambda sequence, first_unacked: messages.Delete(
+                sequence, object_id, 0, first_unacked
+            ),
+            "delete",
+        )
+
+    def objects(self, alias_prefix: str = "") -> Iterator[dict[str, Any]]:
+        """Iterate over what is stored, as dicts: object_id, alias, class_name, bytes, ..."""
+        after = None
+        while True:
+            page = self.request(
+                "objects", alias_prefix=alias_prefix, after=after, limit=PAGE_ROWS
+            )
+            yield from page["rows"]
+            after = page["next"]
+            if after is None:
+                return
+
+    # -- classes -------------------------------------------------------------------------------
+
+    def publish(self, what: Any, *, data_files: Sequence[str] = ()) -> list[str]:
+        """Publish a class, a module, a module's name, a .py file or a package directory.
+
+        Ships code, which peers will run. Publishing what is there already costs one
+        question; changed code becomes a new revision, to which objects move at their next
+        activation. Returns the names of the classes it defines.
+
+        Raises:
+            InvalidRequestError: no such module, or it does not load; names file and line.
+            RequirementError: the peer lacks a module that the code imports.
+            TooLargeError: it is over 16 MiB.
+        """
+        return [name for name, _ in self._publish_package(what, data_files)]
+
+    def _publish_package(
+        self, what: Any, data_files: Sequence[str] = ()
+    ) -> list[tuple[str, bytes]]:
+        package = self._code().package_of(what, data_files)
+        found = self.request(
+            "publish", kind=package.kind, name=package.name, digest=package.digest,
+            archive=package.archive,
+        )  # fmt: skip
+        for name, _ in found["classes"]:
+            self._stand_ins.refresh(name)
+        return [(str(name), bytes(revision)) for name, revision in found["classes"]]
+
+    def _revision_of(self, cls: type) -> bytes:
+        """Return the published revision of a local class, publishing it if needed."""
+        known = self._revisions.get(cls)
+        if known is not None:
+            return known
+        wanted = model.class_name_of(cls)
+        for name, revision in self._publish_package(cls):
+            if name == wanted:
+                self._revisions[cls] = revision
+                return revision
+        raise InvalidRequestError(
+            "its module was published, but does not define it at its top level", wanted
+        )
+
+    def _interface(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.request("interface", **parameters)["interface"]
+        return found
+
+    # -- peers ----------------------------------------------------------------------------------
+
+    def peers(self) -> list[dict[str, Any]]:
+        """Return the peers that the connected peer knows, itself first."""
+        found: list[dict[str, Any]] = self.request("peers")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Return what the connected peer says of itself."""
+        found: dict[str, Any] = self.request("status")
+        return found
+
+    def _home(self) -> ids.PeerId:
+        peer = self._connection.session.peer
+        if peer is None:
+            raise UnavailableError(self.endpoint, "the peer has not answered yet")
+        return ids.PeerId(peer.peer_id)
+
+    def _check_place(self, peer: str, replicas: int) -> None:
+        connected = self._connection.session.peer
+        if peer and connected is not None and peer != connected.name:
+            raise UnavailableError(
+                f"peer {peer!r}", f"it is not known; known peers: {connected.name}"
+            )
+        if replicas != 1:
+            raise UnavailableError(
+                f"replicas={replicas}", "one peer is known, and it keeps one copy"
+            )
+
+
+class RemoteClass:
+    """A published class without its code: call it to create, or find by alias."""
+
+    def __init__(self, store: Store, class_name: str, interface: type[remote.Proxy]) -> None:
+        self._store = store
+        self._class_name = class_name
+        self.__doc__ = interface.__doc__
+
+    def __call__(self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any) -> Any:
+        """Create an object; see Store.create."""
+        return self._store.create(
+            self._class_name, *args, alias=alias, peer=peer, **kwargs
+        )
+
+    def get_by_alias(self, alias: str) -> Any:
+        """Return the object that `alias` names.
+
+        Raises:
+            AliasNotFoundError: no object has that alias.
+            InvalidRequestError: it is of another class.
+        """
+        object_id, class_name = self._store._identify(alias)  # noqa: SLF001 - of this file
+        if class_name != self._class_name:
+            raise InvalidRequestError(
+                f"{alias!r} is a {class_name}, not a {self._class_name}", "get_by_alias"
+            )
+        return self._store.get(object_id.hex())
+
+    def __repr__(self) -> str:
+        return f"<remote class {self._class_name}>"
+
+
+def _check_alias(alias: str) -> None:
+    if len(alias) > NAME_CHARS_MAX:
+        raise InvalidRequestError(
+            f"has {len(alias)} characters, at most {NAME_CHARS_MAX}", "alias"
+        )
+
+
+__all__ = ["Iterable", "RemoteClass", "Store", "connect"]

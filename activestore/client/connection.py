@@ -1,0 +1,439 @@
+"""One DEALER socket used by many threads, without a thread of its own for plain calls.
+
+A thread that waits for a result reads the socket itself and serves the others too: it is
+the *leader*. The others sleep and one of them takes over when the leader has its result.
+Futures and streams that nobody waits for are served by a pump thread, which starts with
+the first of them and stands back while some thread leads.
+
+Rules of this file: the socket is touched only under `_lock`; whoever touches it drains it,
+because ZeroMQ's descriptor tells of each change once. Nobody polls under the lock. What a
+user's callback does happens outside the lock.
+
+Source: design section 4; reliability.md section 6.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from activestore.client.session import Request, Session
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    ConfigurationError,
+    InvalidRequestError,
+    RemoteProtocolError,
+    TooLargeError,
+    UnavailableError,
+)
+from activestore.ids import new_session_id
+from activestore.wire import codec
+from activestore.wire.limits import FRAME_BYTES_MAX, RECORDS_PER_FRAME_MAX
+from activestore.wire.messages import Bye, Message
+
+HIGH_WATER_MARK = 1000
+# A client wants its peer back fast; peers among themselves back off further.
+RECONNECT_MS, RECONNECT_MS_MAX = 50, 1000
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 2000, 6000, 8000
+# Submitted calls go out at once while fewer than this are open, else many in one frame.
+BATCH_FROM = 8
+BATCH_RECORDS = 32
+# The pump looks this often after records that wait for company.
+PUMP_TICK_S = 0.001
+# For this long after a thread led, the pump leaves the socket to such threads.
+STAND_BACK_S = 0.005
+
+_now = time.monotonic
+
+
+class Connection:
+    """The connection of one client to one peer."""
+
+    def __init__(self, endpoint: str, timeout_s: float, name: str) -> None:
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._context = zmq.Context(1)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._connect(endpoint)
+        self._fd: int = self._socket.getsockopt(zmq.FD)
+        self._leader = 0
+        self._led_s = 0.0
+        self._waiters: list[Any] = []
+        self._records: list[bytes] = []
+        self._unsent: list[list[Any]] = []
+        self._pump: threading.Thread | None = None
+        self._pump_wake = threading.Event()
+        self._unwaited = 0
+        self.is_closed = False
+        self.session = Session(new_session_id(), name, endpoint, timeout_s, random.random)
+
+    def _connect(self, endpoint: str) -> None:
+        socket = self._socket
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, HIGH_WATER_MARK),
+            (zmq.RCVHWM, HIGH_WATER_MARK),
+            (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
+            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+            (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
+        ):
+            socket.setsockopt(option, value)
+        if "[" in endpoint:
+            socket.setsockopt(zmq.IPV6, 1)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            self._context.term()
+            raise ConfigurationError(
+                "endpoint",
+                f"{endpoint!r} is no address: {zmq.strerror(error.errno)}; "
+                "expected one like tcp://127.0.0.1:7400",
+            ) from None
+
+    # -- life ----------------------------------------------------------------------------
+
+    def shake_hands(self) -> None:
+        """Say Hello and wait for the Welcome.
+
+        Raises:
+            UnavailableError: nobody answered within the timeout.
+            RemoteProtocolError: what answered is no peer, or of another version.
+        """
+        session = self.session
+        deadline_s = _now() + session.silence_s
+        with self._lock:
+            self._queue([codec.encode(session.hello())])
+        while session.peer is None:
+            left_s = deadline_s - _now()
+            if left_s <= 0:
+                raise UnavailableError(
+                    self.endpoint,
+                    f"no peer answered within {session.silence_s:g} s; start one with "
+                    f"`activestore-node start --listen {self.endpoint}`",
+                )
+            self._turn(min(left_s, 0.1))
+            if session.refusal is not None:
+                raise session.refusal
+
+    def close(self) -> None:
+        """Say goodbye and close; open requests fail."""
+        with self._lock:
+            if self.is_closed:
+                return
+            self.is_closed = True
+            if self._pid == os.getpid():
+                self._flush_records()
+                self._queue([codec.encode(Bye())])
+                self._socket.setsockopt(zmq.LINGER, 100)
+            ended = self.session.fail_all(CancelledError("the client was closed"))
+        self._tell(ended)
+        self._pump_wake.set()
+        if self._pump is not None and self._pump is not threading.current_thread():
+            self._pump.join()
+        if self._pid == os.getpid():
+            self._socket.close()
+            self._context.term()
+
+    def _check(self) -> None:
+        if self.is_closed:
+            raise InvalidRequestError("the store is closed; connect again", self.endpoint)
+        if self._pid != os.getpid():
+            raise InvalidRequestError(
+                "a store does not survive a fork; connect in the child", self.endpoint
+            )
+
+    # -- sending --------------------------------------------------------------------------
+
+    def start(
+        self,
+        make: Callable[[int, int], Any],
+        *,
+        timeout_s: float,
+        where: str,
+        on_done: Callable[[Request], None] | None = None,
+        is_stream: bool = False,
+    ) -> Request:
+        """Send a request; `make(sequence, first_unacked)` returns its message.
+
+        With `on_done`, it is called in some thread when the request has ended, and the
+        request may wait a moment for others to share its frame.
+        """
+        self._check()
+        with self._lock:
+            request = self.session.open(make, _now(), timeout_s, where)
+            request.on_done = on_done
+            request.is_stream = is_stream
+            try:
+                self._put(request.message, may_wait=on_done is not None)
+            except ActiveStoreError:
+                self.session.requests.pop(request.sequence, None)
+                raise
+            if on_done is not None or is_stream:
+                self._unwaited += 1
+                if self._pump is None:
+                    self._start_pump()
+                elif self._unwaited == 1:
+                    self._pump_wake.set()
+        return request
+
+    def _put(self, message: Message, *, may_wait: bool) -> None:
+        if message[-1]:
+            size = sum(memoryview(b).nbytes for b in message[-1])
+            peer = self.session.peer
+            limit = peer.message_bytes_max if peer is not None else 1 << 30
+            if size > limit:
+                raise TooLargeError("arguments", size, limit, "message_bytes_max of the peer")
+            self._flush_records()
+            self._queue(codec.encode_frames(message))
+            return
+        record = codec.encode(message)
+        if may_wait and len(self.session.requests) > BATCH_FROM:
+            self._records.append(record)
+            if len(self._records) >= BATCH_RECORDS:
+                self._flush_records()
+        elif self._records:
+            self._records.append(record)
+            self._flush_records()
+        else:
+            self._queue([record])
+
+    def _flush_records(self) -> None:
+        records = self._records
+        while records:
+            part = records[:RECORDS_PER_FRAME_MAX]
+            del records[:RECORDS_PER_FRAME_MAX]
+            self._queue([b"".join(part)])
+
+    def _queue(self, frames: list[Any]) -> None:
+        if self._unsent or not self._write(frames):
+            self._unsent.append(frames)
+
+    def _write(self, frames: list[Any]) -> bool:
+        socket, last = self._socket, len(frames) - 1
+        try:
+            if not last:
+                socket.send(frames[0], zmq.NOBLOCK)
+                return True
+            for i, frame in enumerate(frames):
+                flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
+                socket.send(frame, flags, copy=i == 0)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EAGAIN and not (last and i):
+                return False
+            if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
+                raise InvalidRequestError("the store is closed", self.endpoint) from None
+            raise
+        return True
+
+    def tell(self, message: Message) -> None:
+        """Send a message that has no answer of its own: Cancel, Credit."""
+        with self._lock:
+            if not self.is_closed:
+                self._flush_records()
+                self._queue([codec.encode(message)])
+
+    def abandon(self, request: Request, error: ActiveStoreError) -> None:
+        """End a request from this side."""
+        with self._lock:
+            message = self.session.abandon(request, error)
+            if message is not None and not self.is_closed:
+                self._flush_records()
+                self._queue([codec.encode(message)])
+        if message is not None:
+            self._tell([request])
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def wait(self, request: Request, until_s: float | None = None) -> bool:
+        """Wait until the request has ended; False where `until_s` passed before.
+
+        An exception in the waiting thread, such as KeyboardInterrupt, cancels the request.
+        """
+        return self.wait_for(lambda: request.is_done, request, until_s)
+
+    def wait_for(
+        self, is_over: Callable[[], bool], request: Request, until_s: float | None = None
+    ) -> bool:
+        """Wait for `is_over`, which only incoming messages can make true."""
+        if is_over():
+            return True
+        me = threading.get_ident()
+        try:
+            while not is_over():
+                if until_s is not None and _now() >= until_s:
+                    return False
+                if self._lead(me):
+                    try:
+                        self._turn_until(is_over, until_s)
+                    finally:
+                        self._hand_over()
+                else:
+                    self._follow(request, is_over, until_s)
+        except (KeyboardInterrupt, SystemExit):
+            self.abandon(request, CancelledError(request.where))
+            raise
+        return True
+
+    def _lead(self, me: int) -> bool:
+        with self._lock:
+            if self._leader in (0, me):
+                self._leader = me
+                return True
+        return False
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            self._leader = 0
+            self._led_s = _now()
+            waiter = self._waiters[0] if self._waiters else None
+        if waiter is not None:
+            waiter.set()
+
+    def _turn_until(self, is_over: Callable[[], bool], until_s: float | None) -> None:
+        while not is_over():
+            wait_s = 0.25
+            if until_s is not None:
+                wait_s = min(wait_s, until_s - _now())
+                if wait_s <= 0:
+                    return
+            self._turn(wait_s)
+
+    def _follow(
+        self, request: Request, is_over: Callable[[], bool], until_s: float | None
+    ) -> None:
+        waiter = threading.Event()
+        with self._lock:
+            if is_over() or self._leader == 0:
+                return
+            self._waiters.append(waiter)
+            request.waiter = waiter
+            self._flush_records()
+        try:
+            waiter.wait(0.25 if until_s is None else max(0.0, min(0.25, until_s - _now())))
+        finally:
+            with self._lock:
+                self._waiters.remove(waiter)
+                request.waiter = None
+
+    # -- one turn --------------------------------------------------------------------------------
+
+    def _turn(self, wait_s: float) -> None:
+        """Send what waits, take what is there, or wait for it once."""
+        with self._lock:
+            if self._records:
+                self._flush_records()
+            ended = self._drain()
+            now_s = _now()
+            next_s = self.session.next_tick_s()
+        if not ended and now_s < next_s:
+            wait_s = min(wait_s, next_s - now_s)
+            if self._unsent:
+                wait_s = min(wait_s, 0.002)
+            poll = _poller(self._fd)
+            poll.poll(max(0.0, wait_s * 1000))
+            with self._lock:
+                ended = self._drain()
+                now_s = _now()
+        if now_s >= self.session.next_tick_s():
+            with self._lock:
+                more, out = self.session.tick(now_s)
+                for message in out:
+                    self._queue(codec.encode_frames(message))
+            ended = [*ended, *more]
+        if ended:
+            self._tell(ended)
+
+    def _drain(self) -> list[Request]:
+        """Take everything that is there; under the lock."""
+        if self.is_closed:
+            return []
+        socket, session = self._socket, self.session
+        ended: list[Request] = []
+        while self._unsent and self._write(self._unsent[0]):
+            del self._unsent[0]
+        while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            frames: list[Any] = [socket.recv(zmq.NOBLOCK)]
+            while socket.rcvmore:
+                frames.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
+            now_s = _now()
+            try:
+                for message in codec.decode_frames(frames):
+                    more, out = session.take(message, now_s)
+                    ended.extend(more)
+                    for answer in out:
+                        self._queue(codec.encode_frames(answer))
+            except RemoteProtocolError as error:
+                told = RemoteProtocolError(
+                    f"what answers there is no activestore peer: {error}", self.endpoint
+                )
+                session.refusal = told
+                ended.extend(session.fail_all(told))
+        return ended
+
+    def _tell(self, ended: list[Request]) -> None:
+        """Wake or call those whose requests moved on; outside the lock."""
+        for request in ended:
+            if request.is_done and (request.on_done is not None or request.is_stream):
+                self._unwaited -= 1
+            waiter = request.waiter
+            if waiter is not None:
+                waiter.set()
+            if request.on_done is not None and request.is_done:
+                request.on_done(request)
+
+    # -- the pump ----------------------------------------------------------------------------------
+
+    def _start_pump(self) -> None:
+        self._pump = threading.Thread(target=self._run_pump, name="activestore", daemon=True)
+        self._pump.start()
+
+    def _run_pump(self) -> None:
+        me = threading.get_ident()
+        while not self.is_closed:
+            if not self._unwaited:
+                self._pump_wake.clear()
+                if not self._unwaited and not self.is_closed:
+                    self._pump_wake.wait(1.0)
+                continue
+            if self._leader or _now() - self._led_s < STAND_BACK_S:
+                time.sleep(PUMP_TICK_S)
+                with self._lock:
+                    if self._records and not self.is_closed:
+                        self._flush_records()
+                continue
+            if self._lead(me):
+                try:
+                    self._turn(PUMP_TICK_S if self._records else 0.02)
+                finally:
+                    led_s = self._led_s
+                    self._hand_over()
+                    self._led_s = led_s  # Only foreground threads make the pump stand back.
+
+
+_local = threading.local()
+
+
+def _poller(fd: int) -> Any:
+    """Return this thread's poll object for a descriptor."""
+    known = getattr(_local, "pollers", None)
+    if known is None:
+        known = _local.pollers = {}
+    poll = known.get(fd)
+    if poll is None:
+        poll = known[fd] = select.poll()
+        poll.register(fd, select.POLLIN)
+    return poll

@@ -1,0 +1,55 @@
+"""Values without a wire form, as one pickle: from developers to executors and back.
+
+Between them a value such as a model can be an argument or a result; a thin client gets it
+as `activestore.Opaque` and can hand it on.
+
+Rules of this file: the layout is [stream, buffers] in msgpack; unpickling is `pickles`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from activestore.errors import RemoteProtocolError, UnsupportedValueError
+from activestore.objects import pickles
+from activestore.objects.pickles import NeedsValueError, RefOf
+
+
+def dump_value(value: object, ref_of: RefOf) -> tuple[str, bytes]:
+    """Return the type's name and the pickle of a value.
+
+    Raises:
+        UnsupportedValueError: it cannot be pickled.
+    """
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    try:
+        try:
+            dump = pickles.dump(value, ref_of=ref_of)
+        except NeedsValueError:
+            dump = pickles.dump(value, ref_of=ref_of, by_value=True)
+    except pickles.PICKLE_ERRORS as error:
+        raise UnsupportedValueError(name, "value", str(error)[:200]) from None
+    packed = msgpack.packb([dump.stream, [bytes(b) for b in dump.buffers]])
+    return name, bytes(packed)
+
+
+def load_value(name: str, data: bytes, resolve: Callable[[bytes], object]) -> Any:
+    """Return the value of a pickle that `dump_value` made.
+
+    Raises:
+        RemoteProtocolError: it was not made so.
+        UnsupportedValueError: its classes are not here.
+    """
+    try:
+        stream, buffers = msgpack.unpackb(data, raw=False)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        raise RemoteProtocolError("an opaque value is malformed", name) from None
+    try:
+        return pickles.unpickle(
+            stream, buffers=[bytearray(b) for b in buffers], resolve=resolve
+        )
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedValueError(name, "value", f"cannot be loaded: {error}") from None
