@@ -56,7 +56,9 @@ class Daemon:
         check_listen(config)
         self.config = config
         self._engine = LmdbEngine.open(
-            config.data_dir, disk_budget_bytes=config.disk_budget_mb * MIB
+            config.data_dir,
+            disk_budget_bytes=config.disk_budget_mb * MIB,
+            wall_clock=wall_s,
         )
         try:
             self._transport = RouterTransport(config.listen)

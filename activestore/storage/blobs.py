@@ -1,0 +1,186 @@
+"""Large buffers as files named by their content: written once, then only referenced.
+
+A file is written to `tmp/`, synced, renamed to its address, and its directory is synced;
+only then may a record name it. The address is the BLAKE2b of the BLAKE2b digests of its
+pieces, so that two threads can hash one file while a third writes it.
+
+Rules of this file: a file at an address is never changed; who references it, and when it
+may go, is the engine's business.
+
+Source: design section 6; reliability.md 4.2.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import hashlib
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from activestore.errors import CorruptRecordError
+from activestore.storage.records import DIGEST_BYTES
+from activestore.wire.state import AnyBuffer, FileBuffer
+
+PIECE_BYTES = 4 * 1024 * 1024
+HASH_THREADS = 2
+# Files whose content was checked since the engine was opened.
+VERIFIED_MAX = 65_536
+
+# What the operating system says when there is no room.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def view_of(buffer: AnyBuffer) -> memoryview:
+    """Return the bytes of a buffer; a file is mapped, its descriptor stays open."""
+    if not isinstance(buffer, FileBuffer):
+        return memoryview(buffer).cast("B")
+    start = buffer.offset - buffer.offset % mmap.ALLOCATIONGRANULARITY
+    skipped = buffer.offset - start
+    memory = mmap.mmap(
+        buffer.fd, buffer.nbytes + skipped, access=mmap.ACCESS_READ, offset=start
+    )
+    return memoryview(memory)[skipped:]
+
+
+class Blobs:
+    """The files of one data directory."""
+
+    def __init__(self, directory: Path, temporary: Path) -> None:
+        self._directory = directory
+        self._temporary = temporary
+        self._next = 0
+        self._verified: OrderedDict[bytes, None] = OrderedDict()
+        self._hashers = concurrent.futures.ThreadPoolExecutor(
+            HASH_THREADS, thread_name_prefix="hash"
+        )
+        directory.mkdir(exist_ok=True)
+        temporary.mkdir(exist_ok=True)
+        for left in temporary.iterdir():
+            left.unlink()  # Of a write that a crash cut short; nothing names it.
+
+    def path_of(self, digest: bytes) -> Path:
+        """Return where the file with this address is."""
+        text = digest.hex()
+        return self._directory / text[:2] / text[2:4] / text
+
+    def write(self, buffer: AnyBuffer) -> bytes:
+        """Keep a buffer and return its address; durable on return.
+
+        Raises:
+            OSError: the disk is full or failed; nothing is left behind.
+        """
+        view = view_of(buffer)
+        self._next += 1
+        path = self._temporary / f"{os.getpid()}-{self._next}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                hashes = []
+                for start in range(0, view.nbytes, PIECE_BYTES):
+                    piece = view[start : start + PIECE_BYTES]
+                    hashes.append(self._hashers.submit(_hash, piece))
+                    while piece.nbytes:
+                        piece = piece[os.write(fd, piece) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            digest = _join([future.result() for future in hashes])
+            target = self.path_of(digest)
+            self._make_directories(target.parent)
+            path.rename(target)
+            sync_directory(target.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        self._remember(digest)
+        return digest
+
+    def _make_directories(self, directory: Path) -> None:
+        for parent in (directory.parent, directory):
+            if not parent.exists():
+                parent.mkdir(exist_ok=True)
+                sync_directory(parent.parent)
+
+    def open(self, digest: bytes, size: int, object_id: bytes) -> FileBuffer:
+        """Open a file for reading; its content is checked the first time.
+
+        Raises:
+            CorruptRecordError: it is not there, or not what its name says.
+        """
+        where = f"blob {digest.hex()[:16]}"
+        try:
+            fd = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise CorruptRecordError(object_id, where, "the file is missing") from None
+        if digest not in self._verified:
+            try:
+                if os.fstat(fd).st_size != size or self._digest_of(fd, size) != digest:
+                    raise CorruptRecordError(
+                        object_id, where, "its content is not what its name says"
+                    )
+            except BaseException:
+                os.close(fd)
+                raise
+            self._remember(digest)
+        return FileBuffer(fd, 0, size)
+
+    def is_intact(self, digest: bytes, size: int) -> bool:
+        """Return whether the file is there and is what its name says; always reads it."""
+        self._verified.pop(digest, None)
+        try:
+            os.close(self.open(digest, size, b"").fd)
+        except CorruptRecordError:
+            return False
+        return True
+
+    def _digest_of(self, fd: int, size: int) -> bytes:
+        if not size:
+            return _join([])
+        view = view_of(FileBuffer(fd, 0, size))
+        pieces = [view[s : s + PIECE_BYTES] for s in range(0, size, PIECE_BYTES)]
+        return _join(list(self._hashers.map(_hash, pieces)))
+
+    def _remember(self, digest: bytes) -> None:
+        self._verified[digest] = None
+        self._verified.move_to_end(digest)
+        if len(self._verified) > VERIFIED_MAX:
+            self._verified.popitem(last=False)
+
+    def remove(self, digest: bytes) -> None:
+        """Remove a file that nothing references."""
+        self._verified.pop(digest, None)
+        self.path_of(digest).unlink(missing_ok=True)
+
+    def files(self) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Yield address and status of every file."""
+        for first in self._directory.iterdir():
+            for second in first.iterdir():
+                for path in second.iterdir():
+                    name = path.name
+                    if len(name) == 2 * DIGEST_BYTES:
+                        yield bytes.fromhex(name), path.stat()
+
+    def close(self) -> None:
+        """Stop the hashing threads."""
+        self._hashers.shutdown()
+
+
+def _hash(piece: memoryview) -> bytes:
+    return hashlib.blake2b(piece, digest_size=DIGEST_BYTES).digest()
+
+
+def _join(digests: list[bytes]) -> bytes:
+    return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).digest()
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

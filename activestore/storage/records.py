@@ -1,0 +1,171 @@
+"""What lies on disk for one object: a head record, its parts, its replies; and checksums.
+
+A head names every part of the state: an encoded field, the graph, a buffer of the graph.
+A small part is inline in the head, a larger one lies in chunks of the `parts` table, the
+largest in a content-addressed file.
+
+    part on disk:  bytes | [size, number]  (chunks) | [size, digest]  (file)
+    value on disk: content | XXH3-64 of it
+
+Rules of this file: bytes only; a wrong checksum is an error that says where, never data.
+
+Source: design section 6; reliability.md 4.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias, Union
+
+import msgpack
+import xxhash
+
+from activestore.errors import CorruptRecordError
+from activestore.ids import ObjectId
+from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
+
+FORMAT = 1
+
+# A part up to this size is inline, while the inline parts of the head sum up to twice it.
+INLINE_BYTES_MAX = 4096
+# Tiny parts are inline whatever the sum: a chunk of its own would cost more.
+INLINE_BYTES_ALWAYS = 256
+# Up to this size a part lies in chunks, above it in a file: large values fragment LMDB.
+CHUNKED_BYTES_MAX = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+
+CHECKSUM_BYTES = 8
+DIGEST_BYTES = 32
+
+_CHUNK_KEY = struct.Struct(">16sIH")
+_REPLY_KEY = struct.Struct(">16s16sQ")
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_digest = xxhash.xxh3_64_digest
+
+# bytes inline, (size, number) in chunks, (size, digest) in a file.
+Part: TypeAlias = Union[bytes, "tuple[int, int]", "tuple[int, bytes]"]
+
+
+class Document(NamedTuple):
+    """A head record, decoded: the head's facts and where each part lies."""
+
+    class_name: str
+    revision: bytes
+    class_version: int
+    epoch: int
+    version: int
+    alias: str
+    durability: int
+    created_s: float
+    changed_s: float
+    next_part: int
+    fields: dict[str, Part]
+    graph: Part
+    graph_fields: tuple[str, ...]
+    buffers: tuple[Part, ...]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every part."""
+        yield from self.fields.values()
+        yield self.graph
+        yield from self.buffers
+
+
+def part_bytes(part: Part) -> int:
+    """Return the size of a part's content."""
+    return len(part) if isinstance(part, bytes) else part[0]
+
+
+def seal(content: bytes) -> bytes:
+    """Return content with its checksum behind it."""
+    return content + _digest(content)
+
+
+def unseal(value: bytes | memoryview, object_id: bytes, where: str) -> bytes:
+    """Return the content of a sealed value.
+
+    Raises:
+        CorruptRecordError: the checksum does not fit.
+    """
+    content = bytes(value[:-CHECKSUM_BYTES])
+    if _digest(content) != bytes(value[-CHECKSUM_BYTES:]):
+        raise CorruptRecordError(object_id, where, "its checksum does not fit")
+    return content
+
+
+def encode_document(document: Document) -> bytes:
+    """Return a head record as it is stored."""
+    return seal(_pack((FORMAT, *document)))
+
+
+def decode_document(value: bytes | memoryview, object_id: bytes) -> Document:
+    """Return the head record of a stored value.
+
+    Raises:
+        CorruptRecordError: the checksum does not fit, or it is of an unknown format.
+    """
+    content = unseal(value, object_id, "head")
+    row: list[Any] = msgpack.unpackb(content, raw=False, use_list=False)
+    if row[0] != FORMAT:
+        raise CorruptRecordError(object_id, "head", f"has format {row[0]}, not {FORMAT}")
+    return Document(*row[1:15])
+
+
+def head_of(object_id: ObjectId, document: Document) -> Head:
+    """Return what is told of an object without its fields' bytes."""
+    return Head(
+        object_id, document.class_name, document.revision, document.class_version,
+        document.epoch, document.version, document.alias,
+        Durability(document.durability), sum(map(part_bytes, document.parts())),
+        document.created_s, document.changed_s,
+        {name: part_bytes(part) for name, part in document.fields.items()},
+        document.graph_fields,
+    )  # fmt: skip
+
+
+def chunk_key(object_id: bytes, number: int, chunk: int) -> bytes:
+    """Return the key of one chunk of a part."""
+    return _CHUNK_KEY.pack(object_id, number, chunk)
+
+
+def reply_key(object_id: bytes, session: bytes, sequence: int) -> bytes:
+    """Return the key of one recorded reply."""
+    return _REPLY_KEY.pack(object_id, session, sequence)
+
+
+def encode_reply(reply: ReplyRecord) -> bytes:
+    """Return a reply as it is stored; its key holds session and sequence."""
+    return seal(_pack((reply.code, reply.body, reply.written_s)))
+
+
+def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
+    """Return the reply of a stored key and value.
+
+    Raises:
+        CorruptRecordError: the checksum does not fit.
+    """
+    object_id, session, sequence = _REPLY_KEY.unpack(key)
+    code, body, written_s = msgpack.unpackb(
+        unseal(value, object_id, f"reply {sequence}"), raw=False
+    )
+    return ReplyRecord(session, sequence, code, body, written_s)
+
+
+def encode_class(record: ClassRecord) -> bytes:
+    """Return a class record as it is stored."""
+    return seal(
+        _pack((
+            record.class_name, record.revision, record.package, record.interface,
+            record.published_s,
+        ))
+    )  # fmt: skip
+
+
+def decode_class(value: bytes) -> ClassRecord:
+    """Return the class record of a stored value.
+
+    Raises:
+        CorruptRecordError: the checksum does not fit.
+    """
+    return ClassRecord(*msgpack.unpackb(unseal(value, b"", "class record"), raw=False))
