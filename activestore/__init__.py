@@ -11,7 +11,7 @@ from activestore.client.client import RemoteClass, Store, connect
 from activestore.errors import ActiveStoreError
 from activestore.model import ActiveObject, activemethod, checkpoint
 from activestore.remote import Proxy
-from activestore.wire.values import Array, Opaque, Ref
+from activestore.wire.values import Opaque, Ref
 
 __version__ = "0.1.0"
 
@@ -19,3 +19,11 @@ __all__ = [
     "ActiveObject", "ActiveStoreError", "Array", "Opaque", "Proxy", "Ref", "RemoteClass",
     "Store", "activemethod", "checkpoint", "connect", "errors",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name == "Array":
+        from activestore.wire.arrays import Array  # noqa: PLC0415 - 2 ms, for few clients
+
+        return Array
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,69 +1,618 @@
-"""Values to bytes and back."""
+"""Values to bytes and back: msgpack, with an extension type for what msgpack lacks.
+
+Plain values go through msgpack's C code untouched; a hook sees the rest. Arrays and bytes
+of BUFFER_BYTES_MIN or more are kept out of the bytes, as buffers that travel beside them
+without a copy. What has no wire form is refused with its path, or pickled where the caller
+allows it.
+
+Rules of this file: nothing is unpickled here, no library is imported for a value that does
+not need it; malformed bytes give RemoteProtocolError, whatever they are.
+
+Source: design section 4, "Values on the wire"; schemas/protocol.md section 5.
+"""
+
 from __future__ import annotations
+
+import struct
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import msgpack
-from activestore.errors import RemoteProtocolError, UnsupportedValueError, TooLargeError, ActiveStoreError, error_from_wire
-from activestore.wire.limits import BUFFER_BYTES_MIN
-TUPLE,SET,FROZEN,REF,ARRAY,BUF,PICKLE,ERR,BIG=1,2,3,12,13,20,19,18,4
-class Ref(tuple): pass
+
+from activestore.errors import (
+    ActiveStoreError,
+    RemoteProtocolError,
+    TooLargeError,
+    UnsupportedValueError,
+    error_from_wire,
+)
+from activestore.wire.limits import BUFFER_BYTES_MIN, VALUE_DEPTH_MAX, VALUE_ELEMENTS_MAX
+from activestore.wire.messages import Buffer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TUPLE, SET, FROZENSET, INTEGER, COMPLEX = 1, 2, 3, 4, 5
+DATE, TIME, DATETIME, TIMEDELTA, DECIMAL, UUID = 6, 7, 8, 9, 10, 11
+REF, ARRAY, SCALAR, TENSOR, FRAME, SERIES, ERROR, PICKLE, BYTES = range(12, 21)
+
+RefOf = Callable[[object], "bytes | None"]
+Pickle = Callable[[object], "tuple[str, bytes]"]
+Resolve = Callable[[bytes], object]
+Unpickle = Callable[[str, bytes], object]
+
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+_COMPLEX = struct.Struct(">dd")
+# Bodies up to this size cannot nest deeper than the limit, for a level takes a byte.
+_SURELY_SHALLOW_BYTES = VALUE_DEPTH_MAX
+REF_ID_BYTES = 16
+
+
+class Ref:
+    """An object's id as a value, where nobody can make a stand-in of it."""
+
+    __slots__ = ("class_name", "object_id")
+
+    def __init__(self, object_id: bytes, class_name: str = "") -> None:
+        self.object_id = object_id
+        self.class_name = class_name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ref) and other.object_id == self.object_id
+
+    def __hash__(self) -> int:
+        return hash(self.object_id)
+
+    def __repr__(self) -> str:
+        return f"Ref({self.object_id.hex()!r})"
+
+
 class Opaque:
-    def __init__(self,type_name,data): self.type_name=type_name; self._data=data; self.bytes_count=len(data)
-class Array: pass
-class _Enc:
-    def __init__(self,ref_of,pickle): self.ref_of=ref_of; self.pickle=pickle; self.buffers=[]
-    def hook(self,o):
-        t=type(o)
-        if t is tuple: return msgpack.ExtType(TUPLE,self.pack(list(o)))
-        if t is set: return msgpack.ExtType(SET,self.pack(list(o)))
-        if t is frozenset: return msgpack.ExtType(FROZEN,self.pack(list(o)))
-        if t is int: return msgpack.ExtType(BIG,o.to_bytes(o.bit_length()//8+1,"big",signed=True))
-        np=sys.modules.get("numpy")
-        if np is not None and isinstance(o,np.generic): o=np.asarray(o)[()]; 
-        if np is not None and isinstance(o,(np.ndarray,np.generic)):
-            a=np.ascontiguousarray(o)
-            if a.nbytes>=BUFFER_BYTES_MIN:
-                self.buffers.append(memoryview(a.reshape(-1).view(np.uint8)))
-                return msgpack.ExtType(ARRAY,msgpack.packb([a.dtype.str,list(o.shape),len(self.buffers)-1]))
-            return msgpack.ExtType(ARRAY,msgpack.packb([a.dtype.str,list(o.shape),a.tobytes()]))
-        if self.ref_of is not None:
-            r=self.ref_of(o)
-            if r is not None: return msgpack.ExtType(REF,bytes(r))
-        if isinstance(o,ActiveStoreError): return msgpack.ExtType(ERR,self.pack([o.code,list(o.args)]))
-        if self.pickle is not None:
-            n,d=self.pickle(o); return msgpack.ExtType(PICKLE,msgpack.packb([n,d]))
-        raise UnsupportedValueError(t.__name__,"value")
-    def pack(self,v):
-        return msgpack.packb(v,default=self.hook,strict_types=True,use_bin_type=True)
-def encode(value,*,ref_of=None,pickle=None,path="value"):
-    e=_Enc(ref_of,pickle)
-    try: return e.pack(value), e.buffers
-    except OverflowError: return e.pack(e.hook(value)), e.buffers
-    except UnsupportedValueError as x: raise UnsupportedValueError(x.type_name,path) from None
-def decode(data,buffers=(),*,resolve=None,unpickle=None):
-    def hook(code,d):
-        if code==TUPLE: return tuple(un(d))
-        if code==SET: return set(un(d))
-        if code==FROZEN: return frozenset(un(d))
-        if code==BIG: return int.from_bytes(d,"big",signed=True)
-        if code==REF: return resolve(d) if resolve else Ref((d,))
-        if code==ARRAY:
-            dt,sh,b=msgpack.unpackb(d)
-            import numpy as np
-            return np.frombuffer(buffers[b] if type(b) is int else b,dtype=dt).reshape(sh)
-        if code==ERR:
-            c,a=un(d); return error_from_wire(c,tuple(a))
-        if code==PICKLE:
-            n,b=msgpack.unpackb(d); return unpickle(n,b) if unpickle else Opaque(n,b)
-        raise RemoteProtocolError("ext")
-    def un(d):
-        try: return msgpack.unpackb(d,ext_hook=hook,strict_map_key=False,raw=False)
-        except ActiveStoreError: raise
-        except Exception as x: raise RemoteProtocolError(str(x)) from None
-    return un(data)
-_E=msgpack.packb([[],{}])
-def encode_arguments(args,kwargs,*,ref_of=None,pickle=None):
-    if not args and not kwargs: return _E,[]
-    return encode([list(args),kwargs],ref_of=ref_of,pickle=pickle,path="arguments")
-def decode_arguments(data,buffers=(),*,resolve=None,unpickle=None):
-    a,k=decode(data,buffers,resolve=resolve,unpickle=unpickle)
-    return a,k
+    """A value that only its peers can read; it can be handed back to them."""
+
+    __slots__ = ("_pickled", "type_name")
+
+    def __init__(self, type_name: str, pickled: Buffer) -> None:
+        self.type_name = type_name
+        self._pickled = pickled
+
+    @property
+    def bytes_count(self) -> int:
+        """Its size in bytes."""
+        return memoryview(self._pickled).nbytes
+
+    def __repr__(self) -> str:
+        return f"<Opaque {self.type_name}, {self.bytes_count} bytes>"
+
+
+class _Large:
+    """Marks bytes that go out as a buffer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+
+class Encoder:
+    """Encodes one value; collects its buffers."""
+
+    def __init__(self, ref_of: RefOf | None, pickle: Pickle | None) -> None:
+        self._ref_of = ref_of
+        self._pickle = pickle
+        self._depth = 0
+        self.buffers: list[Buffer] = []
+
+    def pack(self, value: object) -> bytes:
+        """Return the bytes of a value."""
+        packed: bytes = msgpack.packb(
+            value, default=self._hook, strict_types=True, use_bin_type=True
+        )
+        return packed
+
+    def extension(self, code: int, content: object) -> Any:
+        """Return an extension whose payload is an encoded value."""
+        self._depth += 1
+        if self._depth > VALUE_DEPTH_MAX:
+            raise TooLargeError("depth of a value", self._depth, VALUE_DEPTH_MAX)
+        try:
+            return msgpack.ExtType(code, self.pack(content))
+        finally:
+            self._depth -= 1
+
+    def block(self, data: Buffer) -> Any:
+        """Return how a block of bytes stands in a payload: itself, or a buffer's index."""
+        view = memoryview(data).cast("B")
+        if view.nbytes < BUFFER_BYTES_MIN:
+            return bytes(view)
+        self.buffers.append(view)
+        return len(self.buffers) - 1
+
+    def _hook(self, value: Any) -> Any:
+        kind = type(value)
+        encoder = _ENCODERS.get(kind)
+        if encoder is not None:
+            return encoder(self, value)
+        if self._ref_of is not None:
+            ref = self._ref_of(value)
+            if ref is not None:
+                return msgpack.ExtType(REF, bytes(ref))
+        if isinstance(value, ActiveStoreError):
+            return self.extension(ERROR, [value.code, list(value.args)])
+        by_library = _library_encoder(kind)
+        if by_library is not None:
+            found = by_library(self, value)
+            if found is not None:
+                return found
+        if self._pickle is not None:
+            type_name, pickled = self._pickle(value)
+            return self.extension(PICKLE, [type_name, self.block(pickled)])
+        raise UnsupportedValueError(_type_name(kind), "value")
+
+
+def _type_name(kind: type) -> str:
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# -- encoding ------------------------------------------------------------------------------
+
+
+def encode(
+    value: object,
+    *,
+    ref_of: RefOf | None = None,
+    pickle: Pickle | None = None,
+    path: str = "value",
+) -> tuple[bytes, list[Buffer]]:
+    """Return a value as bytes, and the buffers that travel beside them.
+
+    Args:
+        value: Any value of design section 4.
+        ref_of: Returns the ref (object id, then class name) of an active object.
+        pickle: Returns type name and pickle of a value without a wire form.
+        path: What the value is called in an error, for example "result".
+
+    Raises:
+        UnsupportedValueError: something in it cannot travel; names its path and type.
+        TooLargeError: it is nested too deeply or has too many elements.
+    """
+    if type(value) is bytes and len(value) >= BUFFER_BYTES_MIN:
+        value = _Large(value)
+    encoder = Encoder(ref_of, pickle)
+    try:
+        packed = encoder.pack(value)
+    except (UnsupportedValueError, UnicodeEncodeError, ValueError, RecursionError) as error:
+        raise _explained(value, error, ref_of, pickle, path) from None
+    if len(packed) > _SURELY_SHALLOW_BYTES:
+        _measure(value, path)
+        if len(packed) >= BUFFER_BYTES_MIN:
+            lifted = _lift(value)
+            if lifted is not value:
+                encoder = Encoder(ref_of, pickle)
+                packed = encoder.pack(lifted)
+    return packed, encoder.buffers
+
+
+_NO_ARGUMENTS: bytes = msgpack.packb([[], {}])
+
+
+def encode_arguments(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    ref_of: RefOf | None = None,
+    pickle: Pickle | None = None,
+) -> tuple[bytes, list[Buffer]]:
+    """Return the arguments of a call as a body and its buffers; errors as `encode`."""
+    if not args and not kwargs:
+        return _NO_ARGUMENTS, []
+    try:
+        return encode([list(args), kwargs], ref_of=ref_of, pickle=pickle, path="@")
+    except UnsupportedValueError as error:
+        where = error.path.replace("@[0]", "args", 1).replace("@[1]", "kwargs", 1)
+        raise UnsupportedValueError(error.type_name, where, error.reason) from None
+
+
+def _measure(value: Any, path: str) -> None:
+    """Refuse what is nested too deeply or has too many elements."""
+    if type(value) not in _CONTAINERS:
+        return
+    level: list[Any] = [value]
+    elements = 0
+    for _ in range(VALUE_DEPTH_MAX):
+        inner: list[Any] = []
+        for container in level:
+            elements += len(container)
+            if type(container) is dict:
+                inner.extend(v for v in container.values() if type(v) in _CONTAINERS)
+            else:
+                inner.extend(v for v in container if type(v) in _CONTAINERS)
+        if elements > VALUE_ELEMENTS_MAX:
+            raise TooLargeError(
+                f"{path}: the number of elements (an array has none)", elements,
+                VALUE_ELEMENTS_MAX,
+            )  # fmt: skip
+        if not inner:
+            return
+        level = inner
+    raise TooLargeError(f"{path}: the depth", VALUE_DEPTH_MAX + 1, VALUE_DEPTH_MAX)
+
+
+def _lift(value: Any) -> Any:
+    """Return the value with large bytes marked; itself where there are none."""
+    kind = type(value)
+    if kind is bytes:
+        return _Large(value) if len(value) >= BUFFER_BYTES_MIN else value
+    if kind in (bytearray, memoryview):
+        return _Large(value) if memoryview(value).nbytes >= BUFFER_BYTES_MIN else value
+    if kind is dict:
+        lifted = {key: _lift(item) for key, item in value.items()}
+        return lifted if any(lifted[key] is not value[key] for key in value) else value
+    if kind in (list, tuple):
+        row = [_lift(item) for item in value]
+        if all(new is old for new, old in zip(row, value, strict=True)):
+            return value
+        return kind(row)
+    return value
+
+
+def _explained(
+    value: object, error: Exception, ref_of: RefOf | None, pickle: Pickle | None, path: str
+) -> ActiveStoreError:
+    """Find the part that cannot travel, with a walk that only a failure pays for."""
+    if isinstance(value, _Large):
+        value = value.value
+    for found, kind, reason in _culprits(value, ref_of, pickle, path, frozenset()):
+        return UnsupportedValueError(_type_name(kind), found, reason)
+    if isinstance(error, UnsupportedValueError):
+        return UnsupportedValueError(error.type_name, path, error.reason)
+    if isinstance(error, TooLargeError):
+        return error
+    return TooLargeError(f"{path}: the depth", VALUE_DEPTH_MAX + 1, VALUE_DEPTH_MAX)
+
+
+def _culprits(
+    value: Any,
+    ref_of: RefOf | None,
+    pickle: Pickle | None,
+    path: str,
+    above: frozenset[int],
+) -> Iterator[tuple[str, type, str]]:
+    kind = type(value)
+    if kind in _CONTAINERS:
+        if id(value) in above:
+            yield path, kind, "it contains itself"
+            return
+        if len(above) > VALUE_DEPTH_MAX:
+            return
+        above |= {id(value)}
+        if kind is dict:
+            for key, item in value.items():
+                yield from _culprits(key, ref_of, pickle, f"{path} (key {_key_text(key)})", above)
+                yield from _culprits(item, ref_of, pickle, f"{path}[{_key_text(key)}]", above)
+        else:
+            for index, item in enumerate(value):
+                yield from _culprits(item, ref_of, pickle, f"{path}[{index}]", above)
+        return
+    try:
+        Encoder(ref_of, pickle).pack(value)
+    except UnicodeEncodeError:
+        yield path, kind, "it holds a lone surrogate, which is no valid text"
+    except UnsupportedValueError as error:
+        yield path, kind, error.reason
+    except (ValueError, TypeError, OverflowError) as error:
+        yield path, kind, str(error)[:200]
+
+
+def _key_text(key: object) -> str:
+    return f'"{key}"' if type(key) is str else repr(key)[:80]
+
+
+# -- the hook's table --------------------------------------------------------------------------
+
+_Encode = Callable[[Encoder, Any], Any]
+
+
+def _encode_integer(_: Encoder, value: int) -> Any:
+    size = value.bit_length() // 8 + 1
+    return msgpack.ExtType(INTEGER, value.to_bytes(size, "big", signed=True))
+
+
+def _encode_array_stand_in(encoder: Encoder, value: Any) -> Any:
+    return encoder.extension(
+        ARRAY, [value.dtype, list(value.shape), "C", encoder.block(value.memoryview)]
+    )
+
+
+def _encode_opaque(encoder: Encoder, value: Opaque) -> Any:
+    pickled = value._pickled  # noqa: SLF001 - of this file
+    return encoder.extension(PICKLE, [value.type_name, encoder.block(pickled)])
+
+
+_ENCODERS: dict[type, _Encode] = {
+    tuple: lambda encoder, value: encoder.extension(TUPLE, list(value)),
+    set: lambda encoder, value: encoder.extension(SET, list(value)),
+    frozenset: lambda encoder, value: encoder.extension(FROZENSET, list(value)),
+    int: _encode_integer,
+    complex: lambda _, value: msgpack.ExtType(
+        COMPLEX, _COMPLEX.pack(value.real, value.imag)
+    ),
+    Ref: lambda _, value: msgpack.ExtType(
+        REF, value.object_id + value.class_name.encode()
+    ),
+    Opaque: _encode_opaque,
+    _Large: lambda encoder, value: encoder.extension(BYTES, encoder.block(value.value)),
+}
+
+
+def _library_encoder(kind: type) -> _Encode | None:
+    """Return the encoder for a type of a library; remembered for exact types."""
+    top = kind.__module__.partition(".")[0]
+    encoder: _Encode | None = None
+    if top in ("datetime", "decimal", "uuid", "zoneinfo"):
+        from activestore.wire import clocks  # noqa: PLC0415 - only for such values
+
+        encoder = clocks.encoder_of(kind)
+    elif top in ("numpy", "torch", "pandas", "ml_dtypes"):
+        from activestore.wire import arrays, tables  # noqa: PLC0415 - only for such values
+
+        encoder = arrays.encoder_of(kind) or tables.encoder_of(kind)
+    if encoder is not None:
+        _ENCODERS[kind] = encoder
+    return encoder
+
+
+# -- decoding --------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Decodes one value."""
+
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        resolve: Resolve | None,
+        unpickle: Unpickle | None,
+    ) -> None:
+        self._buffers = buffers
+        self._resolve = resolve
+        self._unpickle = unpickle
+        self._depth = 0
+
+    def unpack(self, data: Buffer) -> Any:
+        """Return the value of encoded bytes."""
+        self._depth += 1
+        if self._depth > VALUE_DEPTH_MAX:
+            raise RemoteProtocolError(f"a value nested deeper than {VALUE_DEPTH_MAX}")
+        try:
+            return msgpack.unpackb(
+                data, ext_hook=self._hook, strict_map_key=False, raw=False,
+                max_array_len=VALUE_ELEMENTS_MAX, max_map_len=VALUE_ELEMENTS_MAX,
+            )  # fmt: skip
+        finally:
+            self._depth -= 1
+
+    def block(self, where: Any) -> Buffer:
+        """Return a block of bytes: itself, or the buffer with this index."""
+        if type(where) is bytes:
+            return where
+        if type(where) is not int or not 0 <= where < len(self._buffers):
+            raise RemoteProtocolError(
+                f"a value names buffer {str(where)[:20]}, {len(self._buffers)} came"
+            )
+        return self._buffers[where]
+
+    def _hook(self, code: int, payload: bytes) -> Any:
+        decoder = _DECODERS.get(code)
+        if decoder is None:
+            raise RemoteProtocolError(f"unknown extension type {code}")
+        return decoder(self, payload)
+
+    def ref(self, payload: bytes) -> object:
+        """Return what a ref stands for."""
+        if len(payload) < REF_ID_BYTES:
+            raise RemoteProtocolError(f"a ref of {len(payload)} bytes")
+        if self._resolve is not None:
+            return self._resolve(payload)
+        return Ref(payload[:REF_ID_BYTES], payload[REF_ID_BYTES:].decode())
+
+    def pickle(self, payload: bytes) -> object:
+        """Return a pickled value, opaque where nobody may unpickle it."""
+        type_name, where = self.unpack(payload)
+        if type(type_name) is not str:
+            raise RemoteProtocolError("an opaque value without a type name")
+        block = self.block(where)
+        if self._unpickle is not None:
+            return self._unpickle(type_name, bytes(block))
+        return Opaque(type_name, block)
+
+    def error(self, payload: bytes) -> ActiveStoreError:
+        """Return an error of the store."""
+        code, args = self.unpack(payload)
+        if type(code) is not str or type(args) is not list:
+            raise RemoteProtocolError("a malformed error")
+        return error_from_wire(code, tuple(args))
+
+
+def decode(
+    data: Buffer,
+    buffers: Sequence[Buffer] = (),
+    *,
+    resolve: Resolve | None = None,
+    unpickle: Unpickle | None = None,
+) -> object:
+    """Return the value of encoded bytes.
+
+    An array is a view of its buffer: writable where the buffer is.
+
+    Args:
+        data: What `encode` returned.
+        buffers: The buffers that came beside it.
+        resolve: Makes an object of a ref; without it refs become `Ref`.
+        unpickle: Makes a value of a pickle; without it pickles become `Opaque`.
+
+    Raises:
+        RemoteProtocolError: the bytes are not what `encode` makes.
+        UnsupportedValueError: `unpickle` lacks the classes.
+    """
+    size = len(data)
+    try:
+        if size > VALUE_ELEMENTS_MAX:
+            # Only such bodies can hold too many elements; count before memory is taken.
+            _count_elements(data)
+        value = Decoder(buffers, resolve, unpickle).unpack(data)
+        if size > _SURELY_SHALLOW_BYTES:
+            _measure(value, "value")
+    except TooLargeError as error:
+        raise RemoteProtocolError(str(error)) from None
+    except ActiveStoreError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError,
+            struct.error, ArithmeticError, msgpack.UnpackException) as error:  # fmt: skip
+        raise RemoteProtocolError(
+            f"a malformed value: {type(error).__name__}: {str(error)[:100]}"
+        ) from None
+    return value
+
+
+def decode_arguments(
+    data: Buffer,
+    buffers: Sequence[Buffer] = (),
+    *,
+    resolve: Resolve | None = None,
+    unpickle: Unpickle | None = None,
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call; errors as `decode`."""
+    if data == _NO_ARGUMENTS:
+        return [], {}
+    pair = decode(data, buffers, resolve=resolve, unpickle=unpickle)
+    if type(pair) is not list or len(pair) != 2:
+        raise RemoteProtocolError("arguments are not a pair of list and map")
+    args, kwargs = pair
+    if type(args) is not list or type(kwargs) is not dict:
+        raise RemoteProtocolError("arguments are not a pair of list and map")
+    if not all(type(name) is str for name in kwargs):
+        raise RemoteProtocolError("a keyword that is not text")
+    return args, kwargs
+
+
+# Sizes in bytes of what follows a msgpack type byte, for the types of fixed size.
+_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4,
+          0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5,
+          0xD7: 9, 0xD8: 17}  # fmt: skip
+# Width of the length field, and what each unit of length adds: bytes, or elements.
+_SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 0), 0xC8: (2, 0),
+          0xC9: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0), 0xDC: (2, 1),
+          0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # fmt: skip
+
+
+def _count_elements(data: Buffer) -> None:
+    """Refuse a body with too many elements, looking only at lengths."""
+    content = bytes(data)
+    position, end, elements = 0, len(content), 0
+    while position < end:
+        kind = content[position]
+        position += 1
+        if kind <= 0x7F or kind >= 0xE0:
+            continue
+        if kind >= 0xC0:
+            fixed = _FIXED.get(kind)
+            if fixed is not None:
+                position += fixed
+                continue
+            width, unit = _SIZED.get(kind, (0, 0))
+            length = int.from_bytes(content[position : position + width], "big")
+            position += width
+            if unit:
+                elements += length * unit
+            else:
+                position += length + (1 if 0xC7 <= kind <= 0xC9 else 0)
+        elif kind >= 0xA0:
+            position += kind & 0x1F
+        else:
+            elements += kind & 0x0F if kind >= 0x90 else 2 * (kind & 0x0F)
+        if elements > VALUE_ELEMENTS_MAX:
+            raise TooLargeError("the number of elements", elements, VALUE_ELEMENTS_MAX)
+
+
+def _clocks(code: int) -> Callable[[Decoder, bytes], Any]:
+    def decode_clock(decoder: Decoder, payload: bytes) -> Any:
+        from activestore.wire import clocks  # noqa: PLC0415 - only for such values
+
+        return clocks.DECODERS[code](decoder, payload)
+
+    return decode_clock
+
+
+def _arrays(code: int) -> Callable[[Decoder, bytes], Any]:
+    def decode_array(decoder: Decoder, payload: bytes) -> Any:
+        from activestore.wire import arrays  # noqa: PLC0415 - only for such values
+
+        return arrays.DECODERS[code](decoder, payload)
+
+    return decode_array
+
+
+def _tables(code: int) -> Callable[[Decoder, bytes], Any]:
+    def decode_table(decoder: Decoder, payload: bytes) -> Any:
+        from activestore.wire import tables  # noqa: PLC0415 - only for such values
+
+        return tables.DECODERS[code](decoder, payload)
+
+    return decode_table
+
+
+def _row_of(decoder: Decoder, payload: bytes) -> list[Any]:
+    row = decoder.unpack(payload)
+    if type(row) is not list:
+        raise RemoteProtocolError("a tuple or set that is not encoded as an array")
+    return row
+
+
+def _large_bytes(decoder: Decoder, payload: bytes) -> bytes:
+    return bytes(decoder.block(decoder.unpack(payload)))
+
+
+_DECODERS: dict[int, Callable[[Decoder, bytes], Any]] = {
+    TUPLE: lambda decoder, payload: tuple(_row_of(decoder, payload)),
+    SET: lambda decoder, payload: set(_row_of(decoder, payload)),
+    FROZENSET: lambda decoder, payload: frozenset(_row_of(decoder, payload)),
+    INTEGER: lambda _, payload: int.from_bytes(payload, "big", signed=True),
+    COMPLEX: lambda _, payload: complex(*_COMPLEX.unpack(payload)),
+    REF: Decoder.ref,
+    ERROR: Decoder.error,
+    PICKLE: Decoder.pickle,
+    BYTES: _large_bytes,
+    **{code: _clocks(code) for code in (DATE, TIME, DATETIME, TIMEDELTA, DECIMAL, UUID)},
+    **{code: _arrays(code) for code in (ARRAY, SCALAR, TENSOR)},
+    **{code: _tables(code) for code in (FRAME, SERIES)},
+}
+EXTENSION_CODES = frozenset(_DECODERS)
+
+
+def library(name: str) -> ModuleType | None:
+    """Return an installed library, imported on first need; None where it is missing."""
+    found = sys.modules.get(name)
+    if found is not None:
+        return found
+    if name in _MISSING:
+        return None
+    try:
+        return __import__(name)
+    except ImportError:
+        _MISSING.add(name)
+        return None
+
+
+_MISSING: set[str] = set()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Array":
+        from activestore.wire.arrays import Array  # noqa: PLC0415 - on first use
+
+        return Array
+    raise AttributeError(name)

@@ -1,0 +1,115 @@
+"""Dates, times, Decimal and UUID as values.
+
+A zone travels as its offset in microseconds, or as its key where it has one.
+
+Rules of this file: as `values`; imported when the first such value comes.
+
+Source: schemas/protocol.md section 5.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from activestore.errors import RemoteProtocolError, UnsupportedValueError
+from activestore.wire import values
+from activestore.wire.values import Decoder, Encoder
+
+_US = datetime.timedelta(microseconds=1)
+
+
+def _zone_of(value: Any) -> Any:
+    zone = value.tzinfo
+    if zone is None:
+        return None
+    key = getattr(zone, "key", None)
+    if isinstance(key, str):
+        return key
+    if isinstance(zone, datetime.timezone):
+        return zone.utcoffset(None) // _US
+    raise UnsupportedValueError(
+        f"{type(zone).__module__}.{type(zone).__qualname__}", "tzinfo",
+        "use datetime.timezone or zoneinfo.ZoneInfo",
+    )  # fmt: skip
+
+
+def _zone_from(zone: Any) -> Any:
+    if zone is None:
+        return None
+    if type(zone) is str:
+        import zoneinfo  # noqa: PLC0415 - few values have a named zone
+
+        return zoneinfo.ZoneInfo(zone)
+    return datetime.timezone(datetime.timedelta(microseconds=zone))
+
+
+def _encode_datetime(encoder: Encoder, value: datetime.datetime) -> Any:
+    return encoder.extension(values.DATETIME, [
+        value.year, value.month, value.day, value.hour, value.minute, value.second,
+        value.microsecond, value.fold, _zone_of(value),
+    ])  # fmt: skip
+
+
+def _encode_time(encoder: Encoder, value: datetime.time) -> Any:
+    return encoder.extension(values.TIME, [
+        value.hour, value.minute, value.second, value.microsecond, value.fold,
+        _zone_of(value),
+    ])  # fmt: skip
+
+
+def _decode_datetime(decoder: Decoder, payload: bytes) -> datetime.datetime:
+    *numbers, fold, zone = decoder.unpack(payload)
+    return datetime.datetime(*numbers, fold=fold, tzinfo=_zone_from(zone))
+
+
+def _decode_time(decoder: Decoder, payload: bytes) -> datetime.time:
+    *numbers, fold, zone = decoder.unpack(payload)
+    return datetime.time(*numbers, fold=fold, tzinfo=_zone_from(zone))
+
+
+def _decode_timedelta(decoder: Decoder, payload: bytes) -> datetime.timedelta:
+    days, seconds, microseconds = decoder.unpack(payload)
+    return datetime.timedelta(days, seconds, microseconds)
+
+
+def _decode_decimal(_: Decoder, payload: bytes) -> decimal.Decimal:
+    try:
+        return decimal.Decimal(payload.decode("ascii"))
+    except decimal.InvalidOperation:
+        raise RemoteProtocolError("a Decimal that is no number") from None
+
+
+_ENCODERS: dict[type, Callable[[Encoder, Any], Any]] = {
+    datetime.datetime: _encode_datetime,
+    datetime.time: _encode_time,
+    datetime.date: lambda encoder, value: encoder.extension(
+        values.DATE, [value.year, value.month, value.day]
+    ),
+    datetime.timedelta: lambda encoder, value: encoder.extension(
+        values.TIMEDELTA, [value.days, value.seconds, value.microseconds]
+    ),
+    decimal.Decimal: lambda _, value: msgpack.ExtType(
+        values.DECIMAL, str(value).encode("ascii")
+    ),
+    uuid.UUID: lambda _, value: msgpack.ExtType(values.UUID, value.bytes),
+}
+
+DECODERS: dict[int, Callable[[Decoder, bytes], Any]] = {
+    values.DATE: lambda decoder, payload: datetime.date(*decoder.unpack(payload)),
+    values.TIME: _decode_time,
+    values.DATETIME: _decode_datetime,
+    values.TIMEDELTA: _decode_timedelta,
+    values.DECIMAL: _decode_decimal,
+    values.UUID: lambda _, payload: uuid.UUID(bytes=payload),
+}
+
+
+def encoder_of(kind: type) -> Callable[[Encoder, Any], Any] | None:
+    """Return the encoder of an exact type, None for others."""
+    return _ENCODERS.get(kind)
