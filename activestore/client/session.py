@@ -1,7 +1,7 @@
 """One client's session with a peer, without I/O: numbers, retries, silence, resends.
 
     request -> SENT -> answered | failed
-                ^  \-> WAITING (a failure that may be retried) -> SENT
+            SENT -> WAITING (a failure that may be retried) -> SENT
     Welcome from another incarnation, or Pong(is_known=False): all requests are sent again
     with the same number and the next attempt; the peer answers what it has answered before.
 
