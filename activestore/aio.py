@@ -25,7 +25,10 @@ from activestore.remote import CallOptions
 
 
 async def connect(
-    endpoint: str | Sequence[str] | None = None, *, timeout_s: float = 30.0, name: str = ""
+    endpoint: str | Sequence[str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    name: str = "",
 ) -> AsyncStore:
     """Connect to a peer; see activestore.connect."""
     store = await asyncio.to_thread(
@@ -74,7 +77,9 @@ class AsyncStore:
         kwargs: dict[str, Any], options: CallOptions,
     ) -> asyncio.Task[Any]:  # fmt: skip
         """Start a method; return a task of its result."""
-        return asyncio.ensure_future(self.invoke(object_id, method, args, kwargs, options))
+        return asyncio.ensure_future(
+            self.invoke(object_id, method, args, kwargs, options)
+        )
 
     async def stream(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -91,12 +96,15 @@ class AsyncStore:
 
     async def get_field(self, object_id: ObjectId, field: str) -> Any:
         """Read a field: `await p.value`."""
-        return self._wrap(await asyncio.to_thread(self._store.get_field, object_id, field))
+        return self._wrap(
+            await asyncio.to_thread(self._store.get_field, object_id, field)
+        )
 
     def set_field(self, object_id: ObjectId, field: str, value: Any) -> None:
         """Refuse: an assignment cannot be awaited."""
         raise InvalidRequestError(
-            "an assignment cannot be awaited; use `await store.set(p, name, value)`", field
+            "an assignment cannot be awaited; use `await store.set(p, name, value)`",
+            field,
         )
 
     @staticmethod
@@ -105,7 +113,9 @@ class AsyncStore:
 
     # -- the Store's names ----------------------------------------------------------------------
 
-    async def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def _run(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         return self._wrap(await asyncio.to_thread(function, *args, **kwargs))
 
     async def get(self, name: Any) -> Any:
@@ -129,7 +139,9 @@ class AsyncStore:
 
     async def publish(self, what: Any, *, data_files: Sequence[str] = ()) -> list[str]:
         """Publish code."""
-        found: list[str] = await self._run(self._store.publish, what, data_files=data_files)
+        found: list[str] = await self._run(
+            self._store.publish, what, data_files=data_files
+        )
         return found
 
     async def locate(self, obj: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Every error a caller can meet, split by whose fault it is and what to do about it.
 
 Rules of this file: each class has a stable `code`, listed in `schemas/errors.toml`; its
-constructor arguments are its fields, in wire order, and `args` rebuilds it after a pickle
-or a journey; the text is made from the fields. Fields are only ever appended.
+constructor arguments are its fields, in wire order, and `args` rebuilds it after a
+pickle or a journey; the text is made from the fields. Fields are only ever appended.
 
     ActiveStoreError
       InvalidRequestError          the caller's mistake: change the call
@@ -100,7 +100,9 @@ class NoSuchMethodError(InvalidRequestError):
     code = "no_such_method"
     FIELDS = ("class_name", "method", "available")
 
-    def __init__(self, class_name: str, method: str, available: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, class_name: str, method: str, available: tuple[str, ...] = ()
+    ) -> None:
         Exception.__init__(self, class_name, method, tuple(available))
         self.class_name = class_name
         self.method = method
@@ -231,7 +233,10 @@ class RequirementError(ActiveStoreError):
     FIELDS = ("class_name", "missing", "peers_with")
 
     def __init__(
-        self, class_name: str, missing: tuple[str, ...], peers_with: tuple[str, ...] = ()
+        self,
+        class_name: str,
+        missing: tuple[str, ...],
+        peers_with: tuple[str, ...] = (),
     ) -> None:
         Exception.__init__(self, class_name, tuple(missing), tuple(peers_with))
         self.class_name = class_name
@@ -259,7 +264,9 @@ class PermissionDeniedError(ActiveStoreError):
         self.needed = needed
 
     def __str__(self) -> str:
-        return f"{self.action} needs the role {self.needed}; this client has {self.role}"
+        return (
+            f"{self.action} needs the role {self.needed}; this client has {self.role}"
+        )
 
 
 class StorageFullError(ActiveStoreError):
@@ -333,9 +340,7 @@ class DirectoryLockedError(ActiveStoreError):
 
     def __str__(self) -> str:
         who = f"process {self.pid}" if self.pid else "another process"
-        return (
-            f"data directory {self.path} is in use by {who}; stop it, or choose another --data-dir"
-        )
+        return f"data directory {self.path} is in use by {who}; stop it, or choose another --data-dir"
 
 
 class RemoteProtocolError(ActiveStoreError):
@@ -380,14 +385,18 @@ class BusyError(UnavailableError):
     code = "busy"
     FIELDS = ("where", "reason", "retry_after_s")
 
-    def __init__(self, where: str, reason: str = "", retry_after_s: float = 0.1) -> None:
+    def __init__(
+        self, where: str, reason: str = "", retry_after_s: float = 0.1
+    ) -> None:
         Exception.__init__(self, where, reason, retry_after_s)
         self.where = where
         self.reason = reason
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
-        return f"{self.where} is busy: {self.reason}; retry after {self.retry_after_s:g} s"
+        return (
+            f"{self.where} is busy: {self.reason}; retry after {self.retry_after_s:g} s"
+        )
 
 
 class ExecutorCrashedError(UnavailableError):
@@ -396,7 +405,9 @@ class ExecutorCrashedError(UnavailableError):
     code = "executor_crashed"
     FIELDS = ("where", "reason", "quarantined_s")
 
-    def __init__(self, where: str, reason: str = "", quarantined_s: float = 0.0) -> None:
+    def __init__(
+        self, where: str, reason: str = "", quarantined_s: float = 0.0
+    ) -> None:
         Exception.__init__(self, where, reason, quarantined_s)
         self.where = where
         self.reason = reason
@@ -444,9 +455,8 @@ class CancelledError(ActiveStoreError):
 class MethodError(ActiveStoreError):
     """The method itself raised; also an instance of the built-in type where it is one.
 
-    `except ValueError` catches a remote ValueError. `remote_traceback` is the text of the
-    traceback at the peer; `type_name` is the original type, `message` its text.
-    """
+    `except ValueError` catches a remote ValueError. `remote_traceback` is the text of
+    the traceback at the peer; `type_name` is the original type, `message` its text."""
 
     code = "method"
     FIELDS = ("type_name", "message", "where", "remote_traceback", "builtin")
@@ -497,19 +507,28 @@ def method_error(
     """Return a MethodError that is also an instance of the built-in type `builtin`.
 
     `builtin` is the nearest built-in base of the type that was raised, so that `except
-    KeyError` catches a user's own subclass of KeyError too; an unknown name, or one with
-    another memory layout, gives a plain MethodError.
-    """
+    KeyError` catches a user's own subclass of KeyError too; an unknown name, or one
+    with another memory layout, gives a plain MethodError."""
     cls = _METHOD_ERRORS.get(builtin)
     if cls is None:
         base = getattr(builtins, builtin, None)
         cls = MethodError
-        if isinstance(base, type) and issubclass(base, Exception) and base is not Exception:
+        if (
+            isinstance(base, type)
+            and issubclass(base, Exception)
+            and base is not Exception
+        ):
             try:
-                cls = type(f"{builtin}MethodError", (MethodError, base), {"__module__": __name__})
+                cls = type(
+                    f"{builtin}MethodError",
+                    (MethodError, base),
+                    {"__module__": __name__},
+                )
             except TypeError:
                 cls = MethodError
-        if len(_METHOD_ERRORS) < 256:  # The built-ins are about 60; a bound all the same.
+        if (
+            len(_METHOD_ERRORS) < 256
+        ):  # The built-ins are about 60; a bound all the same.
             _METHOD_ERRORS[builtin] = cls
     return cls(type_name, message, where, remote_traceback, builtin)
 
@@ -517,7 +536,11 @@ def method_error(
 def nearest_builtin(error: BaseException) -> str:
     """Return the name of the most derived built-in class of `error`, "" for Exception."""
     for cls in type(error).__mro__:
-        if cls.__module__ == "builtins" and cls is not Exception and cls is not BaseException:
+        if (
+            cls.__module__ == "builtins"
+            and cls is not Exception
+            and cls is not BaseException
+        ):
             return cls.__name__ if issubclass(cls, Exception) else ""
     return ""
 
@@ -535,9 +558,8 @@ BY_CODE: dict[str, type[ActiveStoreError]] = _all_errors(ActiveStoreError)
 def error_from_wire(code: str, args: tuple[Any, ...]) -> ActiveStoreError:
     """Rebuild an error from its code and fields, as they travelled.
 
-    A code this version does not know gives an ActiveStoreError that names it; fields that
-    a newer version appended are dropped.
-    """
+    A code this version does not know gives an ActiveStoreError that names it; fields
+    that a newer version appended are dropped."""
     if code == MethodError.code:
         return method_error(*args[: len(MethodError.FIELDS)])
     cls = BY_CODE.get(code)

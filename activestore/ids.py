@@ -1,8 +1,8 @@
 """The identities that travel: peers, objects, sessions. Pure values, no clock, no socket.
 
-An object id is 16 bytes: home peer (6) | flags (1) | random (9). Its home is readable from
-the id, so that creating an object costs no directory traffic and finding one that never
-moved costs no question.
+An object id is 16 bytes: home peer (6) | flags (1) | random (9). Its home is readable
+from the id, so that creating an object costs no directory traffic and finding one that
+never moved costs no question.
 
 Source: design section 7; reliability.md 2.2.
 """
@@ -34,9 +34,8 @@ def new_session_id() -> SessionId:
 def new_object_id(home: PeerId) -> ObjectId:
     """Return a fresh id for an object whose home is `home`.
 
-    72 random bits: at 1e9 objects of one home a collision has a chance of about 1e-4, and
-    the home refuses an id that it already holds.
-    """
+    72 random bits: at 1e9 objects of one home a collision has a chance of about 1e-4,
+    and the home refuses an id that it already holds."""
     return ObjectId(home + b"\x00" + os.urandom(9))
 
 

@@ -1,8 +1,9 @@
 """The programming model: ActiveObject, activemethod, and what a class says of itself.
 
-A class declares persistent fields by annotation and remote methods by `@activemethod`. Here
-lives what can be read off a class (its fields, its methods, its published interface) and
-the hook through which an object finds the store of its process or of the running call.
+A class declares persistent fields by annotation and remote methods by `@activemethod`.
+Here lives what can be read off a class (its fields, its methods, its published
+interface) and the hook through which an object finds the store of its process or of the
+running call.
 
 Rules of this file: no wire, no socket, no pickle; a local ActiveObject is an ordinary
 object at ordinary speed. `inspect` is imported only where an interface is made.
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
         def stream(
             self: BoundActiveMethod[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
         ) -> Iterator[T]: ...
-        def options(self, *, timeout_s: float | None = None) -> BoundActiveMethod[P, R]: ...
+        def options(
+            self, *, timeout_s: float | None = None
+        ) -> BoundActiveMethod[P, R]: ...
 
     class ActiveMethod(Generic[S, P, R]):
         """What a type checker sees of `Class.method`."""
@@ -91,25 +94,28 @@ def activemethod(
 ) -> Any:
     """Mark a method as remote: it runs where the object lives.
 
-    Exclusive by default: one at a time per object, and the fields it changes are committed
-    before the caller gets the result. The function itself is returned, so a local call
-    costs what it always did.
+    Exclusive by default: one at a time per object, and the fields it changes are
+    committed before the caller gets the result. The function itself is returned, so a
+    local call costs what it always did.
 
     Args:
         function: The method, when the decorator is used without parentheses.
         readonly: Shared: runs beside other readers; assigning a field raises.
         timeout_s: Deadline of every call in seconds from its arrival; 0 for none.
-        changes: The only fields the method may change; only these are compared after it.
+        changes: The only fields the method may change; only these are compared after
+        it.
 
     Raises:
-        InvalidRequestError: readonly together with changes, a negative timeout, or a name
+        InvalidRequestError: readonly together with changes, a negative timeout, or a
+        name
             that begins with an underscore.
     """
 
     def mark(method: F) -> F:
         if method.__name__.startswith("_"):
             raise InvalidRequestError(
-                "names that begin with an underscore are never remote", method.__qualname__
+                "names that begin with an underscore are never remote",
+                method.__qualname__,
             )
         if readonly and changes is not None:
             raise InvalidRequestError(
@@ -197,7 +203,8 @@ class ActiveObject:
         class_version: The author's integer for `__migrate__`.
         requires: PEP 508 requirements, for example ("torch>=2.4",).
         resources: What it needs, for example {"gpu": 1, "memory_mb": 4000}.
-        durability: "commit" (default), "interval" (answered at once, on disk within 1 s)
+        durability: "commit" (default), "interval" (answered at once, on disk within 1
+        s)
             or "none" (within 60 s): the price is what a crash loses.
     """
 
@@ -211,13 +218,15 @@ class ActiveObject:
     ) -> Self:
         """Put this object and what it reaches into the store; it becomes remote in place.
 
-        Publishes the classes if needed. On return the object is durable. Returns itself.
+        Publishes the classes if needed. On return the object is durable. Returns
+        itself.
 
         Args:
             alias: A name unique in the cluster, "" for none; at most 256 characters.
             peer: Name of the peer that shall keep it; "" for the connected one.
             replicas: How many peers keep it.
-            store: The store, where the process has several; the last connected one else.
+            store: The store, where the process has several; the last connected one
+            else.
 
         Raises:
             AliasExistsError: the alias names another object.
@@ -256,19 +265,26 @@ class Field(NamedTuple):
 def fields_of(cls: type) -> dict[str, Field]:
     """Return the persistent fields of a class, inherited ones first, by name.
 
-    A field is an annotated name whose annotation is not ClassVar and that does not begin
-    with two underscores. The result is cached on the class.
-    """
+    A field is an annotated name whose annotation is not ClassVar and that does not
+    begin with two underscores. The result is cached on the class."""
     cached: dict[str, Field] | None = cls.__dict__.get("_activestore_fields")
     if cached is not None:
         return cached
     found: dict[str, Field] = {}
     for base in reversed(cls.__mro__):
-        if base in (object, ActiveObject) or base.__dict__.get("_activestore_is_remote"):
+        if base in (object, ActiveObject) or base.__dict__.get(
+            "_activestore_is_remote"
+        ):
             continue
         for name, annotation in _annotations_of(base).items():
-            text = annotation if isinstance(annotation, str) else _annotation_text(annotation)
-            if name.startswith("__") or text.startswith(("ClassVar", "typing.ClassVar")):
+            text = (
+                annotation
+                if isinstance(annotation, str)
+                else _annotation_text(annotation)
+            )
+            if name.startswith("__") or text.startswith(
+                ("ClassVar", "typing.ClassVar")
+            ):
                 continue
             is_final = text.startswith(("Final", "typing.Final"))
             found[name] = Field(name, text, is_final)
@@ -333,7 +349,8 @@ def interface_of(cls: type) -> Interface:
     durability = getattr(cls, "durability", "commit")
     if durability not in DURABILITIES:
         raise InvalidRequestError(
-            f"durability is {durability!r}, expected one of {', '.join(DURABILITIES)}", name
+            f"durability is {durability!r}, expected one of {', '.join(DURABILITIES)}",
+            name,
         )
     requires = getattr(cls, "requires", ())
     if isinstance(requires, str) or not all(isinstance(text, str) for text in requires):
@@ -354,7 +371,9 @@ def interface_of(cls: type) -> Interface:
         doc=cls.__doc__ or "",
         durability=durability,
         requires=tuple(requires),
-        resources={str(k): float(v) for k, v in dict(getattr(cls, "resources", {})).items()},
+        resources={
+            str(k): float(v) for k, v in dict(getattr(cls, "resources", {})).items()
+        },
         fields={field.name: field.annotation for field in fields.values()},
         methods=methods,
     )

@@ -1,13 +1,12 @@
 """Stand-ins: what stands in a process for an object that lives in a peer.
 
-Two kinds share the same parts. A *class stand-in* is an instance of the user's own class
-whose fields and active methods are remote; its other methods run here. A *proxy* is made
-from a published interface, where there is no class code. Both hold an object id and a
-caller, and nothing else.
+Two kinds share the same parts. A *class stand-in* is an instance of the user's own
+class whose fields and active methods are remote; its other methods run here. A *proxy*
+is made from a published interface, where there is no class code. Both hold an object id
+and a caller, and nothing else.
 
-Rules of this file: it does not know how a call travels; whoever makes a stand-in hands it
-a Caller. `inspect` is imported only for help().
-"""
+Rules of this file: it does not know how a call travels; whoever makes a stand-in hands
+it a Caller. `inspect` is imported only for help()."""
 
 from __future__ import annotations
 
@@ -120,7 +119,9 @@ class RemoteMethod:
             self._object_id, self._spec.name, args, kwargs, self._options
         )
 
-    def options(self, *, timeout_s: float | None = None, direct: bool = True) -> RemoteMethod:
+    def options(
+        self, *, timeout_s: float | None = None, direct: bool = True
+    ) -> RemoteMethod:
         """Return the same method with other options.
 
         Args:
@@ -189,7 +190,6 @@ class MethodSpec:
 class RemoteField:
     """A field of a remote object: reading and assigning it are calls."""
 
-
     def __init__(self, name: str, annotation: str) -> None:
         self.name = name
         self.__doc__ = annotation
@@ -205,7 +205,9 @@ class RemoteField:
         state[STORE_SLOT].set_field(state[ID_SLOT], self.name, value)
 
     def __delete__(self, instance: Any) -> None:
-        raise InvalidRequestError("a remote field cannot be deleted; assign None", self.name)
+        raise InvalidRequestError(
+            "a remote field cannot be deleted; assign None", self.name
+        )
 
 
 class Proxy:
@@ -217,7 +219,9 @@ class Proxy:
     def __setattr__(self, name: str, value: Any) -> None:
         # A typing error in an assignment must not vanish into a local attribute.
         if not isinstance(getattr(type(self), name, None), RemoteField):
-            fields = [n for n, v in vars(type(self)).items() if isinstance(v, RemoteField)]
+            fields = [
+                n for n, v in vars(type(self)).items() if isinstance(v, RemoteField)
+            ]
             raise InvalidRequestError(
                 f"no such field; fields: {', '.join(fields) or 'none'}",
                 f"{type(self).__name__}.{name}",

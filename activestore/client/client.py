@@ -1,7 +1,7 @@
 """The store as a client sees it: names, objects, classes, calls.
 
-Rules of this file: zmq and msgpack only. What needs the classes' code (publish, persist,
-pickles) is in `client.publish`, imported when it is first used.
+Rules of this file: zmq and msgpack only. What needs the classes' code (publish,
+persist, pickles) is in `client.publish`, imported when it is first used.
 
 Source: design section 4.
 """
@@ -43,14 +43,19 @@ Location = "str | None"
 
 
 def connect(
-    endpoint: str | Sequence[str] | None = None, *, timeout_s: float = 30.0, name: str = ""
+    endpoint: str | Sequence[str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    name: str = "",
 ) -> Store:
     """Connect to a peer.
 
     Args:
-        endpoint: An address such as "tcp://127.0.0.1:7400", or several of which the first
+        endpoint: An address such as "tcp://127.0.0.1:7400", or several of which the
+        first
             that answers is taken; None for `$ACTIVESTORE_ENDPOINT`.
-        timeout_s: How long a call may go without a sign of life from the peer, in seconds,
+        timeout_s: How long a call may go without a sign of life from the peer, in
+        seconds,
             above 0. Not a bound on how long a method runs.
         name: What the peer's log calls this client; the program's name by default.
 
@@ -163,7 +168,9 @@ class Store:
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
         """Run a method of an object and return its result."""
-        request = self._start_call(object_id, method, Operation.CALL, args, kwargs, options)
+        request = self._start_call(
+            object_id, method, Operation.CALL, args, kwargs, options
+        )
         self._connection.wait(request)
         return self._decode(request.outcome())
 
@@ -178,7 +185,13 @@ class Store:
             ).CallFuture
         future = self._future_class(self._connection, self._decode)
         future.request = self._start_call(
-            object_id, method, Operation.CALL, args, kwargs, options, on_done=future.settle
+            object_id,
+            method,
+            Operation.CALL,
+            args,
+            kwargs,
+            options,
+            on_done=future.settle,
         )
         return future
 
@@ -226,7 +239,11 @@ class Store:
             )  # fmt: skip
 
         return self._connection.start(
-            make, timeout_s=timeout_s, where=method, on_done=on_done, is_stream=is_stream
+            make,
+            timeout_s=timeout_s,
+            where=method,
+            on_done=on_done,
+            is_stream=is_stream,
         )
 
     def _items(self, request: Request) -> Iterator[Any]:
@@ -256,7 +273,9 @@ class Store:
         """Ask the peer itself; the operations are listed in schemas/protocol.md."""
         body, buffers = values.encode(parameters, path="parameters")
         return self._send(
-            lambda sequence, _: messages.Request(sequence, operation, None, body, buffers),
+            lambda sequence, _: messages.Request(
+                sequence, operation, None, body, buffers
+            ),
             operation,
         )
 
@@ -281,7 +300,8 @@ class Store:
             return ObjectId(bytes(name.object_id)), ""
         if not isinstance(name, str):
             raise InvalidRequestError(
-                f"expected an alias, an id or an object, got {type(name).__name__}", "get"
+                f"expected an alias, an id or an object, got {type(name).__name__}",
+                "get",
             )
         object_id = ids.parse_object_id(name)
         if object_id is not None:
@@ -297,7 +317,8 @@ class Store:
         expected = model.class_name_of(original)
         if class_name and class_name != expected:
             raise InvalidRequestError(
-                f"{alias!r} is a {class_name}, not a {expected}", f"{cls.__name__}.get_by_alias"
+                f"{alias!r} is a {class_name}, not a {expected}",
+                f"{cls.__name__}.get_by_alias",
             )
         self._stand_ins.use_class(original)
         return self._stand_ins.get(object_id, expected)
@@ -312,7 +333,13 @@ class Store:
         return RemoteClass(self, class_name, interface)
 
     def create(
-        self, class_name: str, /, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
+        self,
+        class_name: str,
+        /,
+        *args: Any,
+        alias: str = "",
+        peer: str = "",
+        **kwargs: Any,
     ) -> Any:
         """Make an object of a published class where the peer is; durable on return.
 
@@ -405,7 +432,12 @@ class Store:
         body, buffers = encode_states([named for _, named in states])
         request = self._connection.start(
             lambda sequence, first_unacked: messages.Persist(
-                sequence, 0, first_unacked, None, body, buffers  # type: ignore[arg-type]
+                sequence,
+                0,
+                first_unacked,
+                None,
+                body,
+                buffers,  # type: ignore[arg-type]
             ),
             timeout_s=0.0,
             where="persist",
@@ -460,11 +492,12 @@ class Store:
         """Publish a class, a module, a module's name, a .py file or a package directory.
 
         Ships code, which peers will run. Publishing what is there already costs one
-        question; changed code becomes a new revision, to which objects move at their next
-        activation. Returns the names of the classes it defines.
+        question; changed code becomes a new revision, to which objects move at their
+        next activation. Returns the names of the classes it defines.
 
         Raises:
-            InvalidRequestError: no such module, or it does not load; names file and line.
+            InvalidRequestError: no such module, or it does not load; names file and
+            line.
             RequirementError: the peer lacks a module that the code imports.
             TooLargeError: it is over 16 MiB.
         """
@@ -533,12 +566,16 @@ class Store:
 class RemoteClass:
     """A published class without its code: call it to create, or find by alias."""
 
-    def __init__(self, store: Store, class_name: str, interface: type[remote.Proxy]) -> None:
+    def __init__(
+        self, store: Store, class_name: str, interface: type[remote.Proxy]
+    ) -> None:
         self._store = store
         self._class_name = class_name
         self.__doc__ = interface.__doc__
 
-    def __call__(self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any) -> Any:
+    def __call__(
+        self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
+    ) -> Any:
         """Create an object; see Store.create."""
         return self._store.create(
             self._class_name, *args, alias=alias, peer=peer, **kwargs

@@ -1,13 +1,13 @@
 """One DEALER socket used by many threads, without a thread of its own for plain calls.
 
-A thread that waits for a result reads the socket itself and serves the others too: it is
-the *leader*. The others sleep and one of them takes over when the leader has its result.
-Futures and streams that nobody waits for are served by a pump thread, which starts with
-the first of them and stands back while some thread leads.
+A thread that waits for a result reads the socket itself and serves the others too: it
+is the *leader*. The others sleep and one of them takes over when the leader has its
+result. Futures and streams that nobody waits for are served by a pump thread, which
+starts with the first of them and stands back while some thread leads.
 
-Rules of this file: the socket is touched only under `_lock`; whoever touches it drains it,
-because ZeroMQ's descriptor tells of each change once. Nobody polls under the lock. What a
-user's callback does happens outside the lock.
+Rules of this file: the socket is touched only under `_lock`; whoever touches it drains
+it, because ZeroMQ's descriptor tells of each change once. Nobody polls under the lock.
+What a user's callback does happens outside the lock.
 
 Source: design section 4; reliability.md section 6.
 """
@@ -75,7 +75,9 @@ class Connection:
         self._pump_wake = threading.Event()
         self._unwaited = 0
         self.is_closed = False
-        self.session = Session(new_session_id(), name, endpoint, timeout_s, random.random)
+        self.session = Session(
+            new_session_id(), name, endpoint, timeout_s, random.random
+        )
 
     def _connect(self, endpoint: str) -> None:
         socket = self._socket
@@ -150,7 +152,9 @@ class Connection:
 
     def _check(self) -> None:
         if self.is_closed:
-            raise InvalidRequestError("the store is closed; connect again", self.endpoint)
+            raise InvalidRequestError(
+                "the store is closed; connect again", self.endpoint
+            )
         if self._pid != os.getpid():
             raise InvalidRequestError(
                 "a store does not survive a fork; connect in the child", self.endpoint
@@ -196,7 +200,9 @@ class Connection:
             peer = self.session.peer
             limit = peer.message_bytes_max if peer is not None else 1 << 30
             if size > limit:
-                raise TooLargeError("arguments", size, limit, "message_bytes_max of the peer")
+                raise TooLargeError(
+                    "arguments", size, limit, "message_bytes_max of the peer"
+                )
             self._flush_records()
             self._queue(codec.encode_frames(message))
             return
@@ -235,7 +241,9 @@ class Connection:
             if error.errno == zmq.EAGAIN and not (last and i):
                 return False
             if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
-                raise InvalidRequestError("the store is closed", self.endpoint) from None
+                raise InvalidRequestError(
+                    "the store is closed", self.endpoint
+                ) from None
             raise
         return True
 
@@ -261,12 +269,15 @@ class Connection:
     def wait(self, request: Request, until_s: float | None = None) -> bool:
         """Wait until the request has ended; False where `until_s` passed before.
 
-        An exception in the waiting thread, such as KeyboardInterrupt, cancels the request.
-        """
+        An exception in the waiting thread, such as KeyboardInterrupt, cancels the
+        request."""
         return self.wait_for(lambda: request.is_done, request, until_s)
 
     def wait_for(
-        self, is_over: Callable[[], bool], request: Request, until_s: float | None = None
+        self,
+        is_over: Callable[[], bool],
+        request: Request,
+        until_s: float | None = None,
     ) -> bool:
         """Wait for `is_over`, which only incoming messages can make true."""
         if is_over():
@@ -323,7 +334,9 @@ class Connection:
             request.waiter = waiter
             self._flush_records()
         try:
-            waiter.wait(0.25 if until_s is None else max(0.0, min(0.25, until_s - _now())))
+            waiter.wait(
+                0.25 if until_s is None else max(0.0, min(0.25, until_s - _now()))
+            )
         finally:
             with self._lock:
                 self._waiters.remove(waiter)
@@ -398,7 +411,9 @@ class Connection:
     # -- the pump ----------------------------------------------------------------------------------
 
     def _start_pump(self) -> None:
-        self._pump = threading.Thread(target=self._run_pump, name="activestore", daemon=True)
+        self._pump = threading.Thread(
+            target=self._run_pump, name="activestore", daemon=True
+        )
         self._pump.start()
 
     def _run_pump(self) -> None:
@@ -421,7 +436,9 @@ class Connection:
                 finally:
                     led_s = self._led_s
                     self._hand_over()
-                    self._led_s = led_s  # Only foreground threads make the pump stand back.
+                    self._led_s = (
+                        led_s  # Only foreground threads make the pump stand back.
+                    )
 
 
 _local = threading.local()

@@ -1,10 +1,11 @@
 """Stand-ins of one client: one Python object for each remote object, made on demand.
 
-Rules of this file: where the class's code is in this process and was used with this store,
-a ref becomes an instance of that class; else it becomes a proxy of its published interface.
+Rules of this file: where the class's code is in this process and was used with this
+store, a ref becomes an instance of that class; else it becomes a proxy of its published
+interface.
 
-Source: design section 4 ("Within one process a ref always resolves to the same object").
-"""
+Source: design section 4 ("Within one process a ref always resolves to the same
+object")."""
 
 from __future__ import annotations
 
@@ -25,11 +26,15 @@ class StandIns:
     """All stand-ins that one client has handed out and that are still in use."""
 
     def __init__(
-        self, caller: remote.Caller, interface: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+        self,
+        caller: remote.Caller,
+        interface: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self._caller = caller
         self._interface = interface
-        self._known: weakref.WeakValueDictionary[ObjectId, Any] = weakref.WeakValueDictionary()
+        self._known: weakref.WeakValueDictionary[ObjectId, Any] = (
+            weakref.WeakValueDictionary()
+        )
         self._local_classes: dict[str, type] = {}
         self._proxies: dict[str, type[remote.Proxy]] = {}
         self._lock = threading.Lock()

@@ -1,6 +1,7 @@
 """What only a client with the classes' code does: publish it, and pickle what must be.
 
-Imported on demand by `client`, through its name, so that the thin client never loads it.
+Imported on demand by `client`, through its name, so that the thin client never loads
+it.
 
 Rules of this file: it needs the `node` extra (cloudpickle, xxhash).
 
@@ -83,7 +84,9 @@ def snapshots(
                 by_value=is_by_value(cls),
             )
         state, _ = snapshotter.take(obj)
-        states.append((obj, NamedState(ids_of[id(obj)], aliases.get(id(obj), ""), state)))
+        states.append(
+            (obj, NamedState(ids_of[id(obj)], aliases.get(id(obj), ""), state))
+        )
     return states
 
 

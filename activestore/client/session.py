@@ -2,11 +2,12 @@
 
     request -> SENT -> answered | failed
             SENT -> WAITING (a failure that may be retried) -> SENT
-    Welcome from another incarnation, or Pong(is_known=False): all requests are sent again
-    with the same number and the next attempt; the peer answers what it has answered before.
+    Welcome from another incarnation, or Pong(is_known=False): all requests are sent
+    again with the same number and the next attempt; the peer answers what it has
+    answered before.
 
-Rules of this file: time is `now_s`, chance is `rng`; what it returns must be sent in order.
-A stream is never sent again: what was seen of it cannot be taken back.
+Rules of this file: time is `now_s`, chance is `rng`; what it returns must be sent in
+order. A stream is never sent again: what was seen of it cannot be taken back.
 
 Source: design section 5 (two bounds, exactly once); reliability.md 3.7 and 7.
 """
@@ -141,19 +142,27 @@ class Session:
         return next(iter(self.requests), self._next_sequence)
 
     def open(
-        self, make: Callable[[int, int], Any], now_s: float, timeout_s: float, where: str
+        self,
+        make: Callable[[int, int], Any],
+        now_s: float,
+        timeout_s: float,
+        where: str,
     ) -> Request:
         """Number a request and remember it; the caller sends `request.message`."""
         sequence = self._next_sequence
         self._next_sequence = sequence + 1
         first_unacked = next(iter(self.requests), sequence)
-        request = Request(sequence, make(sequence, first_unacked), now_s, timeout_s, where)
+        request = Request(
+            sequence, make(sequence, first_unacked), now_s, timeout_s, where
+        )
         self.requests[sequence] = request
         return request
 
     # -- what comes in -------------------------------------------------------------------
 
-    def take(self, message: Message, now_s: float) -> tuple[list[Request], list[Message]]:
+    def take(
+        self, message: Message, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         """Take one message; return the requests that it ended or fed, and what to send."""
         self._heard_s = now_s
         kind = type(message)
@@ -182,21 +191,26 @@ class Session:
             return self._take_refused(message)
         raise RemoteProtocolError(f"a client takes no {kind.__name__}", self.endpoint)
 
-    def _take_item(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
+    def _take_item(
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         request = self.requests.get(message.sequence)
         if request is None or not request.is_stream:
             return [], []
         request.heard_s = now_s
         if message.index != request.next_item:
             error = RemoteProtocolError(
-                f"item {message.index} came where {request.next_item} was due", request.where
+                f"item {message.index} came where {request.next_item} was due",
+                request.where,
             )
             return [self._fail(request, error)], [Cancel(request.sequence)]
         request.next_item += 1
         request.items.append(message)
         return [request], []
 
-    def _take_failure(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
+    def _take_failure(
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         request = self.requests.get(message.sequence)
         if request is None:
             return [], []
@@ -219,7 +233,9 @@ class Session:
             return False
         return request.attempt + 1 < ATTEMPTS_MAX
 
-    def _take_welcome(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
+    def _take_welcome(
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         is_first = self.peer is None
         self.peer = Peer(
             message.peer_id, message.peer_name, message.incarnation, message.version,
@@ -242,7 +258,9 @@ class Session:
                 out.append(self._again(request, now_s))
         return ended, out
 
-    def _take_pong(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
+    def _take_pong(
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         self._asked_s = 0.0
         if message.is_known and (
             self.peer is None or message.incarnation == self.peer.incarnation

@@ -1,8 +1,8 @@
 """Which replies wait for which commits: execution may run ahead of commit, replies may not.
 
-Every mutating call makes the object's next *executed* version and orders a commit. A reply
-carries the version that its call saw; it leaves once that version is committed, in order.
-A refused commit fails every reply that saw it or anything built on it.
+Every mutating call makes the object's next *executed* version and orders a commit. A
+reply carries the version that its call saw; it leaves once that version is committed,
+in order. A refused commit fails every reply that saw it or anything built on it.
 
 Rules of this file: commits of one object are answered in the order in which they were
 ordered; it never decides what runs.

@@ -1,7 +1,8 @@
 """How calls end: what they changed is committed, then they are answered.
 
-Rules of this file: nothing is answered before what it saw is durable; a change that comes
-too late, or from an attempt that was given up, is thrown away with the copy that holds it.
+Rules of this file: nothing is answered before what it saw is durable; a change that
+comes too late, or from an attempt that was given up, is thrown away with the copy that
+holds it.
 
 Source: design section 5, "What a call does to state"; reliability.md 3.4 R5.
 """
@@ -210,6 +211,6 @@ class Endings(Desk):
         box = self.boxes.boxes[call.object_id]
         item = effects.SendItem(call.origin, call.items_sent, event.body, event.buffers)
         call.items_sent += 1
-        # An item shows the writer's own, uncommitted state; it is no acknowledgement. What
-        # it must not do is overtake answers that wait for earlier commits.
+        # An item shows the writer's own, uncommitted state; it is no acknowledgement.
+        # What it must not do is overtake answers that wait for earlier commits.
         self.ledger.release(box, 0 if not call.is_readonly else call.version, item)

@@ -1,7 +1,7 @@
 """What can happen to the invocation core: facts, in the past tense, immutable.
 
-NamedTuple, not dataclass: a call passes through four of these, and a tuple costs a third.
-"""
+NamedTuple, not dataclass: a call passes through four of these, and a tuple costs a
+third."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from activestore.wire.state import NamedState, ObjectState, StateDelta
 class CallArrived(NamedTuple):
     """A client or a running method wants something of an object.
 
-    `payload` is handed back untouched in Dispatch. `deadline_s`: seconds from now, 0 for
-    none. `age_s`: time since the first attempt, by the client's clock. `credit`: items the
-    caller can take at once; 0 where it did not ask for a stream.
-    """
+    `payload` is handed back untouched in Dispatch. `deadline_s`: seconds from now, 0
+    for none. `age_s`: time since the first attempt, by the client's clock. `credit`:
+    items the caller can take at once; 0 where it did not ask for a stream."""
 
     origin: Client | Nested
     object_id: ObjectId
@@ -133,11 +132,10 @@ class ExecutorAnswered(NamedTuple):
 class CallEnded(NamedTuple):
     """A slot finished a call.
 
-    `code`: "" for a result; an error's code; "not_run" where the slot gave the call back
-    untouched. `body` and `buffers`: the result, or the encoded fields of the error.
-    `delta` or `state`: what changed; `state` only for CREATE. `is_dropped`: the executor
-    threw its copy away.
-    """
+    `code`: "" for a result; an error's code; "not_run" where the slot gave the call
+    back untouched. `body` and `buffers`: the result, or the encoded fields of the
+    error. `delta` or `state`: what changed; `state` only for CREATE. `is_dropped`: the
+    executor threw its copy away."""
 
     call_id: int
     attempt: int

@@ -1,8 +1,8 @@
 """Where calls run: which executor holds which copy, which slot takes the next call.
 
-An executor with a call that runs long is *occupied*: small objects move away from it, and
-as long as the maximum allows there is always one executor that is not occupied. Short
-calls may queue in a slot, so that a busy object pays one write for many calls.
+An executor with a call that runs long is *occupied*: small objects move away from it,
+and as long as the maximum allows there is always one executor that is not occupied.
+Short calls may queue in a slot, so that a busy object pays one write for many calls.
 
 Rules of this file: it chooses and counts; what happens to calls is in `invocation`.
 
@@ -152,8 +152,8 @@ class Pool:
         if len(executor.slots) < SLOTS_MAX and any(
             slot.queue[0].waits_nested for slot in executor.slots
         ):
-            # All threads are taken and some only wait for nested calls: without one more
-            # thread two chains could wait for each other for ever.
+            # All threads are taken and some only wait for nested calls: without one
+            # more thread two chains could wait for each other for ever.
             extra = Slot(executor, len(executor.slots))
             executor.slots.append(extra)
             return extra

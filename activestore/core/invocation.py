@@ -1,16 +1,17 @@
 """How a call lives: arrival, dispatch, commit, answer; the core that joins its parts.
 
-    CallArrived -> (LookUpReply) -> mailbox -> Dispatch -> CallEnded -> (Commit) -> Answer
+    CallArrived -> (LookUpReply) -> mailbox -> Dispatch -> CallEnded -> (Commit) ->
+    Answer
 
     arrivals     admission, nesting, cancels          endings      commits and answers
     mailboxes    who runs next on an object           executors    where it runs
     supervision  deaths, silence, timers              commits      replies after commits
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
-given again; nothing is answered before what it saw is durable; a call that is cancelled,
-too late, or whose executor dies leaves no trace; a chain of calls that comes back to an
-object it holds runs on the copy it holds; two chains that would wait for each other for
-ever are told so.
+given again; nothing is answered before what it saw is durable; a call that is
+cancelled, too late, or whose executor dies leaves no trace; a chain of calls that comes
+back to an object it holds runs on the copy it holds; two chains that would wait for
+each other for ever are told so.
 
 Rules of this file: pure; every effect is emitted in the order in which it must be done.
 

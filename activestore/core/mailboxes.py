@@ -1,8 +1,8 @@
 """Who runs next on an object, and where: mailboxes, activation, dispatch.
 
 Exclusive calls run one at a time in arrival order, readonly calls share. Calls of short
-methods follow each other into the same slot without waiting for answers. A reader that a
-long writer holds up runs on a second copy that shows the last committed state.
+methods follow each other into the same slot without waiting for answers. A reader that
+a long writer holds up runs on a second copy that shows the last committed state.
 
     COLD --load--> LOADING --loaded--> READY --copy dropped--> COLD
 
@@ -225,10 +225,9 @@ class Mailboxes:
     def _slot_for(self, box: Mailbox, call: Call) -> Slot | None:
         """Choose the slot for the main copy, None where the call must wait.
 
-        Beside a writer, or as a writer beside others, a call may only follow them in the
-        same slot. An idle copy may be given up here for a better place; the mailbox is
-        cold then.
-        """
+        Beside a writer, or as a writer beside others, a call may only follow them in
+        the same slot. An idle copy may be given up here for a better place; the mailbox
+        is cold then."""
         copy = box.main
         if box.running:
             pipe = box.pipe
@@ -306,9 +305,8 @@ class Mailboxes:
     ) -> None:
         """Order the dispatch of a call to a slot.
 
-        `is_stacked`: the slot's thread waits for this very chain and runs the call on top;
-        it does not stand in the slot's queue.
-        """
+        `is_stacked`: the slot's thread waits for this very chain and runs the call on
+        top; it does not stand in the slot's queue."""
         now_s = self.now_s
         call.attempt += 1
         call.slot = slot

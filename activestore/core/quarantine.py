@@ -1,7 +1,7 @@
 """Calls that killed executors: which are refused, and until when; pure.
 
-A crash is charged to every call that ran in the process at that moment, except to methods
-that have run well many times: those are taken for bystanders.
+A crash is charged to every call that ran in the process at that moment, except to
+methods that have run well many times: those are taken for bystanders.
 
 Source: reliability.md section 7, poison call; design section 5.
 """

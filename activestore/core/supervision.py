@@ -1,7 +1,7 @@
 """Executors that start, die, fall silent or swell, and everything that happens by time.
 
-Rules of this file: a call that began in a process that died fails, one that had not begun
-is sent elsewhere; a call is charged with a crash, and refused after two.
+Rules of this file: a call that began in a process that died fails, one that had not
+begun is sent elsewhere; a call is charged with a crash, and refused after two.
 
 Source: design section 5; reliability.md section 7.
 """
@@ -17,8 +17,8 @@ from activestore.core.timers import Timer
 from activestore.errors import DeadlineExceededError, ExecutorCrashedError
 from activestore.ids import ObjectId
 
-# Ping an executor whose call runs long; no answer for this time means that it is silent:
-# its interpreter is held by a call that never lets go.
+# Ping an executor whose call runs long; no answer for this time means that it is
+# silent: its interpreter is held by a call that never lets go.
 PING_S = 0.1
 SILENT_S = 0.2
 # How often idle extra executors are looked for.
@@ -177,10 +177,9 @@ class Supervision(Desk):
     def _abandon_bystanders(self, executor: Executor) -> None:
         """Take short calls away from an executor whose interpreter is held by another.
 
-        Their attempts are fenced: should the executor come back, their answers and their
-        copies' changes count for nothing. A call that made nested calls stays, for those
-        may have happened.
-        """
+        Their attempts are fenced: should the executor come back, their answers and
+        their copies' changes count for nothing. A call that made nested calls stays,
+        for those may have happened."""
         for slot in executor.slots:
             for call in list(slot.queue):
                 times = call.times

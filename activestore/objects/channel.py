@@ -1,15 +1,17 @@
 """The channel between the daemon and a slot of an executor: messages and large buffers.
 
-A Unix stream socket carries msgpack arrays, many per write. A buffer of BUFFER_BYTES_MIN or
-more crosses in shared memory: a region that its owner writes once and the other side maps;
-the descriptor of a region crosses once, after that its number does. Regions are reused, for
-fresh pages cost more than the copy into them. A file crosses as its descriptor.
+A Unix stream socket carries msgpack arrays, many per write. A buffer of
+BUFFER_BYTES_MIN or more crosses in shared memory: a region that its owner writes once
+and the other side maps; the descriptor of a region crosses once, after that its number
+does. Regions are reused, for fresh pages cost more than the copy into them. A file
+crosses as its descriptor.
 
     buffer on the channel:  bytes | [SHARED, region, size] | [FRESH, region, size] + fd
                             | [FILE, offset, size] + fd
 
-Rules of this file: descriptors arrive no later than the bytes that name them, so they are
-taken in order; nothing has a name in the file system, so nothing is left behind by a kill.
+Rules of this file: descriptors arrive no later than the bytes that name them, so they
+are taken in order; nothing has a name in the file system, so nothing is left behind by
+a kill.
 
 Source: design sections 3 and 5 (shared memory).
 """
@@ -157,7 +159,8 @@ class MappedRegions:
             self._fds[number] = fds.popleft()
         populate = getattr(mmap, "MAP_POPULATE", 0)
         memory = mmap.mmap(self._fds[number], size, flags=mmap.MAP_SHARED | populate)
-        # The finalizer hangs on the map, not on a view: views of views keep only the map.
+        # The finalizer hangs on the map, not on a view: views of views keep only the
+        # map.
         weakref.finalize(memory, self._released, number).atexit = False
         return memoryview(memory)
 
@@ -189,12 +192,17 @@ def map_file(buffer: FileBuffer) -> memoryview:
 class Channel:
     """One end of a channel. The owner decides which thread reads and which writes."""
 
-    def __init__(self, sock: socket.socket, pool: RegionPool, mapped: MappedRegions) -> None:
+    def __init__(
+        self, sock: socket.socket, pool: RegionPool, mapped: MappedRegions
+    ) -> None:
         self.sock = sock
         self.pool = pool
         self._mapped = mapped
         self._unpacker = msgpack.Unpacker(
-            use_list=True, raw=False, max_buffer_size=MESSAGE_BYTES_MAX, strict_map_key=False
+            use_list=True,
+            raw=False,
+            max_buffer_size=MESSAGE_BYTES_MAX,
+            strict_map_key=False,
         )
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._fds: deque[int] = deque()
@@ -302,7 +310,8 @@ class Channel:
         if rest:
             # More descriptors than one write takes: a byte each, ahead of the rest.
             self.sock.sendmsg(
-                [data[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", first))]
+                [data[:1]],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", first))],
             )
             return 1 + self._send_with(data[1:], rest)
         return self.sock.sendmsg(
@@ -315,7 +324,8 @@ class Channel:
         """Read what is there and yield the complete messages.
 
         Raises:
-            BlockingIOError: nothing is there, on a socket or with a flag that does not wait.
+            BlockingIOError: nothing is there, on a socket or with a flag that does not
+            wait.
             EOFError: the other side is gone.
         """
         count, ancillary, _, _ = self.sock.recvmsg_into(

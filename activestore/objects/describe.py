@@ -1,7 +1,7 @@
 """The process that looks at published code: import it, read the interfaces, say them.
 
-`python -m activestore.objects.describe` reads [kind, name, digest, archive] in msgpack from
-standard input and writes [error code, content]: interfaces, or the error's fields.
+`python -m activestore.objects.describe` reads [kind, name, digest, archive] in msgpack
+from standard input and writes [error code, content]: interfaces, or the error's fields.
 
 Rules of this file: it runs a stranger's import once and ends.
 """

@@ -1,10 +1,12 @@
 """The executor process: user code and nothing else; no keys, no store, no peers.
 
-`python -m activestore.objects.executor` is started by the daemon with a control socket and
-one socket per slot, as inherited descriptors. The control thread answers pings, interrupts
-and recalls; each slot thread runs calls. When the daemon goes, the process goes.
+`python -m activestore.objects.executor` is started by the daemon with a control socket
+and one socket per slot, as inherited descriptors. The control thread answers pings,
+interrupts and recalls; each slot thread runs calls. When the daemon goes, the process
+goes.
 
-Rules of this file: start, control and the caller that methods see; calls are in `slots`.
+Rules of this file: start, control and the caller that methods see; calls are in
+`slots`.
 
 Source: design section 3.
 """
@@ -87,7 +89,9 @@ class ExecutorCaller:
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
         """Run a method of another object and wait for its result."""
-        slot, number = self._call(object_id, method, Operation.CALL, args, kwargs, options)
+        slot, number = self._call(
+            object_id, method, Operation.CALL, args, kwargs, options
+        )
         return slot.wait(number)
 
     def submit(
@@ -106,7 +110,13 @@ class ExecutorCaller:
     ) -> Iterator[Any]:  # fmt: skip
         """Start a generator method of another object."""
         slot, number = self._call(
-            object_id, method, Operation.CALL, args, kwargs, options, credit=STREAM_CREDIT
+            object_id,
+            method,
+            Operation.CALL,
+            args,
+            kwargs,
+            options,
+            credit=STREAM_CREDIT,
         )
         return slot.items(number)
 
@@ -162,7 +172,9 @@ class ExecutorCaller:
             raise AliasNotFoundError(alias)
         return found
 
-    def create(self, class_name: str, *args: Any, alias: str = "", **kwargs: Any) -> Any:
+    def create(
+        self, class_name: str, *args: Any, alias: str = "", **kwargs: Any
+    ) -> Any:
         """Make an object of a published class."""
         slot = self._slot
         object_id = new_object_id(self._home)
@@ -273,7 +285,8 @@ def main() -> None:
     """Read the settings from standard input, then serve."""
     settings = msgpack.unpackb(sys.stdin.buffer.read(), raw=False)
     if sys.platform == "linux":
-        # A method that never lets the interpreter go would not notice that the daemon died.
+        # A method that never lets the interpreter go would not notice that the daemon
+        # died.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != settings["daemon_pid"]:
             return
@@ -291,7 +304,9 @@ def main() -> None:
         pass
     finally:
         sys.stdout.flush()
-        os._exit(0)  # Slot threads may be inside user code; nothing here needs a farewell.
+        os._exit(
+            0
+        )  # Slot threads may be inside user code; nothing here needs a farewell.
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Activated objects and what runs on them: the part of an executor that knows user code.
 
-A copy is loaded from a committed state, methods run on it, and what they changed is told as
-a delta. A call that fails leaves the copy as it was or gives it up. Nothing here reads a
-socket: refs and nested calls go through the caller that the slot hands in.
+A copy is loaded from a committed state, methods run on it, and what they changed is
+told as a delta. A call that fails leaves the copy as it was or gives it up. Nothing
+here reads a socket: refs and nested calls go through the caller that the slot hands in.
 
-Rules of this file: user code runs only inside `_call_user`; whatever it raises becomes an
-error of activestore.errors; a copy whose state is in doubt is dropped, never kept.
+Rules of this file: user code runs only inside `_call_user`; whatever it raises becomes
+an error of activestore.errors; a copy whose state is in doubt is dropped, never kept.
 
 Source: design sections 4 and 5.
 """
@@ -36,7 +36,12 @@ from activestore.objects import opaque
 from activestore.objects.registry import PackageLoader
 from activestore.objects.snapshot import Snapshot, Snapshotter, migrate
 from activestore.wire import values
-from activestore.wire.state import NamedState, ObjectState, StateDelta, state_bytes_count
+from activestore.wire.state import (
+    NamedState,
+    ObjectState,
+    StateDelta,
+    state_bytes_count,
+)
 
 CALL, GET, SET, CREATE = 0, 1, 2, 3
 
@@ -212,9 +217,8 @@ class Host:
     ) -> Outcome:
         """Run one call on a copy and return what it leaves.
 
-        `produce` takes the items of a generator method. `is_reentrant`: an outer call of
-        the chain holds the copy and commits for both.
-        """
+        `produce` takes the items of a generator method. `is_reentrant`: an outer call
+        of the chain holds the copy and commits for both."""
         if copy.error is not None:
             return self._failure(copy.error, is_dropped=True)
         running = self.running
@@ -225,7 +229,12 @@ class Host:
         try:
             result = self._call_user(copy, kind, method, body, buffers, produce)
             outcome = self._success(
-                copy, kind, method, result, is_readonly=is_readonly, is_reentrant=is_reentrant
+                copy,
+                kind,
+                method,
+                result,
+                is_readonly=is_readonly,
+                is_reentrant=is_reentrant,
             )
         except Interrupted as stop:
             error: ActiveStoreError = (
@@ -365,7 +374,9 @@ class Host:
         delta, copy.baseline = found
         return delta, copy.baseline.state_bytes
 
-    def checkpoint(self, copy: HostedCopy) -> tuple[StateDelta | None, Sequence[NamedState]]:
+    def checkpoint(
+        self, copy: HostedCopy
+    ) -> tuple[StateDelta | None, Sequence[NamedState]]:
         """Return what the running method has changed so far.
 
         Raises:
@@ -407,7 +418,9 @@ class Host:
         state, _ = self._snapshotter(cls, class_name, revision).take(obj)
         return NamedState(obj.__dict__[model.ID_SLOT], alias, state)
 
-    def states_to_persist(self, obj: Any, alias: str) -> tuple[list[NamedState], list[Any]]:
+    def states_to_persist(
+        self, obj: Any, alias: str
+    ) -> tuple[list[NamedState], list[Any]]:
         """Return the states of an object and all it reaches, and these objects."""
         outer, self.running.created = self.running.created, []
         try:

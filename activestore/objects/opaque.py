@@ -1,10 +1,10 @@
 """Values without a wire form, as one pickle: from developers to executors and back.
 
-Between them a value such as a model can be an argument or a result; a thin client gets it
-as `activestore.Opaque` and can hand it on.
+Between them a value such as a model can be an argument or a result; a thin client gets
+it as `activestore.Opaque` and can hand it on.
 
-Rules of this file: the layout is [stream, buffers] in msgpack; unpickling is `pickles`'.
-"""
+Rules of this file: the layout is [stream, buffers] in msgpack; unpickling is
+`pickles`'."""
 
 from __future__ import annotations
 
@@ -52,4 +52,6 @@ def load_value(name: str, data: bytes, resolve: Callable[[bytes], object]) -> An
             stream, buffers=[bytearray(b) for b in buffers], resolve=resolve
         )
     except (ImportError, AttributeError) as error:
-        raise UnsupportedValueError(name, "value", f"cannot be loaded: {error}") from None
+        raise UnsupportedValueError(
+            name, "value", f"cannot be loaded: {error}"
+        ) from None

@@ -1,13 +1,13 @@
 """A slot: one thread of an executor that takes calls from its channel and runs them.
 
-Calls of short methods come many at a time and are answered many at a time. While a method
-waits for a nested call, the same thread runs what its own chain sends back to it. The
-control thread reaches in at two points: it interrupts the running call, and it takes back
-calls that have not begun.
+Calls of short methods come many at a time and are answered many at a time. While a
+method waits for a nested call, the same thread runs what its own chain sends back to
+it. The control thread reaches in at two points: it interrupts the running call, and it
+takes back calls that have not begun.
 
 Rules of this file: `_inbox_lock` guards the messages read and not yet begun; only the
-slot's thread writes results, except in `recall`, which holds the lock and writes what the
-thread has ready.
+slot's thread writes results, except in `recall`, which holds the lock and writes what
+the thread has ready.
 
 Source: design sections 3 and 5.
 """
@@ -71,7 +71,9 @@ class Slot:
         self._inbox_lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._stack: list[tuple[int, int, HostedCopy | None]] = []  # call, attempt, copy
+        self._stack: list[
+            tuple[int, int, HostedCopy | None]
+        ] = []  # call, attempt, copy
         self._stopped: set[int] = set()  # calls to be answered without a run
         self._credit: dict[int, int] = {}  # stream call to items it may still send
         self._results: dict[int, list[Any]] = {}  # request to its RESULT
@@ -80,7 +82,9 @@ class Slot:
         self._first_result_s = 0.0
         self._last_call_s = 0.0
         self._interruptible = 0  # the call whose user code runs
-        self.thread = threading.Thread(target=self._main, name=f"slot-{index}", daemon=True)
+        self.thread = threading.Thread(
+            target=self._main, name=f"slot-{index}", daemon=True
+        )
 
     # -- the thread ----------------------------------------------------------------------
 
@@ -175,7 +179,18 @@ class Slot:
             self._stop(message[1], message[2])
 
     def _activate(self, message: list[Any]) -> None:
-        _, copy_id, object_id, name, revision, is_reader, is_new, row, version, buffers = message
+        (
+            _,
+            copy_id,
+            object_id,
+            name,
+            revision,
+            is_reader,
+            is_new,
+            row,
+            version,
+            buffers,
+        ) = message
         copy = HostedCopy(copy_id, ObjectId(object_id), name, is_reader=is_reader)
         stored = None
         if not is_new:
@@ -209,7 +224,9 @@ class Slot:
         copy = self.host.copies.get(copy_id) or self.host.copy_of(copy_id)
         if call_id in self._stopped or copy is None:
             self._stopped.discard(call_id)
-            self._end(call_id, attempt, Outcome("not_run", b"", is_dropped=copy is None), 0)
+            self._end(
+                call_id, attempt, Outcome("not_run", b"", is_dropped=copy is None), 0
+            )
             return
         produce = None
         if is_stream:
@@ -277,7 +294,9 @@ class Slot:
             self._inbox.clear()
             for message in waiting:
                 if message[0] == orders.RUN and not message[10]:
-                    self._put_ended(message[1], message[2], Outcome("not_run", b""), 0.0)
+                    self._put_ended(
+                        message[1], message[2], Outcome("not_run", b""), 0.0
+                    )
                 else:
                     self._inbox.append(message)
             self._flush()
@@ -407,7 +426,9 @@ class Slot:
             if created:
                 body, new = encode_states(created)
                 made = (body, self.channel.describe(new))
-            self.channel.put((orders.CHECKPOINT, call_id, attempt, number, packed, made))
+            self.channel.put(
+                (orders.CHECKPOINT, call_id, attempt, number, packed, made)
+            )
             self._flush()
         self.wait(number)
 

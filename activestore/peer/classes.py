@@ -1,8 +1,7 @@
 """The classes that are published here: their latest revisions, and what they need.
 
-Rules of this file: a view of what storage holds, kept in memory; it changes only after a
-publish is durable. It never runs a class's code.
-"""
+Rules of this file: a view of what storage holds, kept in memory; it changes only after
+a publish is durable. It never runs a class's code."""
 
 from __future__ import annotations
 
@@ -35,7 +34,9 @@ class Classes:
         self._missing.pop(name, None)
         methods = {
             method: MethodInfo(
-                bool(about["readonly"]), bool(about["stream"]), float(about["timeout_s"])
+                bool(about["readonly"]),
+                bool(about["stream"]),
+                float(about["timeout_s"]),
             )
             for method, about in interface["methods"].items()
         }

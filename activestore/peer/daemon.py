@@ -182,7 +182,9 @@ def _core_of(config: PeerConfig) -> InvocationCore:
             quarantine_s=config.quarantine_s,
             reply_keep_s=config.reply_keep_s,
         ),
-        MailboxConfig(mailbox_max=config.mailbox_max, reader_wait_s=config.reader_wait_s),
+        MailboxConfig(
+            mailbox_max=config.mailbox_max, reader_wait_s=config.reader_wait_s
+        ),
         PoolConfig(
             executors=executors,
             executors_max=max(executors, config.executors_max),

@@ -1,11 +1,12 @@
 """The loop: it joins the core with network, storage and executors, and owns all of them.
 
-One thread. Each turn takes what is there from every port, steps the core, carries effects
-out in order, and writes once per receiver. While calls come close together it looks again
-for a while before it blocks, for waking an idle core costs more than a call.
+One thread. Each turn takes what is there from every port, steps the core, carries
+effects out in order, and writes once per receiver. While calls come close together it
+looks again for a while before it blocks, for waking an idle core costs more than a
+call.
 
-Rules of this file: it knows ports, not sockets; every decision about a call is the core's;
-what a client asks of the peer itself is `requests`'.
+Rules of this file: it knows ports, not sockets; every decision about a call is the
+core's; what a client asks of the peer itself is `requests`'.
 
 Source: design section 3.
 """
@@ -160,7 +161,9 @@ class PeerLoop:
             effects.Answer: self._do_answer,
             effects.Commit: self._do_commit,
             effects.CommitStates: self._do_commit_states,
-            effects.HurryCommits: lambda _: storage.write(lambda _: None, lambda *_: None),
+            effects.HurryCommits: lambda _: storage.write(
+                lambda _: None, lambda *_: None
+            ),
             effects.LoadObject: self._do_load,
             effects.LookUpReply: self._do_look_up,
             effects.Activate: self._do_activate,
@@ -173,7 +176,9 @@ class PeerLoop:
             effects.RecallCalls: lambda e: executors.control(
                 e.executor, (orders.RECALL, e.slot)
             ),
-            effects.PingExecutor: lambda e: executors.control(e.executor, (orders.PING,)),
+            effects.PingExecutor: lambda e: executors.control(
+                e.executor, (orders.PING,)
+            ),
             effects.InterruptCall: self._do_interrupt,
             effects.GrantCredit: lambda e: executors.to_slot(
                 e.executor, e.slot, (orders.CREDIT, e.call_id, e.items), None
@@ -293,7 +298,8 @@ class PeerLoop:
                 )
             else:
                 self.transport.send(
-                    route, Refused("remote_protocol", f"a peer takes no {kind.__name__}")
+                    route,
+                    Refused("remote_protocol", f"a peer takes no {kind.__name__}"),
                 )
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
@@ -371,7 +377,9 @@ class PeerLoop:
 
     def _call(self, origin: Client | Nested, message: Call) -> None:
         if message.operation > 2:
-            error = RemoteProtocolError(f"unknown operation {message.operation}", "Call")
+            error = RemoteProtocolError(
+                f"unknown operation {message.operation}", "Call"
+            )
             self._do_refuse(effects.Refuse(origin, error))
             return
         if message.buffers and self._is_too_large(origin, message):
@@ -564,7 +572,9 @@ class PeerLoop:
             elif record is None:
                 self.step(events.ReplyLookedUp(effect.call_id, None))
             else:
-                self.step(events.ReplyLookedUp(effect.call_id, record.code, record.body))
+                self.step(
+                    events.ReplyLookedUp(effect.call_id, record.code, record.body)
+                )
 
         self.storage.read(
             lambda engine: engine.reply(
@@ -578,14 +588,20 @@ class PeerLoop:
         stored = None
         if not effect.is_new:
             loaded = self._loaded.pop((effect.object_id, effect.is_reader), None)
-            if loaded is not None and loaded.head is not None and loaded.state is not None:
+            if (
+                loaded is not None
+                and loaded.head is not None
+                and loaded.state is not None
+            ):
                 stored = (loaded.head, loaded.state)
         self.executors.activate(effect, stored, record)
 
     def _do_commit(self, effect: effects.Commit) -> None:
         reply = None
         if effect.client is not None:
-            reply = self._record(effect.client, effect.code, effect.body, effect.buffers)
+            reply = self._record(
+                effect.client, effect.code, effect.body, effect.buffers
+            )
         durability = Durability(effect.durability)
         change = Change(
             effect.object_id, effect.version, effect.state, effect.delta,
@@ -596,9 +612,7 @@ class PeerLoop:
             self.storage.commit(effect.token, (change,))
             return
         made = [self._new(named, effect.token) for named in effect.created]
-        self.storage.commit(
-            effect.token, (*made, _grouped(change, effect.token))
-        )
+        self.storage.commit(effect.token, (*made, _grouped(change, effect.token)))
 
     def _do_commit_states(self, effect: effects.CommitStates) -> None:
         reply = None
@@ -616,7 +630,9 @@ class PeerLoop:
             durability, reply, (), group,
         )  # fmt: skip
 
-    def _record(self, client: Client, code: str, body: bytes, buffers: Any) -> ReplyRecord:
+    def _record(
+        self, client: Client, code: str, body: bytes, buffers: Any
+    ) -> ReplyRecord:
         if buffers or len(body) > REPLY_BYTES_MAX:
             size = len(body) + sum(memoryview(b).nbytes for b in buffers)
             code = "invalid_request"
@@ -624,7 +640,9 @@ class PeerLoop:
                 f"the call ran and was committed; its result of {size} bytes is over "
                 f"{REPLY_BYTES_MAX} and was not kept for a retry", "reply",
             ])  # fmt: skip
-        return ReplyRecord(client.session, client.sequence, code, body, self.wall_clock())
+        return ReplyRecord(
+            client.session, client.sequence, code, body, self.wall_clock()
+        )
 
     def _do_answer(self, effect: effects.Answer) -> None:
         origin = effect.origin
@@ -669,7 +687,11 @@ class PeerLoop:
             session = self.sessions.get(origin.session)
             if session is not None:
                 item = Item(
-                    origin.sequence, effect.index, None, effect.body, effect.buffers  # type: ignore[arg-type]
+                    origin.sequence,
+                    effect.index,
+                    None,
+                    effect.body,
+                    effect.buffers,  # type: ignore[arg-type]
                 )
                 self.transport.send(session.route, item)
             return
@@ -693,7 +715,10 @@ class PeerLoop:
             (orders.INTERRUPT, effect.slot, effect.call_id, effect.reason),
         )
         self.executors.to_slot(
-            effect.executor, effect.slot, (orders.STOP, effect.call_id, effect.reason), None
+            effect.executor,
+            effect.slot,
+            (orders.STOP, effect.call_id, effect.reason),
+            None,
         )
 
 

@@ -81,12 +81,16 @@ class StoragePort(Protocol):
         """Read an object; answered by Loaded."""
 
     def read(
-        self, function: Callable[[Engine], Any], then: Callable[[Any, BaseException | None], None]
+        self,
+        function: Callable[[Engine], Any],
+        then: Callable[[Any, BaseException | None], None],
     ) -> None:
         """Run a reading function in the reader thread; `then` runs in the loop."""
 
     def write(
-        self, function: Callable[[Engine], Any], then: Callable[[Any, BaseException | None], None]
+        self,
+        function: Callable[[Engine], Any],
+        then: Callable[[Any, BaseException | None], None],
     ) -> None:
         """Run a writing function in the writer thread, after commits ordered before."""
 
@@ -132,7 +136,10 @@ class ExecutorPort(Protocol):
         """End an idle process kindly."""
 
     def activate(
-        self, order: Activate, stored: tuple[Head, ObjectState] | None, record: ClassRecord
+        self,
+        order: Activate,
+        stored: tuple[Head, ObjectState] | None,
+        record: ClassRecord,
     ) -> None:
         """Send a state, and before it the code of its class where it is not there yet."""
 
@@ -143,7 +150,11 @@ class ExecutorPort(Protocol):
         """Send a message to the control thread."""
 
     def to_slot(
-        self, executor_id: int, slot: int, message: Sequence[Any], buffers: Sequence[Any] | None
+        self,
+        executor_id: int,
+        slot: int,
+        message: Sequence[Any],
+        buffers: Sequence[Any] | None,
     ) -> None:
         """Send a message to a slot; `buffers` are appended in their channel form."""
 
@@ -153,7 +164,9 @@ class ExecutorPort(Protocol):
     def flush(self) -> None:
         """Write what waits."""
 
-    def watch(self, added: Callable[[int], None], removed: Callable[[int], None]) -> None:
+    def watch(
+        self, added: Callable[[int], None], removed: Callable[[int], None]
+    ) -> None:
         """Tell the loop of descriptors that come and go."""
 
     def measure(self) -> list[Event]:

@@ -1,11 +1,11 @@
 """Executor processes and the daemon's ends of their channels.
 
 Processes are spawned, never forked: a copy of the daemon would hold its sockets and its
-store. What they send is turned into events; what they are told is written once per turn of
-the loop, many messages at a time.
+store. What they send is turned into events; what they are told is written once per turn
+of the loop, many messages at a time.
 
-Rules of this file: it decides nothing; a process that is gone is reported once, with what
-killed it.
+Rules of this file: it decides nothing; a process that is gone is reported once, with
+what killed it.
 
 Source: design section 3.
 """
@@ -96,7 +96,11 @@ class _Process:
     """One executor process."""
 
     def __init__(
-        self, executor_id: int, popen: subprocess.Popen[bytes], control: _End, slots: list[_End]
+        self,
+        executor_id: int,
+        popen: subprocess.Popen[bytes],
+        control: _End,
+        slots: list[_End],
     ) -> None:
         self.executor_id = executor_id
         self.popen = popen
@@ -122,7 +126,9 @@ class ExecutorProcesses:
         self._removed: Callable[[int], None] = lambda _: None
         self.unstarted: list[tuple[int, str]] = []
 
-    def watch(self, added: Callable[[int], None], removed: Callable[[int], None]) -> None:
+    def watch(
+        self, added: Callable[[int], None], removed: Callable[[int], None]
+    ) -> None:
         """Tell the loop of descriptors that come and go."""
         self._added, self._removed = added, removed
 
@@ -267,11 +273,16 @@ class ExecutorProcesses:
         end = _End(ours, process.executor_id, index)
         process.slots.append(end)
         self._watch_end(end)
-        process.control.channel.put_descriptor((orders.ADD_SLOT, index), theirs.detach())
+        process.control.channel.put_descriptor(
+            (orders.ADD_SLOT, index), theirs.detach()
+        )
         self._dirty[process.control.channel.fileno()] = process.control
 
     def activate(
-        self, order: Activate, stored: tuple[Head, ObjectState] | None, record: ClassRecord
+        self,
+        order: Activate,
+        stored: tuple[Head, ObjectState] | None,
+        record: ClassRecord,
     ) -> None:
         """Send a state, and before it the code of its class where it is not there yet."""
         end = self._end_of(order.executor, order.slot)
@@ -318,7 +329,11 @@ class ExecutorProcesses:
             self._dirty[process.control.channel.fileno()] = process.control
 
     def to_slot(
-        self, executor_id: int, slot: int, message: Sequence[Any], buffers: Sequence[Any] | None
+        self,
+        executor_id: int,
+        slot: int,
+        message: Sequence[Any],
+        buffers: Sequence[Any] | None,
     ) -> None:
         """Send a message to a slot; `buffers` are appended in their channel form."""
         end = self._end_of(executor_id, slot)
@@ -433,7 +448,12 @@ def _states(end: _End, packed: Any) -> list[NamedState]:
 def _how(code: int) -> str:
     """Say what an exit status means."""
     if code < 0:
-        name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
-        hint = {"SIGSEGV": " (segmentation fault)", "SIGKILL": " (killed, or out of memory)"}
+        name = (
+            signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
+        )
+        hint = {
+            "SIGSEGV": " (segmentation fault)",
+            "SIGKILL": " (killed, or out of memory)",
+        }
         return f"killed by {name}{hint.get(name, '')}"
     return f"exited with status {code}"

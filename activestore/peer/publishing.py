@@ -1,8 +1,8 @@
 """Publishing code: it is looked at in a process of its own, then kept, then announced.
 
-The daemon never imports a user's module. A short-lived process does, reads the interfaces
-off its classes and says what went wrong; an endless loop or a crash at import costs that
-process.
+The daemon never imports a user's module. A short-lived process does, reads the
+interfaces off its classes and says what went wrong; an endless loop or a crash at
+import costs that process.
 
 Rules of this file: a package that is known is not looked at again.
 """
@@ -50,7 +50,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> tuple[str, str, bytes, by
     return kind, name, digest, archive
 
 
-def describe(kind: str, name: str, digest: bytes, archive: bytes) -> list[dict[str, Any]]:
+def describe(
+    kind: str, name: str, digest: bytes, archive: bytes
+) -> list[dict[str, Any]]:
     """Return the interfaces of the classes that a package defines.
 
     Raises:
@@ -89,13 +91,20 @@ def describe(kind: str, name: str, digest: bytes, archive: bytes) -> list[dict[s
 
 
 def keep(
-    engine: Engine, digest: bytes, archive: bytes, interfaces: Sequence[Mapping[str, Any]]
+    engine: Engine,
+    digest: bytes,
+    archive: bytes,
+    interfaces: Sequence[Mapping[str, Any]],
 ) -> list[ClassRecord]:
     """Store a package and the records of its classes; return the records."""
     now_s = wall_s()
     records = [
         ClassRecord(
-            interface["class_name"], digest, digest, values.encode(dict(interface))[0], now_s
+            interface["class_name"],
+            digest,
+            digest,
+            values.encode(dict(interface))[0],
+            now_s,
         )
         for interface in interfaces
     ]

@@ -50,7 +50,9 @@ class Requests:
         self._stop = stop
         self._publishing: dict[bytes, list[Origin]] = {}
         self._operations: dict[str, Callable[[Origin, dict[str, Any]], None]] = {
-            name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_do_")
+            name[4:]: getattr(self, name)
+            for name in dir(self)
+            if name.startswith("_do_")
         }
         loop.request_handler = self.handle
 
@@ -227,7 +229,9 @@ class Requests:
             return
         waiting = self._publishing.get(digest)
         if waiting is not None:
-            waiting.append(origin)  # Two clients publish the same code at the same time.
+            waiting.append(
+                origin
+            )  # Two clients publish the same code at the same time.
             return
         self._publishing[digest] = [origin]
 
@@ -269,7 +273,10 @@ class Requests:
         status = dict(self._status())
 
         def answer(usage: Any) -> object:
-            return {**status, "storage": {n: getattr(usage, n) for n in usage.__slots__}}
+            return {
+                **status,
+                "storage": {n: getattr(usage, n) for n in usage.__slots__},
+            }
 
         self._read(origin, lambda engine: engine.usage(), answer)
 
@@ -322,7 +329,9 @@ def _published(records: Any) -> dict[str, Any]:
 def _text(parameters: dict[str, Any], name: str, default: str | None = None) -> str:
     value = parameters.get(name, default)
     if type(value) is not str:
-        raise InvalidRequestError(f"{name} must be text, got {type(value).__name__}", name)
+        raise InvalidRequestError(
+            f"{name} must be text, got {type(value).__name__}", name
+        )
     return value
 
 

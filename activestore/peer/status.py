@@ -69,7 +69,9 @@ class Status:
             "active_objects": sum(len(e.copies) for e in core.pool.executors.values()),
             "calls": {
                 "total": loop.calls_count,
-                "running": sum(1 for call in core.calls.values() if call.slot is not None),
+                "running": sum(
+                    1 for call in core.calls.values() if call.slot is not None
+                ),
                 "waiting": sum(1 for call in core.calls.values() if call.slot is None),
             },
             "traffic": {

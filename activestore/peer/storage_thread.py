@@ -1,12 +1,13 @@
 """The storage threads: one writes in group commits, one reads; the loop never waits.
 
-The writer takes everything that was ordered while the last commit ran, up to a bound, and
-commits it in one transaction: a lone call waits for nobody, many calls share one sync.
-Changes of classes with a relaxed durability wait for company up to their interval.
+The writer takes everything that was ordered while the last commit ran, up to a bound,
+and commits it in one transaction: a lone call waits for nobody, many calls share one
+sync. Changes of classes with a relaxed durability wait for company up to their
+interval.
 
-Rules of this file: orders of one object are carried out in order; after a refused change
-all later ones of the same object are refused too, until the core begins anew from what is
-committed. After a disk error nothing more is written.
+Rules of this file: orders of one object are carried out in order; after a refused
+change all later ones of the same object are refused too, until the core begins anew
+from what is committed. After a disk error nothing more is written.
 
 Source: design section 6; reliability.md 4.2.
 """
@@ -63,8 +64,12 @@ class StorageThreads:
         self._relaxed: list[_Order] = []
         self._relaxed_due_s = 0.0
         self.has_failed = False
-        self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
-        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write_all, name="writer", daemon=True
+        )
+        self._reader = threading.Thread(
+            target=self._read_all, name="reader", daemon=True
+        )
         self._writer.start()
         self._reader.start()
 
@@ -151,7 +156,8 @@ class StorageThreads:
             try:
                 order = self._next_order(may_wait=not batch)
             except queue.Empty:
-                # Nobody else is waiting: what is relaxed goes when it is due or in company.
+                # Nobody else is waiting: what is relaxed goes when it is due or in
+                # company.
                 if batch or monotonic_s() >= self._relaxed_due_s:
                     return self._with_relaxed(batch), None, False
                 continue
@@ -163,7 +169,9 @@ class StorageThreads:
             if relaxed_s:
                 if not self._relaxed:
                     self._relaxed_due_s = monotonic_s() + relaxed_s
-                self._relaxed_due_s = min(self._relaxed_due_s, monotonic_s() + relaxed_s)
+                self._relaxed_due_s = min(
+                    self._relaxed_due_s, monotonic_s() + relaxed_s
+                )
                 self._relaxed.append(order)
                 if len(self._relaxed) < CHANGES_PER_COMMIT_MAX:
                     continue
@@ -188,7 +196,9 @@ class StorageThreads:
 
     def _commit(self, batch: list[_Order]) -> None:
         if self.has_failed:
-            error = UnavailableError("storage", "the disk has failed; the peer is stopping")
+            error = UnavailableError(
+                "storage", "the disk has failed; the peer is stopping"
+            )
             self._tell(CommitsDone([(order.token, error) for order in batch]))
             return
         changes: list[Change] = []
@@ -224,7 +234,8 @@ class StorageThreads:
             return None
         if first.version > broken and first.version:
             return UnavailableError(
-                f"object {first.object_id.hex()}", "an earlier change of it was not committed"
+                f"object {first.object_id.hex()}",
+                "an earlier change of it was not committed",
             )
         del self._broken[first.object_id]
         return None

@@ -1,11 +1,11 @@
 """The ROUTER socket: frames in and out, and what ZeroMQ does wrong by default put right.
 
 MANDATORY, so that a reply to nobody is an error and not silence; a bounded backlog per
-route, so that one slow client costs itself and nobody else; heartbeats, so that half-open
-connections end.
+route, so that one slow client costs itself and nobody else; heartbeats, so that
+half-open connections end.
 
-Rules of this file: it knows frames and routes; sessions and meaning are the loop's. Only
-the loop's thread comes here.
+Rules of this file: it knows frames and routes; sessions and meaning are the loop's.
+Only the loop's thread comes here.
 
 Source: reliability.md section 6.
 """

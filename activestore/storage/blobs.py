@@ -1,11 +1,11 @@
 """Large buffers as files named by their content: written once, then only referenced.
 
-A file is written to `tmp/`, synced, renamed to its address, and its directory is synced;
-only then may a record name it. The address is the BLAKE2b of the BLAKE2b digests of its
-pieces, so that two threads can hash one file while a third writes it.
+A file is written to `tmp/`, synced, renamed to its address, and its directory is
+synced; only then may a record name it. The address is the BLAKE2b of the BLAKE2b
+digests of its pieces, so that two threads can hash one file while a third writes it.
 
-Rules of this file: a file at an address is never changed; who references it, and when it
-may go, is the engine's business.
+Rules of this file: a file at an address is never changed; who references it, and when
+it may go, is the engine's business.
 
 Source: design section 6; reliability.md 4.2.
 """

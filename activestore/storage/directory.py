@@ -3,8 +3,8 @@
     FORMAT     {"format": 1, "peer_id": hex, "incarnation": n}    LOCK    pid of the user
     data/      the LMDB environment      blobs/  large files      tmp/    unfinished files
 
-Rules of this file: nothing is written before the lock is held; what cannot be used is said
-with the path and what to do.
+Rules of this file: nothing is written before the lock is held; what cannot be used is
+said with the path and what to do.
 
 Source: design section 6.
 """
@@ -110,7 +110,8 @@ def read_format(path: Path) -> tuple[PeerId, int]:
         ) from None
     if version != FORMAT:
         raise ConfigurationError(
-            "data_dir", f"{path} has format {version}, this program reads format {FORMAT}"
+            "data_dir",
+            f"{path} has format {version}, this program reads format {FORMAT}",
         )
     if len(peer_id) != PEER_ID_BYTES:
         raise ConfigurationError("data_dir", f"{path / FORMAT_FILE} names no peer id")

@@ -47,12 +47,11 @@ class ReplyRecord:
 class Change:
     """One step of one object. Exactly one of `state`, `delta`, `is_delete` is set, or none.
 
-    With none of them the change only keeps a reply (a call that changed nothing but must
-    be answered the same on a retry). `alias` is claimed with a `state`. `version` is the
-    object's version after the change. `is_new`: the object must not exist yet; where it
-    does, the change fails with InvalidRequestError. `group`: changes with the same
-    non-zero number are all done or all refused.
-    """
+    With none of them the change only keeps a reply (a call that changed nothing but
+    must be answered the same on a retry). `alias` is claimed with a `state`. `version`
+    is the object's version after the change. `is_new`: the object must not exist yet;
+    where it does, the change fails with InvalidRequestError. `group`: changes with the
+    same non-zero number are all done or all refused."""
 
     object_id: ObjectId
     version: int = 0
@@ -90,8 +89,8 @@ class Head:
 class ClassRecord:
     """One revision of a published class. `interface`: see activestore.model.Interface.
 
-    `package`: the digest of the code that defines it. `published_s`: wall-clock seconds.
-    """
+    `package`: the digest of the code that defines it. `published_s`: wall-clock
+    seconds."""
 
     class_name: str
     revision: bytes
@@ -133,12 +132,14 @@ class Engine(Protocol):
     def commit(self, changes: Sequence[Change]) -> list[ActiveStoreError | None]:
         """Apply changes in order, in one transaction, durable on return.
 
-        Returns one entry per change: None where it was done, or why it alone was refused
-        (AliasExistsError, ObjectNotFoundError for a delta or delete of a missing object,
-        StorageFullError, InvalidRequestError); the others are done all the same.
+        Returns one entry per change: None where it was done, or why it alone was
+        refused (AliasExistsError, ObjectNotFoundError for a delta or delete of a
+        missing object, StorageFullError, InvalidRequestError); the others are done all
+        the same.
 
         Raises:
-            OSError: the disk failed. Nothing of the batch is durable; the peer must stop
+            OSError: the disk failed. Nothing of the batch is durable; the peer must
+            stop
                 accepting writes.
         """
 
@@ -162,13 +163,16 @@ class Engine(Protocol):
         """Return the object that `alias` names."""
 
     def heads(
-        self, *, after: ObjectId | None = None, alias_prefix: str = "", limit: int = 1000
+        self,
+        *,
+        after: ObjectId | None = None,
+        alias_prefix: str = "",
+        limit: int = 1000,
     ) -> list[Head]:
         """Return up to `limit` heads in id order after `after`.
 
-        With `alias_prefix` only objects whose alias begins so, in alias order; `after` is
-        then the object id of the last head seen.
-        """
+        With `alias_prefix` only objects whose alias begins so, in alias order; `after`
+        is then the object id of the last head seen."""
 
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int
@@ -178,7 +182,9 @@ class Engine(Protocol):
     def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
         """Drop up to `limit` replies written before the wall-clock time; return how many."""
 
-    def put_code(self, package: bytes, archive: bytes, records: Sequence[ClassRecord]) -> None:
+    def put_code(
+        self, package: bytes, archive: bytes, records: Sequence[ClassRecord]
+    ) -> None:
         """Keep a package and the classes it defines, durable on return; repeatable."""
 
     def code(self, package: bytes) -> bytes | None:

@@ -5,11 +5,11 @@
     replies   id | session | seq   -> reply               classes   name | 0 | revision -> record
     packages  digest               -> archive             latest    name   -> revision
 
-A commit first writes large buffers as files, then applies all changes in memory, then puts
-each touched object once. A full map is grown and the transaction done again.
+A commit first writes large buffers as files, then applies all changes in memory, then
+puts each touched object once. A full map is grown and the transaction done again.
 
-Rules of this file: `commit`, `put_code`, `expire_replies`, `collect_garbage` belong to one
-thread, reads to any one other; a record is never changed in place.
+Rules of this file: `commit`, `put_code`, `expire_replies`, `collect_garbage` belong to
+one thread, reads to any one other; a record is never changed in place.
 
 Source: design section 6; reliability.md section 4.
 """
@@ -39,7 +39,14 @@ from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.storage import maintenance
 from activestore.storage.blobs import NO_SPACE, Blobs, view_of
 from activestore.storage.directory import BLOBS, DATA, TEMPORARY, DataDirectory
-from activestore.storage.engine import Change, ClassRecord, Damage, Head, ReplyRecord, Usage
+from activestore.storage.engine import (
+    Change,
+    ClassRecord,
+    Damage,
+    Head,
+    ReplyRecord,
+    Usage,
+)
 from activestore.storage.records import (
     CHUNK_BYTES,
     CHUNKED_BYTES_MAX,
@@ -60,7 +67,12 @@ from activestore.storage.records import (
     seal,
     unseal,
 )
-from activestore.wire.state import AnyBuffer, FileBuffer, ObjectState, buffer_bytes_count
+from activestore.wire.state import (
+    AnyBuffer,
+    FileBuffer,
+    ObjectState,
+    buffer_bytes_count,
+)
 
 TABLES = (
     "heads", "parts", "aliases", "blobs", "replies", "classes", "latest", "packages",
@@ -232,7 +244,10 @@ class LmdbEngine:
             if source is None:
                 continue
             for buffer in source.buffers:
-                if isinstance(buffer, int) or buffer_bytes_count(buffer) <= CHUNKED_BYTES_MAX:
+                if (
+                    isinstance(buffer, int)
+                    or buffer_bytes_count(buffer) <= CHUNKED_BYTES_MAX
+                ):
                     continue
                 if change.state is not None and self._is_over(NEW_SHARE):
                     refusals[index] = self._full("new objects are refused at 80 %")
@@ -271,7 +286,9 @@ class LmdbEngine:
                     if refusal is not None:
                         results.append(refusal)
                         continue
-                    results.append(self._apply(transaction, change, works, aliases, files))
+                    results.append(
+                        self._apply(transaction, change, works, aliases, files)
+                    )
                 position = end
             self._put_works(transaction, works)
             self._put_aliases(transaction, aliases)
@@ -323,7 +340,9 @@ class LmdbEngine:
             if self._was_done(transaction, change):
                 return True
             raise _Refused(
-                InvalidRequestError("an object with this id exists", change.object_id.hex())
+                InvalidRequestError(
+                    "an object with this id exists", change.object_id.hex()
+                )
             )
         if (change.delta is not None or change.is_delete) and not exists:
             raise _Refused(ObjectNotFoundError(change.object_id, (self.peer_id,)))
@@ -401,13 +420,17 @@ class LmdbEngine:
             key = reply_key(change.object_id, reply.session, reply.sequence)
             transaction.put(key, encode_reply(reply), db=table)
 
-    def _apply_state(self, work: _Work, change: Change, files: dict[int, bytes]) -> None:
+    def _apply_state(
+        self, work: _Work, change: Change, files: dict[int, bytes]
+    ) -> None:
         state = change.state
         assert state is not None
         if work.document is not None:
             work.removed.extend(work.document.parts())
         now_s = self._wall_clock()
-        store = _Parts(work, files, 1 if work.document is None else work.document.next_part)
+        store = _Parts(
+            work, files, 1 if work.document is None else work.document.next_part
+        )
         fields = {name: store.put(value) for name, value in state.fields.items()}
         graph = store.put(state.graph)
         buffers = tuple(store.put(buffer) for buffer in state.buffers)
@@ -417,7 +440,9 @@ class LmdbEngine:
             store.next_part, fields, graph, tuple(state.graph_fields), buffers,
         )  # fmt: skip
 
-    def _apply_delta(self, work: _Work, change: Change, files: dict[int, bytes]) -> None:
+    def _apply_delta(
+        self, work: _Work, change: Change, files: dict[int, bytes]
+    ) -> None:
         delta, old = change.delta, work.document
         assert delta is not None
         assert old is not None
@@ -465,7 +490,9 @@ class LmdbEngine:
                 if _is_chunked(part) and part[1] not in still:
                     if part[1] not in work.new:
                         for chunk in range(-(-part[0] // CHUNK_BYTES)):
-                            transaction.delete(chunk_key(object_id, part[1], chunk), db=parts)
+                            transaction.delete(
+                                chunk_key(object_id, part[1], chunk), db=parts
+                            )
                     work.new.pop(part[1], None)
             for number, content in work.new.items():
                 for chunk, start in enumerate(range(0, len(content), CHUNK_BYTES)):
@@ -479,7 +506,9 @@ class LmdbEngine:
             else:
                 transaction.put(object_id, encode_document(work.document), db=heads)
 
-    def _put_aliases(self, transaction: Any, aliases: dict[str, ObjectId | None]) -> None:
+    def _put_aliases(
+        self, transaction: Any, aliases: dict[str, ObjectId | None]
+    ) -> None:
         table = self._tables["aliases"]
         for alias, object_id in aliases.items():
             if object_id is None:
@@ -641,7 +670,11 @@ class LmdbEngine:
             return None if value is None else ObjectId(bytes(value))
 
     def heads(
-        self, *, after: ObjectId | None = None, alias_prefix: str = "", limit: int = 1000
+        self,
+        *,
+        after: ObjectId | None = None,
+        alias_prefix: str = "",
+        limit: int = 1000,
     ) -> list[Head]:
         """Return up to `limit` heads after `after`: in id order, or by alias."""
         with self._env.begin() as transaction:
@@ -703,7 +736,9 @@ class LmdbEngine:
                 seen += 1
                 key = bytes(cursor.key())
                 try:
-                    is_old = decode_reply(key, cursor.value()).written_s < written_before_s
+                    is_old = (
+                        decode_reply(key, cursor.value()).written_s < written_before_s
+                    )
                 except CorruptRecordError:
                     is_old = True
                 if is_old:
@@ -731,7 +766,9 @@ class LmdbEngine:
                             name + b"\x00" + record.revision, encode_class(record),
                             db=self._tables["classes"],
                         )  # fmt: skip
-                        transaction.put(name, record.revision, db=self._tables["latest"])
+                        transaction.put(
+                            name, record.revision, db=self._tables["latest"]
+                        )
                 return
             except lmdb.MapFullError:
                 if not self._grow():
@@ -741,7 +778,11 @@ class LmdbEngine:
         """Return the archive of a package."""
         with self._env.begin() as transaction:
             value = transaction.get(package, db=self._tables["packages"])
-            return None if value is None else unseal(value, b"", f"package {package.hex()}")
+            return (
+                None
+                if value is None
+                else unseal(value, b"", f"package {package.hex()}")
+            )
 
     def classes(self) -> list[ClassRecord]:
         """Return the latest published revision of every class."""
@@ -782,7 +823,8 @@ class LmdbEngine:
             orphans = [
                 (digest, status.st_size)
                 for digest, status in self._blobs.files()
-                if status.st_mtime <= before_s and transaction.get(digest, db=table) is None
+                if status.st_mtime <= before_s
+                and transaction.get(digest, db=table) is None
             ]
         for digest, size in orphans:
             self._blobs.remove(digest)
@@ -795,7 +837,9 @@ class LmdbEngine:
 
     def backup(self, directory: str) -> Iterator[tuple[int, int]]:
         """Copy a consistent snapshot to an empty directory; yield (bytes done, total)."""
-        return maintenance.backup(self._env, self._blobs, self._directory, Path(directory))
+        return maintenance.backup(
+            self._env, self._blobs, self._directory, Path(directory)
+        )
 
 
 class _Parts:
@@ -814,7 +858,8 @@ class _Parts:
         if digest is not None:
             return (size, digest)
         if size <= INLINE_BYTES_ALWAYS or (
-            size <= INLINE_BYTES_MAX and self._inline_bytes + size <= 2 * INLINE_BYTES_MAX
+            size <= INLINE_BYTES_MAX
+            and self._inline_bytes + size <= 2 * INLINE_BYTES_MAX
         ):
             self._inline_bytes += size
             return bytes(view_of(buffer))

@@ -1,7 +1,8 @@
 """Looking after a store: check every byte, copy a snapshot, bring one back.
 
-Rules of this file: a check reads and never mends; a copy is consistent although the peer
-goes on; a restored copy gets a new peer id, for its old one may have promised things.
+Rules of this file: a check reads and never mends; a copy is consistent although the
+peer goes on; a restored copy gets a new peer id, for its old one may have promised
+things.
 
 Source: design section 6; reliability.md 4.2, R9.
 """
@@ -60,7 +61,9 @@ def verify(
                     break
                 key = ObjectId(bytes(cursor.key()))
                 found.extend(
-                    _verify_object(transaction, tables, blobs, key, cursor.value(), seen_files)
+                    _verify_object(
+                        transaction, tables, blobs, key, cursor.value(), seen_files
+                    )
                 )
                 is_more = cursor.next()
             if is_more:
@@ -92,7 +95,9 @@ def _verify_object(
         if isinstance(where, bytes):
             if where not in seen_files and not blobs.is_intact(where, size):
                 yield Damage(
-                    f"blob {where.hex()}", object_id, "missing, or not what its name says"
+                    f"blob {where.hex()}",
+                    object_id,
+                    "missing, or not what its name says",
                 )
             seen_files.add(where)
         else:
@@ -112,7 +117,9 @@ def _verify_object(
     if document.alias:
         named = transaction.get(document.alias.encode(), db=tables["aliases"])
         if named is None or bytes(named) != object_id:
-            yield Damage(f"alias {document.alias!r}", object_id, "does not name the object")
+            yield Damage(
+                f"alias {document.alias!r}", object_id, "does not name the object"
+            )
     yield checked
 
 
@@ -123,7 +130,9 @@ def _verify_tables(
         for alias, object_id in transaction.cursor(db=tables["aliases"]):
             if transaction.get(bytes(object_id), db=tables["heads"]) is None:
                 name = bytes(alias).decode(errors="replace")
-                yield Damage(f"alias {name!r}", ObjectId(bytes(object_id)), "object missing")
+                yield Damage(
+                    f"alias {name!r}", ObjectId(bytes(object_id)), "object missing"
+                )
         for key, value in transaction.cursor(db=tables["replies"]):
             try:
                 decode_reply(bytes(key), value)
@@ -190,7 +199,9 @@ def restore(
     peer_id, incarnation = read_format(origin)
     data = origin / DATA / "data.mdb"
     if not data.exists():
-        raise ConfigurationError("backup", f"{origin} is no backup: it has no {DATA}/data.mdb")
+        raise ConfigurationError(
+            "backup", f"{origin} is no backup: it has no {DATA}/data.mdb"
+        )
     _make_empty(place, "data_dir")
     (place / DATA).mkdir()
     files = [data, *sorted(p for p in (origin / BLOBS).rglob("*") if p.is_file())]

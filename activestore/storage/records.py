@@ -1,13 +1,14 @@
 """What lies on disk for one object: a head record, its parts, its replies; and checksums.
 
-A head names every part of the state: an encoded field, the graph, a buffer of the graph.
-A small part is inline in the head, a larger one lies in chunks of the `parts` table, the
-largest in a content-addressed file.
+A head names every part of the state: an encoded field, the graph, a buffer of the
+graph. A small part is inline in the head, a larger one lies in chunks of the `parts`
+table, the largest in a content-addressed file.
 
     part on disk:  bytes | [size, number]  (chunks) | [size, digest]  (file)
     value on disk: content | XXH3-64 of it
 
-Rules of this file: bytes only; a wrong checksum is an error that says where, never data.
+Rules of this file: bytes only; a wrong checksum is an error that says where, never
+data.
 
 Source: design section 6; reliability.md 4.2.
 """
@@ -27,7 +28,8 @@ from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecor
 
 FORMAT = 1
 
-# A part up to this size is inline, while the inline parts of the head sum up to twice it.
+# A part up to this size is inline, while the inline parts of the head sum up to twice
+# it.
 INLINE_BYTES_MAX = 4096
 # Tiny parts are inline whatever the sum: a chunk of its own would cost more.
 INLINE_BYTES_ALWAYS = 256
@@ -108,7 +110,9 @@ def decode_document(value: bytes | memoryview, object_id: bytes) -> Document:
     content = unseal(value, object_id, "head")
     row: list[Any] = msgpack.unpackb(content, raw=False, use_list=False)
     if row[0] != FORMAT:
-        raise CorruptRecordError(object_id, "head", f"has format {row[0]}, not {FORMAT}")
+        raise CorruptRecordError(
+            object_id, "head", f"has format {row[0]}, not {FORMAT}"
+        )
     return Document(*row[1:15])
 
 

@@ -55,9 +55,8 @@ _LETTERS = {
 class Array:
     """An array where numpy is not installed: `dtype`, `shape`, `memoryview`, `tolist()`.
 
-    `dtype` is numpy's text such as "<f8" or "bfloat16"; `memoryview` is the content, row
-    by row, as bytes. It can be an argument again.
-    """
+    `dtype` is numpy's text such as "<f8" or "bfloat16"; `memoryview` is the content,
+    row by row, as bytes. It can be an argument again."""
 
     __slots__ = ("dtype", "memoryview", "shape")
 
@@ -91,7 +90,9 @@ class Array:
         """
         flat = self._flat()
         for size in reversed(self.shape[1:]):
-            flat = [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+            flat = (
+                [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+            )
         if self.shape and not math.prod(self.shape):
             return _empty(self.shape)
         return flat if self.shape else flat[0]
@@ -118,7 +119,9 @@ class Array:
 
     def _texts(self, kind: str, order: str, count: int) -> list[Any]:
         size = self.memoryview.nbytes // count
-        cells = [bytes(self.memoryview[i * size : (i + 1) * size]) for i in range(count)]
+        cells = [
+            bytes(self.memoryview[i * size : (i + 1) * size]) for i in range(count)
+        ]
         if kind[0] == "S":
             return [cell.rstrip(b"\x00") for cell in cells]
         coding = "utf-32-be" if order == ">" else "utf-32-le"
@@ -187,7 +190,9 @@ def _encode_array(encoder: Encoder, array: Any) -> Any:
 
 
 def _encode_scalar(encoder: Encoder, scalar: Any) -> Any:
-    return encoder.extension(values.SCALAR, [_dtype_text(scalar.dtype), scalar.tobytes()])
+    return encoder.extension(
+        values.SCALAR, [_dtype_text(scalar.dtype), scalar.tobytes()]
+    )
 
 
 def _encode_tensor(encoder: Encoder, tensor: Any) -> Any:

@@ -1,13 +1,13 @@
 """Frames to messages and back.
 
-A ZeroMQ message is one *record frame*, then the buffer frames. The record frame is a row of
-records, each `u32le header size | u32le body size | header | body`. Several small messages
-share a frame, so that a busy link pays the transport once for many calls. Only a lone
-record may have buffers; its header's `extra["buffers"]` lists the size of each, and a
-buffer longer than FRAME_BYTES_MAX is cut into several frames.
+A ZeroMQ message is one *record frame*, then the buffer frames. The record frame is a
+row of records, each `u32le header size | u32le body size | header | body`. Several
+small messages share a frame, so that a busy link pays the transport once for many
+calls. Only a lone record may have buffers; its header's `extra["buffers"]` lists the
+size of each, and a buffer longer than FRAME_BYTES_MAX is cut into several frames.
 
-Rules of this file: headers are decoded here, under HEADER_BYTES_MAX, bodies never; whatever
-the bytes, the outcome is messages or RemoteProtocolError.
+Rules of this file: headers are decoded here, under HEADER_BYTES_MAX, bodies never;
+whatever the bytes, the outcome is messages or RemoteProtocolError.
 
 Source: schemas/protocol.md section 3.
 """
@@ -64,18 +64,29 @@ _WORDS = {
 class _Kind:
     """What the decoder needs to know of one message class."""
 
-    __slots__ = ("checks", "cls", "defaults", "id_positions", "required", "size", "trusted", "u64")
+    __slots__ = (
+        "checks",
+        "cls",
+        "defaults",
+        "id_positions",
+        "required",
+        "size",
+        "trusted",
+        "u64",
+    )
 
     def __init__(self, cls: type[Message], types: tuple[str, ...]) -> None:
         self.cls = cls
         self.size = len(types)
         self.required = self.size - 1  # `extra` alone has a default in version 1.
         self.checks = tuple((_CHECKS[name], name) for name in types)
-        # The type tuples that passed the full check and hold only scalars: for those the
-        # sizes of ids and the signs of numbers are all that is left to look at.
+        # The type tuples that passed the full check and hold only scalars: for those
+        # the sizes of ids and the signs of numbers are all that is left to look at.
         self.trusted: set[tuple[type, ...]] = set()
         self.id_positions = tuple(
-            (i, int(name[2:])) for i, name in enumerate(types) if name in ("id16", "id6")
+            (i, int(name[2:]))
+            for i, name in enumerate(types)
+            if name in ("id16", "id6")
         )
         self.u64 = tuple(i for i, name in enumerate(types) if name == "u64")
         self.defaults = (None,)
@@ -136,20 +147,28 @@ def decode_frame(frame: Buffer) -> list[Message]:
         raise RemoteProtocolError("empty record frame")
     while position < end:
         if end - position < 8:
-            raise RemoteProtocolError(f"{end - position} bytes left where a record begins")
+            raise RemoteProtocolError(
+                f"{end - position} bytes left where a record begins"
+            )
         header_bytes, body_bytes = _SIZES.unpack_from(data, position)
         if header_bytes > HEADER_BYTES_MAX:
-            raise RemoteProtocolError(f"header of {header_bytes} bytes, over {HEADER_BYTES_MAX}")
+            raise RemoteProtocolError(
+                f"header of {header_bytes} bytes, over {HEADER_BYTES_MAX}"
+            )
         body_start = position + 8 + header_bytes
         body_end = body_start + body_bytes
         if body_end > end:
-            raise RemoteProtocolError(f"record of {body_end - position} bytes is cut short")
+            raise RemoteProtocolError(
+                f"record of {body_end - position} bytes is cut short"
+            )
         messages.append(
             _decode_header(data[position + 8 : body_start], data[body_start:body_end])
         )
         position = body_end
         if len(messages) > RECORDS_PER_FRAME_MAX:
-            raise RemoteProtocolError(f"more than {RECORDS_PER_FRAME_MAX} records in a frame")
+            raise RemoteProtocolError(
+                f"more than {RECORDS_PER_FRAME_MAX} records in a frame"
+            )
     return messages
 
 
@@ -163,7 +182,11 @@ def decode_frames(frames: Sequence[Buffer]) -> list[Message]:
     """
     messages = decode_frame(frames[0])
     if len(frames) == 1:
-        if len(messages) == 1 and messages[0].extra and messages[0].extra.get("buffers"):
+        if (
+            len(messages) == 1
+            and messages[0].extra
+            and messages[0].extra.get("buffers")
+        ):
             raise RemoteProtocolError("the buffers that the header lists did not come")
         return messages
     if len(messages) != 1:
@@ -184,7 +207,9 @@ def _join(frames: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
         parts = [part for _, part in zip(range(count), rest, strict=False)]
         seen = sum(memoryview(part).nbytes for part in parts)
         if seen != size:
-            raise RemoteProtocolError(f"a buffer of {size} bytes came with {seen} bytes")
+            raise RemoteProtocolError(
+                f"a buffer of {size} bytes came with {seen} bytes"
+            )
         buffers.append(parts[0] if count == 1 else b"".join(parts))
     if next(rest, None) is not None:
         raise RemoteProtocolError("more buffer frames than the header lists")
@@ -195,7 +220,9 @@ def _decode_header(header: bytes, body: bytes) -> Message:
     try:
         fields = msgpack.unpackb(header, use_list=True, raw=False)
     except Exception as error:  # noqa: BLE001 - msgpack raises ValueError, RecursionError, its own
-        raise RemoteProtocolError(f"header is not msgpack: {type(error).__name__}") from None
+        raise RemoteProtocolError(
+            f"header is not msgpack: {type(error).__name__}"
+        ) from None
     if type(fields) is not list or not fields:
         raise RemoteProtocolError("header is not an array")
     kind = _KINDS.get(fields[0]) if type(fields[0]) is int else None
@@ -221,7 +248,9 @@ def _decode_header(header: bytes, body: bytes) -> Message:
         for i, (is_valid, name) in enumerate(kind.checks):
             if not is_valid(fields[i]):
                 _fail(kind, i, fields[i])
-        if _SCALARS.issuperset(types) and "limits" not in (name for _, name in kind.checks):
+        if _SCALARS.issuperset(types) and "limits" not in (
+            name for _, name in kind.checks
+        ):
             kind.trusted.add(types)
     return kind.cls(*fields, body, ())  # type: ignore[arg-type]  # checked just above
 

@@ -1,7 +1,7 @@
 """Every bound of the wire in one place, each with its reason.
 
-Source: design sections 4, 5 and 9; reliability.md 5.4 and 7; schemas/protocol.md section 3.
-"""
+Source: design sections 4, 5 and 9; reliability.md 5.4 and 7; schemas/protocol.md
+section 3."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
 
-# A decoded msgpack element can cost 72 times its bytes in memory (measured for empty maps),
-# so the part of a frame that the daemon itself decodes is kept to 4 KiB: 300 kB at worst.
+# A decoded msgpack element can cost 72 times its bytes in memory (measured for empty
+# maps), so the part of a frame that the daemon itself decodes is kept to 4 KiB: 300 kB
+# at worst.
 HEADER_BYTES_MAX = 4096
 
 # One ZeroMQ frame. Larger buffers are cut into frames of this size by the sender.

@@ -1,13 +1,14 @@
 """The messages: one frozen class per kind, with the type of each header field.
 
-A message is a header (a msgpack array: kind, then the fields in this order), a body (bytes
-that only the final receiver decodes) and buffers (large blocks beside it). NamedTuple, not
-dataclass: it is immutable, three times cheaper to make, and does not pull `inspect` into
-the thin client.
+A message is a header (a msgpack array: kind, then the fields in this order), a body
+(bytes that only the final receiver decodes) and buffers (large blocks beside it).
+NamedTuple, not dataclass: it is immutable, three times cheaper to make, and does not
+pull `inspect` into the thin client.
 
-Rules of this file: fields are only ever appended, with a default; a kind number is never
-reused; trailing fields that this version does not know are ignored. `extra` is a map for
-optional additions (trace, token, priority, compression): unknown keys are ignored.
+Rules of this file: fields are only ever appended, with a default; a kind number is
+never reused; trailing fields that this version does not know are ignored. `extra` is a
+map for optional additions (trace, token, priority, compression): unknown keys are
+ignored.
 
 Source: schemas/protocol.md section 4; schemas/messages.cddl.
 """
@@ -46,9 +47,9 @@ class Hello(NamedTuple):
 class Call(NamedTuple):
     """Run a method, or read or assign a field, of one object. Body: arguments.
 
-    `first_unacked`: the client has the replies of all lower sequences, their records may
-    go. `deadline_ms`: remaining milliseconds, 0 for none. `attempt`: 0 the first time.
-    `extra["age_ms"]`: with attempt > 0, the time since the first attempt.
+    `first_unacked`: the client has the replies of all lower sequences, their records
+    may go. `deadline_ms`: remaining milliseconds, 0 for none. `attempt`: 0 the first
+    time. `extra["age_ms"]`: with attempt > 0, the time since the first attempt.
     `extra["stream"]`: initial credit in items; the method's result is sent as Items.
     """
 

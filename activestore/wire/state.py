@@ -1,9 +1,9 @@
 """An object's state as bytes: what storage keeps, executors load and peers will ship.
 
-*Plain* fields (None, bool, int, float, str, bytes, refs, ... : values that nothing can share
-or change in place) are encoded one by one. All other fields are pickled together as one
-*graph*, so that what two fields share is still shared after a load; its large buffers lie
-beside it, each with a digest, so that only changed ones are written.
+*Plain* fields (None, bool, int, float, str, bytes, refs, ... : values that nothing can
+share or change in place) are encoded one by one. All other fields are pickled together
+as one *graph*, so that what two fields share is still shared after a load; its large
+buffers lie beside it, each with a digest, so that only changed ones are written.
 
 Rules of this file: data only; nobody here decodes a field or a graph.
 """
@@ -39,8 +39,8 @@ class ObjectState(NamedTuple):
 
     `class_name`: "module.Class". `revision`: digest of the published code, 16 bytes.
     `class_version`: the author's integer. `graph`: pickle (protocol 5) of a dict of
-    `graph_fields`, b"" where there are none; `buffers`: its out-of-band buffers, in order.
-    """
+    `graph_fields`, b"" where there are none; `buffers`: its out-of-band buffers, in
+    order."""
 
     class_name: str
     revision: bytes
@@ -54,11 +54,11 @@ class ObjectState(NamedTuple):
 class StateDelta(NamedTuple):
     """What one call changed, against the state it ran on.
 
-    `fields`: new encodings of changed plain fields. `removed`: plain fields that are gone
-    (deleted, or moved into the graph). `graph`: None where the graph is as it was, and then
-    `graph_fields` and `buffers` mean nothing; else the new pickle, and for each of its
-    buffers either the new bytes or the index of the same buffer in the state before.
-    """
+    `fields`: new encodings of changed plain fields. `removed`: plain fields that are
+    gone (deleted, or moved into the graph). `graph`: None where the graph is as it was,
+    and then `graph_fields` and `buffers` mean nothing; else the new pickle, and for
+    each of its buffers either the new bytes or the index of the same buffer in the
+    state before."""
 
     class_name: str
     revision: bytes
@@ -123,7 +123,9 @@ def decode_states(body: Buffer, buffers: Sequence[AnyBuffer]) -> list[NamedState
     found = []
     for named, count in states:
         if count > len(rest):
-            raise RemoteProtocolError(f"a state needs {count} buffers, {len(rest)} are left")
+            raise RemoteProtocolError(
+                f"a state needs {count} buffers, {len(rest)} are left"
+            )
         state = named.state._replace(buffers=rest[:count])
         found.append(named._replace(state=state))
         del rest[:count]
@@ -133,7 +135,9 @@ def decode_states(body: Buffer, buffers: Sequence[AnyBuffer]) -> list[NamedState
 
 
 def _state_of_row(row: list[Any]) -> tuple[NamedState, int]:
-    object_id, alias, name, revision, version, fields, graph, graph_fields, count = row[:9]
+    object_id, alias, name, revision, version, fields, graph, graph_fields, count = row[
+        :9
+    ]
     expected = (bytes, str, str, bytes, int, dict, bytes, list, int)
     seen = tuple(map(type, row[:9]))
     if seen != expected or len(object_id) != OBJECT_ID_BYTES or count < 0:
@@ -171,7 +175,14 @@ def decode_delta(body: Buffer, buffers: Sequence[AnyBuffer]) -> StateDelta:
     except (ValueError, TypeError, StopIteration, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"a delta is malformed: {str(error)[:80]}") from None
     return StateDelta(
-        name, revision, version, fields, tuple(removed), graph, tuple(graph_fields), entries
+        name,
+        revision,
+        version,
+        fields,
+        tuple(removed),
+        graph,
+        tuple(graph_fields),
+        entries,
     )
 
 
@@ -193,7 +204,9 @@ def apply_delta(state: ObjectState, delta: StateDelta) -> ObjectState:
                 for entry in delta.buffers
             ]
         except IndexError:
-            raise RemoteProtocolError("a delta keeps a buffer that is not there") from None
+            raise RemoteProtocolError(
+                "a delta keeps a buffer that is not there"
+            ) from None
     return ObjectState(
         delta.class_name, delta.revision, delta.class_version, fields, graph,
         graph_fields, buffers,

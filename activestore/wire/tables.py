@@ -1,8 +1,8 @@
 """pandas DataFrame and Series as values; a dict of columns where pandas is missing.
 
-A column is a map of `dtype` and `values`, with `mask` for nullable types, `categories` and
-`is_ordered` for categoricals, `zone` for times with a zone. An index is a column with
-`name`.
+A column is a map of `dtype` and `values`, with `mask` for nullable types, `categories`
+and `is_ordered` for categoricals, `zone` for times with a zone. An index is a column
+with `name`.
 
 Rules of this file: what a column cannot say is refused; it is never changed silently.
 
@@ -57,7 +57,9 @@ def _encode_series(encoder: Encoder, series: Any) -> Any:
 def _index(index: Any) -> dict[str, Any]:
     pandas: Any = values.library("pandas")
     if isinstance(index, pandas.MultiIndex):
-        raise UnsupportedValueError("pandas.MultiIndex", "index", "use reset_index() first")
+        raise UnsupportedValueError(
+            "pandas.MultiIndex", "index", "use reset_index() first"
+        )
     if isinstance(index, pandas.RangeIndex):
         return {"range": [index.start, index.stop, index.step], "name": index.name}
     return {**_column(index.to_series()), "name": index.name}
@@ -99,15 +101,19 @@ def _column(series: Any) -> dict[str, Any]:
 
 def _decode_frame(decoder: Decoder, payload: bytes) -> Any:
     names, columns_name, columns, index = decoder.unpack(payload)
-    if type(names) is not list or type(columns) is not list or len(names) != len(columns):
+    if (
+        type(names) is not list
+        or type(columns) is not list
+        or len(names) != len(columns)
+    ):
         raise RemoteProtocolError("a malformed frame")
     pandas: Any = values.library("pandas")
     if pandas is None:
-        return {name: _plain(column) for name, column in zip(names, columns, strict=True)}
+        return {
+            name: _plain(column) for name, column in zip(names, columns, strict=True)
+        }
     made_index = _make_index(pandas, index)
-    data = {
-        i: _make_array(pandas, column) for i, column in enumerate(columns)
-    }
+    data = {i: _make_array(pandas, column) for i, column in enumerate(columns)}
     frame = pandas.DataFrame(data, index=made_index)
     frame.columns = pandas.Index(names, name=columns_name)
     return frame
@@ -137,7 +143,9 @@ def _plain(column: Any) -> Any:
         categories = _plain(column["categories"])
         if hasattr(categories, "tolist"):
             categories = categories.tolist()
-        return [None if code < 0 else categories[code] for code in column["values"].tolist()]
+        return [
+            None if code < 0 else categories[code] for code in column["values"].tolist()
+        ]
     if "mask" in column:
         pairs = zip(column["values"].tolist(), column["mask"].tolist(), strict=True)
         return [None if gone else value for value, gone in pairs]
@@ -159,7 +167,9 @@ def _make_array(pandas: Any, column: Any) -> Any:
             content, categories=categories, ordered=column["is_ordered"]
         )
     if kind == "zoned":
-        return pandas.DatetimeIndex(content).tz_localize("UTC").tz_convert(column["zone"])
+        return (
+            pandas.DatetimeIndex(content).tz_localize("UTC").tz_convert(column["zone"])
+        )
     if kind in _NULLABLE:
         made = pandas.array(content, dtype=kind)
         made[column["mask"]] = pandas.NA

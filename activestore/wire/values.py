@@ -1,12 +1,12 @@
 """Values to bytes and back: msgpack, with an extension type for what msgpack lacks.
 
-Plain values go through msgpack's C code untouched; a hook sees the rest. Arrays and bytes
-of BUFFER_BYTES_MIN or more are kept out of the bytes, as buffers that travel beside them
-without a copy. What has no wire form is refused with its path, or pickled where the caller
-allows it.
+Plain values go through msgpack's C code untouched; a hook sees the rest. Arrays and
+bytes of BUFFER_BYTES_MIN or more are kept out of the bytes, as buffers that travel
+beside them without a copy. What has no wire form is refused with its path, or pickled
+where the caller allows it.
 
-Rules of this file: nothing is unpickled here, no library is imported for a value that does
-not need it; malformed bytes give RemoteProtocolError, whatever they are.
+Rules of this file: nothing is unpickled here, no library is imported for a value that
+does not need it; malformed bytes give RemoteProtocolError, whatever they are.
 
 Source: design section 4, "Values on the wire"; schemas/protocol.md section 5.
 """
@@ -27,7 +27,11 @@ from activestore.errors import (
     UnsupportedValueError,
     error_from_wire,
 )
-from activestore.wire.limits import BUFFER_BYTES_MIN, VALUE_DEPTH_MAX, VALUE_ELEMENTS_MAX
+from activestore.wire.limits import (
+    BUFFER_BYTES_MIN,
+    VALUE_DEPTH_MAX,
+    VALUE_ELEMENTS_MAX,
+)
 from activestore.wire.messages import Buffer
 
 if TYPE_CHECKING:
@@ -184,7 +188,12 @@ def encode(
     encoder = Encoder(ref_of, pickle)
     try:
         packed = encoder.pack(value)
-    except (UnsupportedValueError, UnicodeEncodeError, ValueError, RecursionError) as error:
+    except (
+        UnsupportedValueError,
+        UnicodeEncodeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise _explained(value, error, ref_of, pickle, path) from None
     if len(packed) > _SURELY_SHALLOW_BYTES:
         _measure(value, path)
@@ -260,7 +269,11 @@ def _lift(value: Any) -> Any:
 
 
 def _explained(
-    value: object, error: Exception, ref_of: RefOf | None, pickle: Pickle | None, path: str
+    value: object,
+    error: Exception,
+    ref_of: RefOf | None,
+    pickle: Pickle | None,
+    path: str,
 ) -> ActiveStoreError:
     """Find the part that cannot travel, with a walk that only a failure pays for."""
     if isinstance(value, _Large):
@@ -291,8 +304,12 @@ def _culprits(
         above |= {id(value)}
         if kind is dict:
             for key, item in value.items():
-                yield from _culprits(key, ref_of, pickle, f"{path} (key {_key_text(key)})", above)
-                yield from _culprits(item, ref_of, pickle, f"{path}[{_key_text(key)}]", above)
+                yield from _culprits(
+                    key, ref_of, pickle, f"{path} (key {_key_text(key)})", above
+                )
+                yield from _culprits(
+                    item, ref_of, pickle, f"{path}[{_key_text(key)}]", above
+                )
         else:
             for index, item in enumerate(value):
                 yield from _culprits(item, ref_of, pickle, f"{path}[{index}]", above)
@@ -586,7 +603,9 @@ _DECODERS: dict[int, Callable[[Decoder, bytes], Any]] = {
     ERROR: Decoder.error,
     PICKLE: Decoder.pickle,
     BYTES: _large_bytes,
-    **{code: _clocks(code) for code in (DATE, TIME, DATETIME, TIMEDELTA, DECIMAL, UUID)},
+    **{
+        code: _clocks(code) for code in (DATE, TIME, DATETIME, TIMEDELTA, DECIMAL, UUID)
+    },
     **{code: _arrays(code) for code in (ARRAY, SCALAR, TENSOR)},
     **{code: _tables(code) for code in (FRAME, SERIES)},
 }

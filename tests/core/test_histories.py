@@ -18,7 +18,9 @@ CASES = {
     "crashing": Chances(crash=0.01),
     "disk_refuses": Chances(refusal=0.05),
     "silent": Chances(slow=0.03, silence=0.3),
-    "everything": Chances(crash=0.005, raises=0.05, refusal=0.02, slow=0.01, silence=0.1),
+    "everything": Chances(
+        crash=0.005, raises=0.05, refusal=0.02, slow=0.01, silence=0.1
+    ),
 }
 
 
@@ -42,7 +44,9 @@ def test_every_acknowledged_add_counts_once(name: str, seed: int) -> None:
                 adds.append((which, client))
             world.later(
                 start_s,
-                lambda o=objects[which], m=method, c=client: world.call_until_done(o, m, c),
+                lambda o=objects[which], m=method, c=client: world.call_until_done(
+                    o, m, c
+                ),
             )
 
     world.run_until_quiet()

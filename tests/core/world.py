@@ -86,9 +86,14 @@ class World:
         self.runs: dict[Client, int] = {}
         self.disk_busy_s = 0.0
         self.effects_seen: list[effects.Effect] = []
-        methods = {"add": MethodInfo(False, False, 0.0), "peek": MethodInfo(True, False, 0.0)}
+        methods = {
+            "add": MethodInfo(False, False, 0.0),
+            "peek": MethodInfo(True, False, 0.0),
+        }
         self.step(
-            events.ClassPublished(CLASS, REVISION, "model", 0, frozenset({"value"}), methods)
+            events.ClassPublished(
+                CLASS, REVISION, "model", 0, frozenset({"value"}), methods
+            )
         )
         self.carry_out(self.core.start(0.0))
 
@@ -136,7 +141,9 @@ class World:
         if self.rng.random() < self.chances.silence:
             return  # Its interpreter is held; the core must do without it.
         if not executor.is_dead:
-            self.later(0.0002, lambda: self.step(events.ExecutorAnswered(effect.executor)))
+            self.later(
+                0.0002, lambda: self.step(events.ExecutorAnswered(effect.executor))
+            )
 
     def do_RecallCalls(self, effect: effects.RecallCalls) -> None:
         executor = self.executors[effect.executor]
@@ -167,11 +174,15 @@ class World:
             found = self.disk.get(effect.object_id)
             if found is None:
                 error = ObjectNotFoundError(effect.object_id)
-                self.step(events.ObjectMissing(effect.object_id, effect.is_reader, error))
+                self.step(
+                    events.ObjectMissing(effect.object_id, effect.is_reader, error)
+                )
                 return
             self.loaded[effect.object_id, effect.is_reader] = found[1]
             self.step(
-                events.ObjectLoaded(effect.object_id, effect.is_reader, CLASS, found[0], 8)
+                events.ObjectLoaded(
+                    effect.object_id, effect.is_reader, CLASS, found[0], 8
+                )
             )
 
         self.later(self.rng.uniform(0, 0.002), read)
@@ -211,7 +222,9 @@ class World:
             return
         executor.running[slot] = True
         is_slow = self.rng.random() < self.chances.slow
-        run_s = self.rng.uniform(0.1, 0.5) if is_slow else self.rng.uniform(0.00001, 0.0003)
+        run_s = (
+            self.rng.uniform(0.1, 0.5) if is_slow else self.rng.uniform(0.00001, 0.0003)
+        )
 
         def end() -> None:
             if executor.is_dead:
@@ -223,12 +236,20 @@ class World:
         self.later(run_s, end)
 
     def _end(
-        self, executor_id: int, call_id: int, attempt: int, copy_id: int, call: Any, run_s: float
+        self,
+        executor_id: int,
+        call_id: int,
+        attempt: int,
+        copy_id: int,
+        call: Any,
+        run_s: float,
     ) -> None:
         executor = self.executors[executor_id]
         if copy_id not in executor.copies:
             self.step(
-                events.CallEnded(call_id, attempt, "not_run", b"", (), 0.0, is_dropped=True)
+                events.CallEnded(
+                    call_id, attempt, "not_run", b"", (), 0.0, is_dropped=True
+                )
             )
             return
         if self.rng.random() < self.chances.crash:
@@ -242,7 +263,9 @@ class World:
         if self.rng.random() < self.chances.raises:
             del executor.copies[copy_id]
             self.step(
-                events.CallEnded(call_id, attempt, "method", b"", (), run_s, is_dropped=True)
+                events.CallEnded(
+                    call_id, attempt, "method", b"", (), run_s, is_dropped=True
+                )
             )
             return
         value += 1
@@ -255,11 +278,15 @@ class World:
             encoded = value.to_bytes(8, "big")
             state = ObjectState(CLASS, REVISION, 0, {"value": encoded}, b"", (), ())
         self.step(
-            events.CallEnded(call_id, attempt, "", body, (), run_s, delta, state, (), False, 8)
+            events.CallEnded(
+                call_id, attempt, "", body, (), run_s, delta, state, (), False, 8
+            )
         )
 
     def do_Commit(self, effect: effects.Commit) -> None:
-        self.disk_busy_s = max(self.disk_busy_s, self.now_s) + self.rng.uniform(0.0001, 0.001)
+        self.disk_busy_s = max(self.disk_busy_s, self.now_s) + self.rng.uniform(
+            0.0001, 0.001
+        )
 
         def write() -> None:
             broken = self.broken.get(effect.object_id)
@@ -323,7 +350,9 @@ class World:
             answer = self.answers.get(client)
             if answer is None:
                 self.later(0.01, lambda: watch(number))
-            elif answer[0] in ("executor_crashed", "busy", "unavailable") and number < 50:
+            elif (
+                answer[0] in ("executor_crashed", "busy", "unavailable") and number < 50
+            ):
                 self.later(self.rng.uniform(0.05, 0.2), lambda: attempt(number + 1))
 
         attempt(0)
