@@ -52,6 +52,14 @@ PUMP_TICK_S = 0.001
 # For this long after a thread led, the pump leaves the socket to such threads.
 STAND_BACK_S = 0.005
 
+# The calls below run several times per call; pyzmq's own layer above them costs up to 1 us
+# each for turning numbers into enums.
+_get = zmq.backend.Socket.get
+_send = zmq.backend.Socket.send
+_receive = zmq.backend.Socket.recv
+_EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+
 _now = time.monotonic
 
 
@@ -232,7 +240,7 @@ class Connection:
         socket, last = self._socket, len(frames) - 1
         try:
             if not last:
-                socket.send(frames[0], zmq.NOBLOCK)
+                _send(socket, frames[0], _NOBLOCK)
                 return True
             for i, frame in enumerate(frames):
                 flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
@@ -378,10 +386,10 @@ class Connection:
         ended: list[Request] = []
         while self._unsent and self._write(self._unsent[0]):
             del self._unsent[0]
-        while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            frames: list[Any] = [socket.recv(zmq.NOBLOCK)]
-            while socket.rcvmore:
-                frames.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
+        while _get(socket, _EVENTS) & _POLLIN:
+            frames: list[Any] = [_receive(socket, _NOBLOCK)]
+            while _get(socket, _RCVMORE):
+                frames.append(_receive(socket, _NOBLOCK, False).buffer)
             now_s = _now()
             try:
                 for message in codec.decode_frames(frames):

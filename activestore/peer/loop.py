@@ -200,28 +200,39 @@ class PeerLoop:
     def turn(self) -> None:
         """Take what is there, decide, write; wait only if there was nothing."""
         worked = self._take_network()
+        if worked:
+            self.executors.flush()  # Calls go first: nothing else is as urgent.
         for fd in self._ready(self._wait_s(worked=worked)):
             worked |= self._take_executor(fd)
+        if worked:
+            self._flush_network()
         self._now_s = now_s = self.clock()
         worked |= self._take_storage()
         deadline_s = self.core.deadline_s()
         if deadline_s is not None and now_s >= deadline_s:
             self.step(events.TimerFired())
         if now_s >= self._measure_due_s:
-            self._measure_due_s = now_s + MEASURE_S
-            for event in self.executors.measure():
-                self.step(event)
-            self._drop_unused()
+            self._measure(now_s)
         self.executors.flush()
-        for route in self.transport.flush():
-            self._lose_route(route)
-        if not worked and now_s < self._busy_until_s:
-            # Whoever is waited for may need this core: offer it at every look.
-            os.sched_yield()
+        self._flush_network()
         if worked:
             if now_s - self._last_work_s < self.settings.spin_s * 4:
                 self._busy_until_s = now_s + self.settings.spin_s
             self._last_work_s = now_s
+        elif now_s < self._busy_until_s:
+            # Whoever is waited for may need this core: offer it at every look.
+            os.sched_yield()
+
+    def _measure(self, now_s: float) -> None:
+        """Look at the executors' memory, and at what is held for nobody."""
+        self._measure_due_s = now_s + MEASURE_S
+        for event in self.executors.measure():
+            self.step(event)
+        self._drop_unused()
+
+    def _flush_network(self) -> None:
+        for route in self.transport.flush():
+            self._lose_route(route)
 
     def _wait_s(self, *, worked: bool) -> float:
         """Return how long this turn may block."""
