@@ -48,7 +48,7 @@ class InvalidRequestError(ActiveStoreError):
     """The request cannot be served as it is. Change it; retrying will not help."""
 
     code = "invalid_request"
-    FIELDS = ("reason", "where")
+    FIELDS: ClassVar[tuple[str, ...]] = ("reason", "where")
 
     def __init__(self, reason: str, where: str = "") -> None:
         Exception.__init__(self, reason, where)
@@ -63,7 +63,7 @@ class UnsupportedValueError(InvalidRequestError):
     """A value cannot travel. Convert it, or keep it in a field and return a part."""
 
     code = "unsupported_value"
-    FIELDS = ("type_name", "path", "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = ("type_name", "path", "reason")
 
     def __init__(self, type_name: str, path: str, reason: str = "") -> None:
         Exception.__init__(self, type_name, path, reason)
@@ -80,7 +80,7 @@ class TooLargeError(InvalidRequestError):
     """Something is over its limit. Make it smaller, or raise the named limit."""
 
     code = "too_large"
-    FIELDS = ("what", "size", "limit", "setting")
+    FIELDS: ClassVar[tuple[str, ...]] = ("what", "size", "limit", "setting")
 
     def __init__(self, what: str, size: int, limit: int, setting: str = "") -> None:
         Exception.__init__(self, what, size, limit, setting)
@@ -98,7 +98,7 @@ class NoSuchMethodError(InvalidRequestError):
     """The class has no such method or field."""
 
     code = "no_such_method"
-    FIELDS = ("class_name", "method", "available")
+    FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "method", "available")
 
     def __init__(
         self, class_name: str, method: str, available: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class NotActiveMethodError(InvalidRequestError):
     """The method exists but is not remote. Mark it with @activemethod."""
 
     code = "not_active_method"
-    FIELDS = ("class_name", "method")
+    FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "method")
 
     def __init__(self, class_name: str, method: str) -> None:
         Exception.__init__(self, class_name, method)
@@ -135,7 +135,7 @@ class ReadonlyViolationError(InvalidRequestError):
     """A readonly method changed a field. Drop readonly=True or the change."""
 
     code = "readonly_violation"
-    FIELDS = ("class_name", "method", "field")
+    FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "method", "field")
 
     def __init__(self, class_name: str, method: str, field: str) -> None:
         Exception.__init__(self, class_name, method, field)
@@ -154,7 +154,7 @@ class ConfigurationError(InvalidRequestError):
     """A setting is wrong, or forbids what was asked."""
 
     code = "configuration"
-    FIELDS = ("setting", "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = ("setting", "reason")
 
     def __init__(self, setting: str, reason: str) -> None:
         Exception.__init__(self, setting, reason)
@@ -169,7 +169,7 @@ class ObjectNotFoundError(ActiveStoreError):
     """No live replica holds the object. Create it; retrying will not help."""
 
     code = "object_not_found"
-    FIELDS = ("object_id", "peers_asked")
+    FIELDS: ClassVar[tuple[str, ...]] = ("object_id", "peers_asked")
 
     def __init__(self, object_id: bytes, peers_asked: tuple[bytes, ...] = ()) -> None:
         Exception.__init__(self, object_id, tuple(peers_asked))
@@ -185,7 +185,7 @@ class AliasExistsError(ActiveStoreError):
     """The alias names another object. Choose another, or delete that object."""
 
     code = "alias_exists"
-    FIELDS = ("alias", "object_id")
+    FIELDS: ClassVar[tuple[str, ...]] = ("alias", "object_id")
 
     def __init__(self, alias: str, object_id: bytes = b"") -> None:
         Exception.__init__(self, alias, object_id)
@@ -200,7 +200,7 @@ class AliasNotFoundError(ActiveStoreError):
     """No object has this alias."""
 
     code = "alias_not_found"
-    FIELDS = ("alias",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("alias",)
 
     def __init__(self, alias: str) -> None:
         Exception.__init__(self, alias)
@@ -214,7 +214,7 @@ class ClassNotFoundError(ActiveStoreError):
     """The class was never published here."""
 
     code = "class_not_found"
-    FIELDS = ("class_name", "known")
+    FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "known")
 
     def __init__(self, class_name: str, known: tuple[str, ...] = ()) -> None:
         Exception.__init__(self, class_name, tuple(known))
@@ -230,7 +230,7 @@ class RequirementError(ActiveStoreError):
     """The peer lacks what the class needs. Install it there, or use a peer that has it."""
 
     code = "requirement"
-    FIELDS = ("class_name", "missing", "peers_with")
+    FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "missing", "peers_with")
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class PermissionDeniedError(ActiveStoreError):
     """The caller's role does not allow this."""
 
     code = "permission_denied"
-    FIELDS = ("action", "role", "needed")
+    FIELDS: ClassVar[tuple[str, ...]] = ("action", "role", "needed")
 
     def __init__(self, action: str, role: str, needed: str) -> None:
         Exception.__init__(self, action, role, needed)
@@ -273,7 +273,7 @@ class StorageFullError(ActiveStoreError):
     """The disk or the peer's disk budget is full. Delete objects or raise the budget."""
 
     code = "storage_full"
-    FIELDS = ("used_bytes", "budget_bytes", "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = ("used_bytes", "budget_bytes", "reason")
 
     def __init__(self, used_bytes: int, budget_bytes: int, reason: str = "") -> None:
         Exception.__init__(self, used_bytes, budget_bytes, reason)
@@ -293,7 +293,7 @@ class CorruptRecordError(ActiveStoreError):
     """A stored record fails its checksum. Restore it from a backup or a replica."""
 
     code = "corrupt_record"
-    FIELDS = ("object_id", "where", "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = ("object_id", "where", "reason")
 
     def __init__(self, object_id: bytes, where: str, reason: str) -> None:
         Exception.__init__(self, object_id, where, reason)
@@ -312,7 +312,7 @@ class SessionExpiredError(ActiveStoreError):
     """A retry came so late that its first run can no longer be ruled out."""
 
     code = "session_expired"
-    FIELDS = ("sequence", "age_s", "limit_s")
+    FIELDS: ClassVar[tuple[str, ...]] = ("sequence", "age_s", "limit_s")
 
     def __init__(self, sequence: int, age_s: float, limit_s: float) -> None:
         Exception.__init__(self, sequence, age_s, limit_s)
@@ -331,7 +331,7 @@ class DirectoryLockedError(ActiveStoreError):
     """Another daemon uses the data directory."""
 
     code = "directory_locked"
-    FIELDS = ("path", "pid")
+    FIELDS: ClassVar[tuple[str, ...]] = ("path", "pid")
 
     def __init__(self, path: str, pid: int = 0) -> None:
         Exception.__init__(self, path, pid)
@@ -347,7 +347,7 @@ class RemoteProtocolError(ActiveStoreError):
     """The other side sent something the protocol forbids; see schemas/protocol.md."""
 
     code = "remote_protocol"
-    FIELDS = ("reason", "where")
+    FIELDS: ClassVar[tuple[str, ...]] = ("reason", "where")
 
     def __init__(self, reason: str, where: str = "") -> None:
         Exception.__init__(self, reason, where)
@@ -362,7 +362,7 @@ class UnavailableError(ActiveStoreError):
     """Not now: the peer is silent, stopping or broken. The same call may work later."""
 
     code = "unavailable"
-    FIELDS = ("where", "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "reason")
 
     def __init__(self, where: str, reason: str = "") -> None:
         Exception.__init__(self, where, reason)
@@ -383,7 +383,7 @@ class BusyError(UnavailableError):
     """A queue is full. Wait `retry_after_s` seconds and call again."""
 
     code = "busy"
-    FIELDS = ("where", "reason", "retry_after_s")
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "reason", "retry_after_s")
 
     def __init__(
         self, where: str, reason: str = "", retry_after_s: float = 0.1
@@ -403,7 +403,7 @@ class ExecutorCrashedError(UnavailableError):
     """The process that ran the method died. Nothing of the call was committed."""
 
     code = "executor_crashed"
-    FIELDS = ("where", "reason", "quarantined_s")
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "reason", "quarantined_s")
 
     def __init__(
         self, where: str, reason: str = "", quarantined_s: float = 0.0
@@ -427,7 +427,7 @@ class DeadlineExceededError(ActiveStoreError, TimeoutError):
     """The call's own deadline passed. Nothing of it was committed after that."""
 
     code = "deadline_exceeded"
-    FIELDS = ("where", "timeout_s")
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "timeout_s")
 
     def __init__(self, where: str, timeout_s: float) -> None:
         Exception.__init__(self, where, timeout_s)
@@ -442,7 +442,7 @@ class CancelledError(ActiveStoreError):
     """The caller cancelled. Nothing of the call was committed."""
 
     code = "cancelled"
-    FIELDS = ("where",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("where",)
 
     def __init__(self, where: str) -> None:
         Exception.__init__(self, where)
@@ -459,7 +459,7 @@ class MethodError(ActiveStoreError):
     the traceback at the peer; `type_name` is the original type, `message` its text."""
 
     code = "method"
-    FIELDS = ("type_name", "message", "where", "remote_traceback", "builtin")
+    FIELDS: ClassVar[tuple[str, ...]] = ("type_name", "message", "where", "remote_traceback", "builtin")
 
     def __init__(
         self,
@@ -491,7 +491,7 @@ class InternalError(ActiveStoreError):
     """A bug of activestore. Report it with this text."""
 
     code = "internal"
-    FIELDS = ("reason",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("reason",)
 
 
 _METHOD_ERRORS: dict[str, type[MethodError]] = {"": MethodError}

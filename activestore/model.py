@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: None, owner: type) -> ActiveMethod[S, P, R]: ...
         @overload
         def __get__(self, instance: S, owner: type) -> BoundActiveMethod[P, R]: ...
+        def __get__(self, instance: Any, owner: type) -> Any: ...
         def __call__(self, instance: S, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 
@@ -69,21 +70,17 @@ class MethodOptions(NamedTuple):
     changes: tuple[str, ...] | None = None
 
 
-if TYPE_CHECKING:
-
-    @overload
-    def activemethod(
-        function: Callable[Concatenate[S, P], R], /
-    ) -> ActiveMethod[S, P, R]: ...
-    @overload
-    def activemethod(
-        *,
-        readonly: bool = ...,
-        timeout_s: float = ...,
-        changes: tuple[str, ...] | None = ...,
-    ) -> Callable[[Callable[Concatenate[S, P], R]], ActiveMethod[S, P, R]]: ...
-
-
+@overload
+def activemethod(
+    function: Callable[Concatenate[S, P], R], /
+) -> ActiveMethod[S, P, R]: ...
+@overload
+def activemethod(
+    *,
+    readonly: bool = ...,
+    timeout_s: float = ...,
+    changes: tuple[str, ...] | None = ...,
+) -> Callable[[Callable[Concatenate[S, P], R]], ActiveMethod[S, P, R]]: ...
 def activemethod(
     function: Any = None,
     /,
@@ -137,11 +134,17 @@ def activemethod(
 class Store(Protocol):
     """What an ActiveObject needs of the store that it is persisted in or came from."""
 
-    def persist(self, obj: Any, /, **options: Any) -> Any:
+    def persist(
+        self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1
+    ) -> None:
         """Keep an object and what it reaches; it becomes remote in place."""
 
     def get_for_class(self, alias: str, cls: type, /) -> Any:
         """Return the object named `alias` as an instance of `cls`."""
+
+
+class MethodStore(Store, Protocol):
+    """The store of a running method: an executor's."""
 
     def checkpoint(self) -> None:
         """Commit what the running method has changed so far."""
@@ -162,7 +165,7 @@ def drop_default_store(store: Store) -> None:
         _default_store.remove(store)
 
 
-def set_thread_store(store: Store | None) -> None:
+def set_thread_store(store: MethodStore | None) -> None:
     """Make `store` the current one of this thread: an executor's running call."""
     _thread.store = store
 
@@ -191,7 +194,7 @@ def checkpoint() -> None:
     Raises:
         ReadonlyViolationError: called from a readonly method.
     """
-    store: Store | None = getattr(_thread, "store", None)
+    store: MethodStore | None = getattr(_thread, "store", None)
     if store is not None:
         store.checkpoint()
 

@@ -319,7 +319,7 @@ def become_stand_in(obj: ActiveObject, object_id: ObjectId, caller: Caller) -> N
 
 def make_class_stand_in(cls: type, object_id: ObjectId, caller: Caller) -> Any:
     """Return a new stand-in of the user's class `cls`; no user code runs."""
-    obj = object.__new__(stand_in_class(cls))
+    obj: Any = object.__new__(stand_in_class(cls))
     obj.__dict__[ID_SLOT] = object_id
     obj.__dict__[STORE_SLOT] = caller
     return obj

@@ -260,7 +260,8 @@ class Store:
                 yield self._decode(item)
         finally:
             connection.abandon(request, CancelledError(request.where))
-        return self._decode(request.outcome())
+        result: None = self._decode(request.outcome())
+        return result
 
     def _send(
         self, make: Callable[[int, int], Any], where: str, timeout_s: float = 0.0

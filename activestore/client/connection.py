@@ -54,7 +54,7 @@ STAND_BACK_S = 0.005
 
 # The calls below run several times per call; pyzmq's own layer above them costs up to 1 us
 # each for turning numbers into enums.
-_get = zmq.backend.Socket.get
+_get: Any = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
 _receive = zmq.backend.Socket.recv
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
@@ -73,7 +73,7 @@ class Connection:
         self._context = zmq.Context(1)
         self._socket = self._context.socket(zmq.DEALER)
         self._connect(endpoint)
-        self._fd: int = self._socket.getsockopt(zmq.FD)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
         self._leader = 0
         self._led_s = 0.0
         self._waiters: list[Any] = []
@@ -110,7 +110,7 @@ class Connection:
             self._context.term()
             raise ConfigurationError(
                 "endpoint",
-                f"{endpoint!r} is no address: {zmq.strerror(error.errno)}; "
+                f"{endpoint!r} is no address: {zmq.strerror(error.errno or 0)}; "
                 "expected one like tcp://127.0.0.1:7400",
             ) from None
 
@@ -237,7 +237,9 @@ class Connection:
             self._unsent.append(frames)
 
     def _write(self, frames: list[Any]) -> bool:
+        """Hand one message to ZeroMQ; False where it takes no more now."""
         socket, last = self._socket, len(frames) - 1
+        i = 0
         try:
             if not last:
                 _send(socket, frames[0], _NOBLOCK)
@@ -246,8 +248,8 @@ class Connection:
                 flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
                 socket.send(frame, flags, copy=i == 0)
         except zmq.ZMQError as error:
-            if error.errno == zmq.EAGAIN and not (last and i):
-                return False
+            if error.errno == zmq.EAGAIN and i == 0:
+                return False  # A message is refused at its first frame or not at all.
             if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
                 raise InvalidRequestError(
                     "the store is closed", self.endpoint
@@ -429,7 +431,7 @@ class Connection:
         while not self.is_closed:
             if not self._unwaited:
                 self._pump_wake.clear()
-                if not self._unwaited and not self.is_closed:
+                if not self._unwaited:  # It may have changed before the clear.
                     self._pump_wake.wait(1.0)
                 continue
             if self._leader or _now() - self._led_s < STAND_BACK_S:

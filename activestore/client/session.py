@@ -160,9 +160,7 @@ class Session:
 
     # -- what comes in -------------------------------------------------------------------
 
-    def take(
-        self, message: Message, now_s: float
-    ) -> tuple[list[Request], list[Message]]:
+    def take(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
         """Take one message; return the requests that it ended or fed, and what to send."""
         self._heard_s = now_s
         kind = type(message)
@@ -170,11 +168,11 @@ class Session:
             request = self.requests.pop(message[0], None)
             if request is None:
                 return [], []
-            request.reply = message  # type: ignore[assignment]  # its type was just seen
+            request.reply = message
             request.is_done = True
             return [request], []
         if kind is Beat:
-            for sequence in message[0]:  # type: ignore[union-attr]  # a Beat's sequences
+            for sequence in message[0]:
                 known = self.requests.get(sequence)
                 if known is not None:
                     known.heard_s = now_s
@@ -198,9 +196,9 @@ class Session:
         if request is None or not request.is_stream:
             return [], []
         request.heard_s = now_s
-        if message.index != request.next_item:
+        if message.number != request.next_item:
             error = RemoteProtocolError(
-                f"item {message.index} came where {request.next_item} was due",
+                f"item {message.number} came where {request.next_item} was due",
                 request.where,
             )
             return [self._fail(request, error)], [Cancel(request.sequence)]

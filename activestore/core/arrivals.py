@@ -309,19 +309,26 @@ class Arrivals(Desk):
 
     def _on_credit_arrived(self, event: events.CreditArrived) -> None:
         call = self.sessions.get(event.session, {}).get(event.sequence)
-        if call is None:
-            return
+        if call is not None:
+            self._grant(call, event.items)
+
+    def _on_nested_credit_arrived(self, event: events.NestedCreditArrived) -> None:
+        parent = self.calls.get(event.parent)
+        for child_id in (parent.children if parent is not None else None) or ():
+            child = self.calls.get(child_id)
+            if child is not None and child.origin[1] == event.request:
+                self._grant(child, event.items)
+
+    def _grant(self, call: Call, items: int) -> None:
         if call.slot is None:
-            call.credit += event.items
-        else:
-            self._emit(
-                effects.GrantCredit(
-                    call.slot.executor.executor_id,
-                    call.slot.index,
-                    call.call_id,
-                    event.items,
-                )
+            call.credit += items
+            return
+        slot = call.slot
+        self._emit(
+            effects.GrantCredit(
+                slot.executor.executor_id, slot.index, call.call_id, items
             )
+        )
 
     def _on_cancel_arrived(self, event: events.CancelArrived) -> None:
         call = self.sessions.get(event.session, {}).get(event.sequence)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, final
 
 from activestore.ids import ObjectId, SessionId
 
@@ -35,6 +35,7 @@ class Kind(enum.IntEnum):
     DELETE = 4
 
 
+@final
 class Client(NamedTuple):
     """The origin of a call that came over the wire: its session and sequence."""
 
@@ -42,6 +43,7 @@ class Client(NamedTuple):
     sequence: int
 
 
+@final
 class Nested(NamedTuple):
     """The origin of a call that a running method made: the call, and its own number.
 
@@ -235,7 +237,7 @@ class Mailbox:
         self.executed_version = 0
         self.committed_version = 0
         self.pending_commits = 0
-        self.unreplied: deque[tuple[int, object]] = deque()
+        self.unreplied: deque[tuple[int, Any]] = deque()
         self.generation = 0
         self.is_queued = False
         self.state_bytes = 0

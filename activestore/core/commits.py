@@ -118,7 +118,8 @@ class Ledger:
         self, mailbox: Mailbox, version: int, error: ActiveStoreError
     ) -> list[Client | Nested]:
         """Fail every reply that saw `version` or later; return whom they were for."""
-        kept, failed = [], []
+        kept: list[tuple[int, Answer | Refuse | SendItem]] = []
+        failed: list[Client | Nested] = []
         for seen, effect in mailbox.unreplied:
             if seen < version:
                 kept.append((seen, effect))

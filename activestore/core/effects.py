@@ -170,7 +170,7 @@ class SendItem(NamedTuple):
     """Send one item of a stream."""
 
     origin: Client | Nested
-    index: int
+    number: int
     body: bytes
     buffers: Sequence[object]
 

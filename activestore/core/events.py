@@ -68,6 +68,14 @@ class CreditArrived(NamedTuple):
     items: int
 
 
+class NestedCreditArrived(NamedTuple):
+    """A running method can take more items of a stream that it started."""
+
+    parent: int
+    request: int
+    items: int
+
+
 class SessionEnded(NamedTuple):
     """The client said goodbye, or cannot be reached: nobody waits for its calls."""
 
@@ -191,8 +199,8 @@ class TimerFired(NamedTuple):
 
 
 Event: TypeAlias = Union[
-    CallArrived, PersistArrived, ReplyLookedUp, CancelArrived, CreditArrived, SessionEnded,
-    ObjectLoaded, ObjectMissing, ClassPublished, ExecutorStarted, ExecutorDied,
+    CallArrived, PersistArrived, ReplyLookedUp, CancelArrived, CreditArrived,
+    NestedCreditArrived, SessionEnded, ObjectLoaded, ObjectMissing, ClassPublished, ExecutorStarted, ExecutorDied,
     ExecutorMeasured, ExecutorAnswered, CallEnded, ItemProduced, CheckpointReached,
     Committed, CommitRefused, DrainStarted, TimerFired,
 ]  # fmt: skip

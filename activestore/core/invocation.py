@@ -49,6 +49,7 @@ class InvocationCore(Arrivals, Endings, Supervision):
             events.ReplyLookedUp: self._on_reply_looked_up,
             events.CancelArrived: self._on_cancel_arrived,
             events.CreditArrived: self._on_credit_arrived,
+            events.NestedCreditArrived: self._on_nested_credit_arrived,
             events.SessionEnded: self._on_session_ended,
             events.ObjectLoaded: self._on_object_loaded,
             events.ObjectMissing: self._on_object_missing,

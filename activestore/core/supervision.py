@@ -8,6 +8,8 @@ Source: design section 5; reliability.md section 7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from activestore.core import effects, events
 from activestore.core.calls import Call, Executor, ExecutorState, Mailbox
 from activestore.core.desk import Desk
@@ -29,6 +31,8 @@ YOUNG_S = 10.0
 
 class Supervision(Desk):
     """Handlers of executors and timers."""
+
+    _timer_handlers: dict[Timer, Callable[[int], None]]
 
     def _on_executor_started(self, event: events.ExecutorStarted) -> None:
         executor = self.pool.executors.get(event.executor)

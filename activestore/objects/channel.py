@@ -339,7 +339,8 @@ class Channel:
         if not count:
             raise EOFError("the other end of the channel is closed")
         self._unpacker.feed(self._buffer[:count])
-        return self._unpacker
+        messages: Iterator[Any] = self._unpacker
+        return messages
 
     def open_buffers(self, described: Sequence[Any]) -> list[Any]:
         """Return the buffers of a message that was just received, in order."""

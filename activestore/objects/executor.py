@@ -118,7 +118,8 @@ class ExecutorCaller:
             options,
             credit=STREAM_CREDIT,
         )
-        return slot.items(number)
+        items: Iterator[Any] = slot.items(number)
+        return items
 
     def get_field(self, object_id: ObjectId, field: str) -> Any:
         """Read a field of another object."""

@@ -150,7 +150,8 @@ class Host:
         cls = self.loader.class_of(copy.class_name, revision)
         copy.cls = cls
         copy.snapshotter = self._snapshotter(cls, copy.class_name, revision)
-        copy.obj = cls.__new__(cls)
+        new: Any = cls.__new__
+        copy.obj = new(cls)
         copy.obj.__dict__[model.ID_SLOT] = copy.object_id
         if stored is None:
             copy.is_new = True
@@ -317,12 +318,13 @@ class Host:
         is_readonly: bool,
         is_reentrant: bool,
     ) -> Outcome:
+        buffers: Sequence[Any] = ()
         if result is None:
-            body, buffers = b"\xc0", ()
+            body = b"\xc0"
         else:
             body, buffers = values.encode(
                 result, ref_of=self.ref_of, pickle=self.dump_value, path="result"
-            )  # type: ignore[assignment]
+            )
         if is_reentrant:
             return Outcome("", body, buffers)
         created = self.running.created
@@ -500,7 +502,7 @@ class Host:
             object_id = ids.new_object_id(self._home)
             obj.__dict__[model.ID_SLOT] = object_id
             self.running.created.append(obj)
-        cls = remote.original_class(type(obj))
+        cls: Any = remote.original_class(type(obj))
         name = (
             cls._activestore_interface["class_name"]
             if issubclass(cls, remote.Proxy)

@@ -19,6 +19,7 @@ leave the machine and both ends are of one version, so they may change freely.
       ITEM     [., call, attempt, body, buffers]
       REQUEST  [., call, request, waits, record, buffers]  a wire record: a nested call
       CHECKPOINT [., call, attempt, request, delta, created]
+      CREDIT   [., call, request, items]              of a nested stream
       RELEASED [., region numbers]                    both ways
       GONE     [., region numbers]                    both ways
     control channel, to the executor

@@ -405,7 +405,7 @@ class Slot:
 
     def _send_credit(self, number: int) -> None:
         with self._inbox_lock:
-            self.channel.put((orders.CREDIT, number, 1))
+            self.channel.put((orders.CREDIT, self._stack[-1][0], number, 1))
             self._flush()
 
     def checkpoint(self) -> None:

@@ -301,7 +301,8 @@ class PeerLoop:
             elif kind is Hello:
                 session = self._on_hello(route, message)
             elif kind is Ping:
-                pong = Pong(message[0], self.settings.incarnation, session is not None)
+                token: Any = message[0]
+                pong = Pong(token, self.settings.incarnation, session is not None)
                 self.transport.send(route, pong)
             elif handler is not None:
                 self.transport.send(
@@ -496,11 +497,8 @@ class PeerLoop:
             return False
         self._now_s = self.clock()
         for event in news:
-            kind = type(event)
-            if kind is ports.NestedRequest:
+            if type(event) is ports.NestedRequest:
                 self._take_nested(event)
-            elif kind is ports.NestedCredit:
-                pass  # Items of nested streams are not held back: one process, one channel.
             else:
                 self.step(event)
         return True
@@ -699,7 +697,7 @@ class PeerLoop:
             if session is not None:
                 item = Item(
                     origin.sequence,
-                    effect.index,
+                    effect.number,
                     None,
                     effect.body,
                     effect.buffers,  # type: ignore[arg-type]
@@ -707,7 +705,7 @@ class PeerLoop:
                 self.transport.send(session.route, item)
             return
         self._to_parent(
-            origin, (orders.ITEM_IN, origin.request, effect.index, effect.body),
+            origin, (orders.ITEM_IN, origin.request, effect.number, effect.body),
             effect.buffers,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ Rules of this file: no implementation, and no third-party name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias, Union, final
 
 from activestore.core.calls import Client
 from activestore.core.effects import Activate, Commit, Dispatch
@@ -35,10 +35,15 @@ class Transport(Protocol):
     def has_input(self) -> bool:
         """Return whether `receive` would return something; must be asked after sends."""
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether some client reads more slowly than it is answered."""
+
     def close(self) -> None:
         """Send what can be sent within a second and close."""
 
 
+@final
 class Loaded(NamedTuple):
     """Storage's answer to a load: the object, or why there is none."""
 
@@ -49,18 +54,21 @@ class Loaded(NamedTuple):
     error: ActiveStoreError | None
 
 
+@final
 class CommitsDone(NamedTuple):
     """Commits that are durable, or refused with an error, in order."""
 
     results: Sequence[tuple[int, ActiveStoreError | None]]
 
 
+@final
 class StorageFailed(NamedTuple):
     """The disk failed: nothing ordered and not yet reported is durable."""
 
     reason: str
 
 
+@final
 class Called(NamedTuple):
     """A function that ran in a storage thread is done."""
 
@@ -104,6 +112,7 @@ class StoragePort(Protocol):
         """Carry out what is ordered, then stop."""
 
 
+@final
 class NestedRequest(NamedTuple):
     """A running method sent a wire message: call, its own number, does it wait."""
 
@@ -113,14 +122,7 @@ class NestedRequest(NamedTuple):
     message: Message
 
 
-class NestedCredit(NamedTuple):
-    """A running method can take more items of a nested stream."""
-
-    request: int
-    items: int
-
-
-ExecutorNews = Event | NestedRequest
+ExecutorNews: TypeAlias = Union[Event, NestedRequest]
 
 
 class ExecutorPort(Protocol):
@@ -169,8 +171,12 @@ class ExecutorPort(Protocol):
     ) -> None:
         """Tell the loop of descriptors that come and go."""
 
-    def measure(self) -> list[Event]:
+    def measure(self) -> Sequence[Event]:
         """Return the memory of each process, and the deaths that were not noticed."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether an executor takes less than it is sent."""
 
     def close(self) -> None:
         """End all processes."""
@@ -178,5 +184,5 @@ class ExecutorPort(Protocol):
 
 __all__ = [
     "Called", "Client", "Commit", "CommitsDone", "ExecutorNews", "ExecutorPort", "Loaded",
-    "NestedCredit", "NestedRequest", "StorageFailed", "StoragePort", "Transport",
+    "NestedRequest", "StorageFailed", "StoragePort", "Transport",
 ]  # fmt: skip

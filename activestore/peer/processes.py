@@ -30,7 +30,7 @@ from activestore.core.effects import Activate, Dispatch
 from activestore.ids import PeerId
 from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
-from activestore.peer.ports import ExecutorNews, NestedCredit, NestedRequest
+from activestore.peer.ports import ExecutorNews, NestedRequest
 from activestore.storage.engine import ClassRecord, Head
 from activestore.wire import codec
 from activestore.wire.state import (
@@ -362,12 +362,12 @@ class ExecutorProcesses:
 
     # -- in -------------------------------------------------------------------------------
 
-    def receive(self, fd: int) -> list[ExecutorNews | NestedCredit]:
+    def receive(self, fd: int) -> list[ExecutorNews]:
         """Read the channel with this descriptor."""
         end = self._ends.get(fd)
         if end is None:
             return []
-        news: list[ExecutorNews | NestedCredit] = []
+        news: list[ExecutorNews] = []
         try:
             for message in end.channel.receive():
                 self._take(end, message, news)
@@ -402,7 +402,7 @@ class ExecutorProcesses:
                 )
             )
         elif kind == orders.CREDIT:
-            news.append(NestedCredit(message[1], message[2]))
+            news.append(events.NestedCreditArrived(message[1], message[2], message[3]))
         elif kind == orders.RELEASED:
             for number in message[1]:
                 end.channel.pool.release(number)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from typing import Any
 
 import zmq
 
@@ -37,7 +38,7 @@ JOINED_BYTES_MAX = 256 * 1024
 
 # The calls below run several times per message; pyzmq's own layer above them costs up to
 # 1 us each for turning numbers into enums.
-_get = zmq.backend.Socket.get
+_get: Any = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
 _receive = zmq.backend.Socket.recv
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
@@ -79,8 +80,7 @@ class RouterTransport:
 
     def wake_fd(self) -> int:
         """Return the descriptor that becomes readable when messages may be here."""
-        fd: int = self._socket.getsockopt(zmq.FD)
-        return fd
+        return int(self._socket.getsockopt(zmq.FD))
 
     def has_input(self) -> bool:
         """Return whether a message is here. The descriptor is edge-triggered: ask this."""
@@ -223,4 +223,4 @@ def _why_not_bound(listen: str, error: zmq.ZMQError) -> str:
         return f"{listen} is no address of this machine"
     if error.errno == errno.EACCES:
         return f"no permission to listen at {listen}; ports below 1024 need root"
-    return f"cannot listen at {listen}: {zmq.strerror(error.errno)}"
+    return f"cannot listen at {listen}: {zmq.strerror(error.errno or 0)}"

@@ -21,7 +21,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lmdb
 import msgpack
@@ -522,7 +522,7 @@ class LmdbEngine:
         for document, step in ((work.stored, -1), (work.document, 1)):
             for part in document.parts() if document is not None else ():
                 if _is_file(part):
-                    entry = counts.setdefault(part[1], [0, part[0]])  # type: ignore[arg-type]
+                    entry = counts.setdefault(part[1], [0, part[0]])
                     entry[0] += step
         table = self._tables["blobs"]
         for digest, (step, size) in counts.items():
@@ -792,7 +792,8 @@ class LmdbEngine:
                 for name, revision in transaction.cursor(db=self._tables["latest"])
             ]
             table = self._tables["classes"]
-            return [decode_class(transaction.get(name, db=table)) for name in names]
+            found = [transaction.get(name, db=table) for name in names]
+            return [decode_class(value) for value in found if value is not None]
 
     def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
         """Return one revision of a class."""
@@ -869,11 +870,11 @@ class _Parts:
         return (size, number)
 
 
-def _is_chunked(part: Part) -> bool:
+def _is_chunked(part: Part) -> TypeGuard[tuple[int, int]]:
     return not isinstance(part, bytes) and isinstance(part[1], int)
 
 
-def _is_file(part: Part) -> bool:
+def _is_file(part: Part) -> TypeGuard[tuple[int, bytes]]:
     return not isinstance(part, bytes) and isinstance(part[1], bytes)
 
 

@@ -64,13 +64,19 @@ def _encode_time(encoder: Encoder, value: datetime.time) -> Any:
 
 
 def _decode_datetime(decoder: Decoder, payload: bytes) -> datetime.datetime:
-    *numbers, fold, zone = decoder.unpack(payload)
-    return datetime.datetime(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    row: Any = decoder.unpack(payload)
+    *numbers, fold, zone = row
+    make: Any = datetime.datetime
+    made: datetime.datetime = make(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    return made
 
 
 def _decode_time(decoder: Decoder, payload: bytes) -> datetime.time:
-    *numbers, fold, zone = decoder.unpack(payload)
-    return datetime.time(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    row: Any = decoder.unpack(payload)
+    *numbers, fold, zone = row
+    make: Any = datetime.time
+    made: datetime.time = make(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    return made
 
 
 def _decode_timedelta(decoder: Decoder, payload: bytes) -> datetime.timedelta:

@@ -252,7 +252,9 @@ def _decode_header(header: bytes, body: bytes) -> Message:
             name for _, name in kind.checks
         ):
             kind.trusted.add(types)
-    return kind.cls(*fields, body, ())  # type: ignore[arg-type]  # checked just above
+    make: Any = kind.cls
+    message: Message = make(*fields, body, ())
+    return message
 
 
 def _fail(kind: _Kind, position: int, seen: object) -> None:

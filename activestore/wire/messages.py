@@ -192,7 +192,7 @@ class Item(NamedTuple):
     """One item of a stream, numbered from 0. Body: the value."""
 
     sequence: int
-    index: int
+    number: int
     extra: Extra = None
     body: Buffer = b""
     buffers: Sequence[Buffer] = ()
