@@ -23,7 +23,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "Array":
-        from activestore.wire.arrays import Array  # noqa: PLC0415 - 2 ms, for few clients
+        from activestore.wire.arrays import Array
 
         return Array
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

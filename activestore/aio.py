@@ -61,7 +61,7 @@ class AsyncStore:
             return value
         return remote.make_proxy(type(value), object_id, self)
 
-    # -- the Caller of its proxies -----------------------------------------------------------
+    # -- the Caller of its proxies -----------------------------------------------------
 
     async def invoke(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -111,7 +111,7 @@ class AsyncStore:
     def _unwrap(value: Any) -> Any:
         return value
 
-    # -- the Store's names ----------------------------------------------------------------------
+    # -- the Store's names -------------------------------------------------------------
 
     async def _run(
         self, function: Callable[..., Any], *args: Any, **kwargs: Any

@@ -340,7 +340,10 @@ class DirectoryLockedError(ActiveStoreError):
 
     def __str__(self) -> str:
         who = f"process {self.pid}" if self.pid else "another process"
-        return f"data directory {self.path} is in use by {who}; stop it, or choose another --data-dir"
+        return (
+            f"data directory {self.path} is in use by {who}; stop it, or choose "
+            "another --data-dir"
+        )
 
 
 class RemoteProtocolError(ActiveStoreError):
@@ -456,10 +459,17 @@ class MethodError(ActiveStoreError):
     """The method itself raised; also an instance of the built-in type where it is one.
 
     `except ValueError` catches a remote ValueError. `remote_traceback` is the text of
-    the traceback at the peer; `type_name` is the original type, `message` its text."""
+    the traceback at the peer; `type_name` is the original type, `message` its text.
+    """
 
     code = "method"
-    FIELDS: ClassVar[tuple[str, ...]] = ("type_name", "message", "where", "remote_traceback", "builtin")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "type_name",
+        "message",
+        "where",
+        "remote_traceback",
+        "builtin",
+    )
 
     def __init__(
         self,
@@ -508,7 +518,8 @@ def method_error(
 
     `builtin` is the nearest built-in base of the type that was raised, so that `except
     KeyError` catches a user's own subclass of KeyError too; an unknown name, or one
-    with another memory layout, gives a plain MethodError."""
+    with another memory layout, gives a plain MethodError.
+    """
     cls = _METHOD_ERRORS.get(builtin)
     if cls is None:
         base = getattr(builtins, builtin, None)
@@ -559,7 +570,8 @@ def error_from_wire(code: str, args: tuple[Any, ...]) -> ActiveStoreError:
     """Rebuild an error from its code and fields, as they travelled.
 
     A code this version does not know gives an ActiveStoreError that names it; fields
-    that a newer version appended are dropped."""
+    that a newer version appended are dropped.
+    """
     if code == MethodError.code:
         return method_error(*args[: len(MethodError.FIELDS)])
     cls = BY_CODE.get(code)

@@ -35,7 +35,8 @@ def new_object_id(home: PeerId) -> ObjectId:
     """Return a fresh id for an object whose home is `home`.
 
     72 random bits: at 1e9 objects of one home a collision has a chance of about 1e-4,
-    and the home refuses an id that it already holds."""
+    and the home refuses an id that it already holds.
+    """
     return ObjectId(home + b"\x00" + os.urandom(9))
 
 

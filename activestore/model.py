@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     P = ParamSpec("P")
-    R = TypeVar("R", covariant=True)
+    R = TypeVar("R", covariant=True)  # noqa: PLC0105 - it stands in every signature
     T = TypeVar("T")
     S = TypeVar("S")
 
     class BoundActiveMethod(Generic[P, R]):
         """What a type checker sees of `obj.method`: callable, and the remote forms."""
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-        def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...
-        def stream(
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...  # noqa: D102 - only a type checker reads it
+        def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...  # noqa: D102 - only a type checker reads it
+        def stream(  # noqa: D102 - only a type checker reads it
             self: BoundActiveMethod[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
         ) -> Iterator[T]: ...
-        def options(
+        def options(  # noqa: D102 - only a type checker reads it
             self, *, timeout_s: float | None = None
         ) -> BoundActiveMethod[P, R]: ...
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         @overload
         def __get__(self, instance: S, owner: type) -> BoundActiveMethod[P, R]: ...
         def __get__(self, instance: Any, owner: type) -> Any: ...
-        def __call__(self, instance: S, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, instance: S, *args: P.args, **kwargs: P.kwargs) -> R: ...  # noqa: D102 - only a type checker reads it
 
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -269,7 +269,8 @@ def fields_of(cls: type) -> dict[str, Field]:
     """Return the persistent fields of a class, inherited ones first, by name.
 
     A field is an annotated name whose annotation is not ClassVar and that does not
-    begin with two underscores. The result is cached on the class."""
+    begin with two underscores. The result is cached on the class.
+    """
     cached: dict[str, Field] | None = cls.__dict__.get("_activestore_fields")
     if cached is not None:
         return cached
@@ -296,7 +297,9 @@ def fields_of(cls: type) -> dict[str, Field]:
 
 
 def _annotations_of(cls: type) -> Mapping[str, object]:
-    annotations: Mapping[str, object] = cls.__dict__.get("__annotations__", {})
+    annotations: Mapping[str, object] = cls.__dict__.get(  # noqa: RUF063 - inspect costs the thin client 3 ms
+        "__annotations__", {}
+    )
     return annotations
 
 
@@ -314,11 +317,14 @@ def methods_of(cls: type) -> dict[str, MethodOptions]:
             options = getattr(value, "__activestore__", None)
             if options is not None:
                 found[name] = options
-            elif name in found and not base.__dict__.get("_activestore_is_remote"):
-                # Overridden without the decorator: still the same remote method, as an
-                # override of a property is still that property's name.
-                if not callable(value):
-                    del found[name]
+            elif (
+                name in found
+                and not callable(value)
+                and not base.__dict__.get("_activestore_is_remote")
+            ):
+                # A method overridden without the decorator is still the same remote
+                # method; one overridden by something else is none.
+                del found[name]
     return found
 
 
@@ -384,7 +390,7 @@ def interface_of(cls: type) -> Interface:
 
 def _describe(function: Any, options: MethodOptions) -> dict[str, Any]:
     """Return what a client needs to call `function` and to show help for it."""
-    import inspect  # noqa: PLC0415 - 3 ms and 2 MB that the thin client does without
+    import inspect
 
     signature = inspect.signature(function)
     empty = inspect.Parameter.empty

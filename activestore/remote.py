@@ -6,7 +6,8 @@ is made from a published interface, where there is no class code. Both hold an o
 and a caller, and nothing else.
 
 Rules of this file: it does not know how a call travels; whoever makes a stand-in hands
-it a Caller. `inspect` is imported only for help()."""
+it a Caller. `inspect` is imported only for help().
+"""
 
 from __future__ import annotations
 
@@ -153,7 +154,8 @@ class RemoteMethod:
         return self._spec.signature()
 
     def __repr__(self) -> str:
-        return f"<remote method {self._spec.owner}.{self._spec.name} of {self._object_id.hex()}>"
+        name = f"{self._spec.owner}.{self._spec.name}"
+        return f"<remote method {name} of {self._object_id.hex()}>"
 
 
 class MethodSpec:
@@ -291,7 +293,7 @@ def _spec_of_function(cls: type, name: str) -> MethodSpec:
     function = getattr(cls, name)
 
     def signature() -> inspect.Signature:
-        import inspect  # noqa: PLC0415 - only help() needs it
+        import inspect
 
         full = inspect.signature(function)
         return full.replace(parameters=list(full.parameters.values())[1:])
@@ -370,7 +372,7 @@ class _Text:
 
 def _signature_maker(described: Mapping[str, Any]) -> Callable[[], inspect.Signature]:
     def signature() -> inspect.Signature:
-        import inspect  # noqa: PLC0415 - only help() needs it
+        import inspect
 
         empty = inspect.Parameter.empty
         parameters = [

@@ -120,7 +120,7 @@ class Store:
         """The address of the connected peer."""
         return self._connection.endpoint
 
-    # -- values ----------------------------------------------------------------------------
+    # -- values ------------------------------------------------------------------------
 
     def _code(self) -> Any:
         """Return the module that works with classes' code."""
@@ -161,7 +161,7 @@ class Store:
     def _decode(self, reply: Any) -> Any:
         return values.decode(reply.body, reply.buffers, resolve=self._stand_ins.resolve)
 
-    # -- calls: the Caller of all stand-ins ---------------------------------------------------
+    # -- calls: the Caller of all stand-ins --------------------------------------------
 
     def invoke(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -222,7 +222,7 @@ class Store:
         self._connection.wait(request)
         request.outcome()
 
-    def _start_call(
+    def _start_call(  # noqa: PLR0913 - a call has that many parts
         self, object_id: ObjectId, method: str, operation: int, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions, *,
         extra: dict[str, Any] | None = None, is_stream: bool = False,
@@ -280,7 +280,7 @@ class Store:
             operation,
         )
 
-    # -- objects -------------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------
 
     def get(self, name: str | values.Ref | Any) -> Any:
         """Return the object with this alias, 32-digit id or ref.
@@ -487,7 +487,7 @@ class Store:
             if after is None:
                 return
 
-    # -- classes -------------------------------------------------------------------------------
+    # -- classes -----------------------------------------------------------------------
 
     def publish(self, what: Any, *, data_files: Sequence[str] = ()) -> list[str]:
         """Publish a class, a module, a module's name, a .py file or a package directory.
@@ -534,7 +534,7 @@ class Store:
         found: Mapping[str, Any] = self.request("interface", **parameters)["interface"]
         return found
 
-    # -- peers ----------------------------------------------------------------------------------
+    # -- peers -------------------------------------------------------------------------
 
     def peers(self) -> list[dict[str, Any]]:
         """Return the peers that the connected peer knows, itself first."""

@@ -84,7 +84,11 @@ class Connection:
         self._unwaited = 0
         self.is_closed = False
         self.session = Session(
-            new_session_id(), name, endpoint, timeout_s, random.random
+            new_session_id(),
+            name,
+            endpoint,
+            timeout_s,
+            random.Random().random,  # noqa: S311 - jitter, not a secret
         )
 
     def _connect(self, endpoint: str) -> None:
@@ -114,7 +118,7 @@ class Connection:
                 "expected one like tcp://127.0.0.1:7400",
             ) from None
 
-    # -- life ----------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------
 
     def shake_hands(self) -> None:
         """Say Hello and wait for the Welcome.
@@ -168,7 +172,7 @@ class Connection:
                 "a store does not survive a fork; connect in the child", self.endpoint
             )
 
-    # -- sending --------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------
 
     def start(
         self,
@@ -274,13 +278,14 @@ class Connection:
         if message is not None:
             self._tell([request])
 
-    # -- waiting -----------------------------------------------------------------------------
+    # -- waiting -----------------------------------------------------------------------
 
     def wait(self, request: Request, until_s: float | None = None) -> bool:
         """Wait until the request has ended; False where `until_s` passed before.
 
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the
-        request."""
+        request.
+        """
         return self.wait_for(lambda: request.is_done, request, until_s)
 
     def wait_for(
@@ -352,7 +357,7 @@ class Connection:
                 self._waiters.remove(waiter)
                 request.waiter = None
 
-    # -- one turn --------------------------------------------------------------------------------
+    # -- one turn ----------------------------------------------------------------------
 
     def _turn(self, wait_s: float) -> None:
         """Send what waits, take what is there, or wait for it once."""
@@ -418,7 +423,7 @@ class Connection:
             if request.on_done is not None and request.is_done:
                 request.on_done(request)
 
-    # -- the pump ----------------------------------------------------------------------------------
+    # -- the pump ----------------------------------------------------------------------
 
     def _start_pump(self) -> None:
         self._pump = threading.Thread(

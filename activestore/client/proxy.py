@@ -5,7 +5,8 @@ store, a ref becomes an instance of that class; else it becomes a proxy of its p
 interface.
 
 Source: design section 4 ("Within one process a ref always resolves to the same
-object")."""
+object").
+"""
 
 from __future__ import annotations
 

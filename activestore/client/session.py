@@ -158,9 +158,11 @@ class Session:
         self.requests[sequence] = request
         return request
 
-    # -- what comes in -------------------------------------------------------------------
+    # -- what comes in -----------------------------------------------------------------
 
-    def take(self, message: Any, now_s: float) -> tuple[list[Request], list[Message]]:
+    def take(  # noqa: C901 - one branch per message kind
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         """Take one message; return the requests that it ended or fed, and what to send."""
         self._heard_s = now_s
         kind = type(message)
@@ -272,7 +274,7 @@ class Session:
         self.refusal = RemoteProtocolError(message.reason, self.endpoint)
         return [self._fail(r, self.refusal) for r in list(self.requests.values())], []
 
-    # -- time ------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------
 
     def next_tick_s(self) -> float:
         """Return when `tick` is due next."""

@@ -125,7 +125,8 @@ class Call:
     __slots__ = (
         "alias", "arrived_s", "attempt", "call_id", "children", "class_name", "copy",
         "credit", "deadline_s", "depth", "dispatched_s", "first_unacked", "generation",
-        "has_reader_timer", "interrupt", "is_abandoned", "is_answered", "is_checked", "is_readonly",
+        "has_reader_timer", "interrupt", "is_abandoned", "is_answered", "is_checked",
+        "is_readonly",
         "is_reentrant", "is_stream", "items_sent", "key", "kind", "made_nested", "method",
         "object_id", "origin", "payload", "slot", "timeout_s", "times", "version",
         "waits_nested",
@@ -217,7 +218,8 @@ class Mailbox:
     __slots__ = (
         "class_name", "committed_version", "executed_version", "generation", "is_queued",
         "known_replies", "main", "object_id", "pending_commits", "pipe", "reader",
-        "reader_loading", "reader_running", "readers_waiting", "running", "state", "state_bytes", "unreplied",
+        "reader_loading", "reader_running", "readers_waiting", "running", "state",
+        "state_bytes", "unreplied",
         "waiting", "writers",
     )  # fmt: skip
 
@@ -279,9 +281,20 @@ class Executor:
     """One executor process as the core sees it."""
 
     __slots__ = (
-        "born_s", "copies", "executor_id", "is_extra", "packages", "ping_sent_s",
-        "is_silent", "slots", "state", "state_bytes", "interrupted", "memory_bytes",
-        "running_packages", "idle_since_s",
+        "born_s",
+        "copies",
+        "executor_id",
+        "idle_since_s",
+        "interrupted",
+        "is_extra",
+        "is_silent",
+        "memory_bytes",
+        "packages",
+        "ping_sent_s",
+        "running_packages",
+        "slots",
+        "state",
+        "state_bytes",
     )  # fmt: skip
 
     def __init__(self, executor_id: int, slots_count: int, now_s: float) -> None:

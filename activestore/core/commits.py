@@ -59,7 +59,7 @@ class Ledger:
         self._next_token += 1
         return token
 
-    def order(
+    def order(  # noqa: PLR0913 - a call has that many parts
         self,
         mailbox: Mailbox,
         call: Call,

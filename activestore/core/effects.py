@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, Union
+from typing import NamedTuple, TypeAlias
 
 from activestore.core.calls import Call, Client, Nested
 from activestore.errors import ActiveStoreError
@@ -189,8 +189,25 @@ class Note(NamedTuple):
     text: str
 
 
-Effect: TypeAlias = Union[
-    LoadObject, LookUpReply, Activate, Dispatch, DropCopy, RecallCalls, PingExecutor,
-    InterruptCall, GrantCredit, SpawnExecutor, KillExecutor, RetireExecutor, Commit,
-    CommitStates, HurryCommits, Answer, Refuse, SendItem, SendBeat, Note,
-]  # fmt: skip
+Effect: TypeAlias = (
+    LoadObject
+    | LookUpReply
+    | Activate
+    | Dispatch
+    | DropCopy
+    | RecallCalls
+    | PingExecutor
+    | InterruptCall
+    | GrantCredit
+    | SpawnExecutor
+    | KillExecutor
+    | RetireExecutor
+    | Commit
+    | CommitStates
+    | HurryCommits
+    | Answer
+    | Refuse
+    | SendItem
+    | SendBeat
+    | Note
+)

@@ -1,12 +1,13 @@
 """What can happen to the invocation core: facts, in the past tense, immutable.
 
 NamedTuple, not dataclass: a call passes through four of these, and a tuple costs a
-third."""
+third.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias, Union
+from typing import NamedTuple, TypeAlias
 
 from activestore.core.calls import Client, Kind, MethodInfo, Nested
 from activestore.errors import ActiveStoreError
@@ -19,7 +20,8 @@ class CallArrived(NamedTuple):
 
     `payload` is handed back untouched in Dispatch. `deadline_s`: seconds from now, 0
     for none. `age_s`: time since the first attempt, by the client's clock. `credit`:
-    items the caller can take at once; 0 where it did not ask for a stream."""
+    items the caller can take at once; 0 where it did not ask for a stream.
+    """
 
     origin: Client | Nested
     object_id: ObjectId
@@ -143,7 +145,8 @@ class CallEnded(NamedTuple):
     `code`: "" for a result; an error's code; "not_run" where the slot gave the call
     back untouched. `body` and `buffers`: the result, or the encoded fields of the
     error. `delta` or `state`: what changed; `state` only for CREATE. `is_dropped`: the
-    executor threw its copy away."""
+    executor threw its copy away.
+    """
 
     call_id: int
     attempt: int
@@ -198,9 +201,26 @@ class TimerFired(NamedTuple):
     """The time that `deadline_s` named has come."""
 
 
-Event: TypeAlias = Union[
-    CallArrived, PersistArrived, ReplyLookedUp, CancelArrived, CreditArrived,
-    NestedCreditArrived, SessionEnded, ObjectLoaded, ObjectMissing, ClassPublished, ExecutorStarted, ExecutorDied,
-    ExecutorMeasured, ExecutorAnswered, CallEnded, ItemProduced, CheckpointReached,
-    Committed, CommitRefused, DrainStarted, TimerFired,
-]  # fmt: skip
+Event: TypeAlias = (
+    CallArrived
+    | PersistArrived
+    | ReplyLookedUp
+    | CancelArrived
+    | CreditArrived
+    | NestedCreditArrived
+    | SessionEnded
+    | ObjectLoaded
+    | ObjectMissing
+    | ClassPublished
+    | ExecutorStarted
+    | ExecutorDied
+    | ExecutorMeasured
+    | ExecutorAnswered
+    | CallEnded
+    | ItemProduced
+    | CheckpointReached
+    | Committed
+    | CommitRefused
+    | DrainStarted
+    | TimerFired
+)

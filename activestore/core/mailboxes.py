@@ -95,7 +95,7 @@ class Mailboxes:
             self.boxes.pop(box.object_id, None)
             self._ready.pop(box.object_id, None)
 
-    # -- what runs next -------------------------------------------------------------
+    # -- what runs next ----------------------------------------------------------------
 
     def enqueue(self, box: Mailbox, call: Call) -> None:
         """Put a call at the end of the mailbox and dispatch what can run."""
@@ -191,6 +191,7 @@ class Mailboxes:
         return True
 
     def why_not(self, box: Mailbox, call: Call) -> ActiveStoreError | None:
+        """Return what is wrong with a call, None where it can be; note what it is."""
         info = self.classes.get(box.class_name)
         if call.kind is Kind.DELETE:
             return None
@@ -227,7 +228,8 @@ class Mailboxes:
 
         Beside a writer, or as a writer beside others, a call may only follow them in
         the same slot. An idle copy may be given up here for a better place; the mailbox
-        is cold then."""
+        is cold then.
+        """
         copy = box.main
         if box.running:
             pipe = box.pipe
@@ -270,7 +272,7 @@ class Mailboxes:
         info = self.classes[box.class_name]
         return self.pool.place(info.package, info.revision, self.now_s, avoid)
 
-    # -- dispatch -------------------------------------------------------------------
+    # -- dispatch ----------------------------------------------------------------------
 
     def _dispatch(self, box: Mailbox, call: Call, slot: Slot) -> None:
         copy = box.main
@@ -306,7 +308,8 @@ class Mailboxes:
         """Order the dispatch of a call to a slot.
 
         `is_stacked`: the slot's thread waits for this very chain and runs the call on
-        top; it does not stand in the slot's queue."""
+        top; it does not stand in the slot's queue.
+        """
         now_s = self.now_s
         call.attempt += 1
         call.slot = slot
@@ -328,7 +331,7 @@ class Mailboxes:
         self.pool.touch(copy)
         self.emit(Dispatch(slot.executor.executor_id, slot.index, copy.copy_id, call))
 
-    # -- readers beside a long writer -------------------------------------------------
+    # -- readers beside a long writer --------------------------------------------------
 
     def _serve_readers(self, box: Mailbox) -> None:
         """Let readers that waited long enough run on the last committed state."""

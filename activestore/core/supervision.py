@@ -183,7 +183,8 @@ class Supervision(Desk):
 
         Their attempts are fenced: should the executor come back, their answers and
         their copies' changes count for nothing. A call that made nested calls stays,
-        for those may have happened."""
+        for those may have happened.
+        """
         for slot in executor.slots:
             for call in list(slot.queue):
                 times = call.times

@@ -1,7 +1,8 @@
 """What a core wants to be woken for: a heap of (time, what), pure.
 
 Rules of this file: an entry is never removed early; whoever gets it looks whether it
-still matters. That costs a few bytes per entry and no bookkeeping per call."""
+still matters. That costs a few bytes per entry and no bookkeeping per call.
+"""
 
 from __future__ import annotations
 

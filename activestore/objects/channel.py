@@ -215,7 +215,7 @@ class Channel:
         """Return the socket's descriptor, for polling."""
         return self.sock.fileno()
 
-    # -- out -------------------------------------------------------------------------
+    # -- out ---------------------------------------------------------------------------
 
     def describe(self, buffers: Sequence[AnyBuffer | int]) -> list[Any]:
         """Return buffers in their channel form; new descriptors go with the next write."""
@@ -318,7 +318,7 @@ class Channel:
             [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", first))]
         )
 
-    # -- in --------------------------------------------------------------------------
+    # -- in ----------------------------------------------------------------------------
 
     def receive(self, flags: int = 0) -> Iterator[Any]:
         """Read what is there and yield the complete messages.

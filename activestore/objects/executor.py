@@ -63,9 +63,9 @@ class ExecutorCaller:
             )
         return slot
 
-    # -- Caller ----------------------------------------------------------------------
+    # -- Caller ------------------------------------------------------------------------
 
-    def _call(
+    def _call(  # noqa: PLR0913 - a call has that many parts
         self, object_id: ObjectId, method: str, operation: int, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions, *, credit: int = 0, waits: bool = True,
     ) -> tuple[Slot, int]:  # fmt: skip
@@ -135,7 +135,7 @@ class ExecutorCaller:
         )
         slot.wait(number)
 
-    # -- Store -----------------------------------------------------------------------
+    # -- Store -------------------------------------------------------------------------
 
     def persist(
         self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1

@@ -204,7 +204,7 @@ class Host:
 
     # -- one call ----------------------------------------------------------------------
 
-    def run(
+    def run(  # noqa: PLR0913 - a call has that many parts
         self,
         copy: HostedCopy,
         kind: int,
@@ -219,7 +219,8 @@ class Host:
         """Run one call on a copy and return what it leaves.
 
         `produce` takes the items of a generator method. `is_reentrant`: an outer call
-        of the chain holds the copy and commits for both."""
+        of the chain holds the copy and commits for both.
+        """
         if copy.error is not None:
             return self._failure(copy.error, is_dropped=True)
         running = self.running
@@ -306,7 +307,7 @@ class Host:
         finally:
             generator.close()
 
-    # -- what a call leaves ---------------------------------------------------------------
+    # -- what a call leaves ------------------------------------------------------------
 
     def _success(
         self,
@@ -478,7 +479,7 @@ class Host:
             "".join(lines)[-TRACEBACK_CHARS_MAX:], nearest_builtin(error),
         )  # fmt: skip
 
-    # -- values and refs ---------------------------------------------------------------------------
+    # -- values and refs ---------------------------------------------------------------
 
     def dump_value(self, value: object) -> tuple[str, bytes]:
         """Pickle a value without a wire form."""
@@ -528,7 +529,7 @@ class Host:
         self._stand_ins[object_id] = made
         return made
 
-    # -- readonly guard -------------------------------------------------------------------
+    # -- readonly guard ----------------------------------------------------------------
 
     def _guard_fields(self) -> None:
         """Make assigning a field of the object of a readonly call raise, in this process."""

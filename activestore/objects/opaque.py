@@ -4,7 +4,8 @@ Between them a value such as a model can be an argument or a result; a thin clie
 it as `activestore.Opaque` and can hand it on.
 
 Rules of this file: the layout is [stream, buffers] in msgpack; unpickling is
-`pickles`'."""
+`pickles`'.
+"""
 
 from __future__ import annotations
 

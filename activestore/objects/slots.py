@@ -14,6 +14,7 @@ Source: design sections 3 and 5.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -86,7 +87,7 @@ class Slot:
             target=self._main, name=f"slot-{index}", daemon=True
         )
 
-    # -- the thread ----------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------
 
     def _main(self) -> None:
         model.set_thread_store(self.host.caller)
@@ -167,7 +168,9 @@ class Slot:
         elif kind == orders.ACTIVATE:
             self._activate(message)
         elif kind == orders.PACKAGE:
-            self.host.loader.add(message[1], message[2])
+            # A damaged archive is told by the activation that then lacks its class.
+            with contextlib.suppress(InvalidRequestError):
+                self.host.loader.add(message[1], message[2])
         elif kind == orders.RESULT:
             self._results[message[1]] = message
         elif kind == orders.ITEM_IN:
@@ -212,7 +215,7 @@ class Slot:
         if any(m[0] == orders.RUN and m[1] == call_id for m in waiting):
             self._stopped.add(call_id)
 
-    # -- one call ------------------------------------------------------------------------
+    # -- one call ----------------------------------------------------------------------
 
     def _run(self, message: list[Any]) -> None:
         (
@@ -249,7 +252,7 @@ class Slot:
         self._end(call_id, attempt, outcome, run_s)
         self._last_call_s = start_s + run_s
 
-    def _guarded(
+    def _guarded(  # noqa: PLR0913 - a call has that many parts
         self, copy: HostedCopy, kind: int, method: str, body: bytes, buffers: Sequence[Any],
         call_id: int, *, is_readonly: bool, is_reentrant: bool, produce: Any,
     ) -> Outcome:  # fmt: skip
@@ -346,7 +349,7 @@ class Slot:
 
         return produce
 
-    # -- nested calls --------------------------------------------------------------------
+    # -- nested calls ------------------------------------------------------------------
 
     def _serve_while_waiting(self) -> None:
         """Serve one message while a method waits; calls of other chains keep for later."""
@@ -437,7 +440,7 @@ def _fence() -> None:
     """Be a place where a pending interrupt is raised: entering a function is one."""
 
 
-def call_message(
+def call_message(  # noqa: PLR0913, PLR0917 - a call has that many parts
     object_id: ObjectId, method: str, operation: int, body: bytes, buffers: Sequence[Any],
     timeout_s: float | None, credit: int = 0,
 ) -> Call:  # fmt: skip

@@ -143,7 +143,7 @@ class Snapshotter:
             name for name, field in fields.items() if field.is_final
         )
 
-    # -- to bytes and back ---------------------------------------------------------
+    # -- to bytes and back -------------------------------------------------------------
 
     def take(self, obj: Any) -> tuple[ObjectState, Snapshot]:
         """Return the whole state of `obj`, and what to compare it with later.
@@ -400,7 +400,7 @@ class Snapshotter:
         )  # fmt: skip
         return delta, _snapshot(held, encodings, compared, written)
 
-    # -- plain values --------------------------------------------------------------
+    # -- plain values ------------------------------------------------------------------
 
     def _encode(self, value: Any) -> bytes | None:
         """Return the encoding of a plain value, None for one of the graph."""

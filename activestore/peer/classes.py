@@ -1,7 +1,8 @@
 """The classes that are published here: their latest revisions, and what they need.
 
 Rules of this file: a view of what storage holds, kept in memory; it changes only after
-a publish is durable. It never runs a class's code."""
+a publish is durable. It never runs a class's code.
+"""
 
 from __future__ import annotations
 

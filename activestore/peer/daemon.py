@@ -23,11 +23,12 @@ from activestore.core.mailboxes import MailboxConfig
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
-from activestore.peer.loop import LoopSettings, PeerLoop
+from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
+from activestore.peer.table import LoopSettings
 from activestore.peer.transport import RouterTransport
 from activestore.storage.lmdb_engine import LmdbEngine
 

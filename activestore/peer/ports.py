@@ -6,7 +6,7 @@ Rules of this file: no implementation, and no third-party name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, Union, final
+from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
 from activestore.core.calls import Client
 from activestore.core.effects import Activate, Commit, Dispatch
@@ -122,7 +122,7 @@ class NestedRequest(NamedTuple):
     message: Message
 
 
-ExecutorNews: TypeAlias = Union[Event, NestedRequest]
+ExecutorNews: TypeAlias = Event | NestedRequest
 
 
 class ExecutorPort(Protocol):

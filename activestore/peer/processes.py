@@ -68,11 +68,14 @@ class ProcessSettings(NamedTuple):
 class _End:
     """The daemon's end of one channel, and what was opened over it."""
 
-    __slots__ = ("channel", "executor_id", "released", "slot")
+    __slots__ = ("channel", "executor_id", "packages", "released", "slot")
 
     def __init__(self, sock: socket.socket, executor_id: int, slot: int) -> None:
         self.executor_id = executor_id
         self.slot = slot  # -1: the control channel
+        # Code sent over this channel. Each slot gets it once, and not each process: a
+        # state on another slot's channel may overtake the code on this one's.
+        self.packages: set[bytes] = set()
         self.released: list[int] = []
         self.channel = Channel(sock, RegionPool(), MappedRegions(self.released.append))
 
@@ -106,7 +109,6 @@ class _Process:
         self.popen = popen
         self.control = control
         self.slots = slots
-        self.packages: set[bytes] = set()
         self.why = ""
         self.memory: psutil.Process | None = None
 
@@ -132,7 +134,7 @@ class ExecutorProcesses:
         """Tell the loop of descriptors that come and go."""
         self._added, self._removed = added, removed
 
-    # -- life ----------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------
 
     def spawn(self, executor_id: int) -> None:
         """Start a process. That it cannot be started is reported by `measure`."""
@@ -153,7 +155,7 @@ class ExecutorProcesses:
         for variable in _THREAD_VARIABLES:
             environment.setdefault(variable, str(settings.threads))
         try:
-            popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            popen = subprocess.Popen(
                 [sys.executable, "-m", "activestore.objects.executor"],
                 stdin=subprocess.PIPE,
                 stdout=sys.stderr.fileno(),  # prints of methods; stdout is for `--json`
@@ -253,7 +255,7 @@ class ExecutorProcesses:
                 found.append(events.ExecutorMeasured(process.executor_id, resident))
         return found
 
-    # -- out ------------------------------------------------------------------------------
+    # -- out ---------------------------------------------------------------------------
 
     def _end_of(self, executor_id: int, slot: int) -> _End | None:
         process = self._processes.get(executor_id)
@@ -288,10 +290,9 @@ class ExecutorProcesses:
         end = self._end_of(order.executor, order.slot)
         if end is None:
             return
-        process = self._processes[order.executor]
-        if record.package not in process.packages:
+        if record.package not in end.packages:
             archive = self._code(record.package) or b""
-            process.packages.add(record.package)
+            end.packages.add(record.package)
             end.channel.put((orders.PACKAGE, record.package, archive))
         row, version, buffers = None, 0, []
         if stored is not None:
@@ -360,7 +361,7 @@ class ExecutorProcesses:
         """Whether an executor takes less than it is sent."""
         return bool(self._dirty)
 
-    # -- in -------------------------------------------------------------------------------
+    # -- in ----------------------------------------------------------------------------
 
     def receive(self, fd: int) -> list[ExecutorNews]:
         """Read the channel with this descriptor."""
@@ -379,7 +380,7 @@ class ExecutorProcesses:
                 news.append(self._bury(process))
         return news
 
-    def _take(self, end: _End, message: list[Any], news: list[Any]) -> None:
+    def _take(self, end: _End, message: list[Any], news: list[Any]) -> None:  # noqa: C901 - one branch per kind
         kind = message[0]
         if kind == orders.ENDED:
             news.append(_ended(end, message))

@@ -62,7 +62,7 @@ def describe(
     """
     request = msgpack.packb([kind, name, digest, archive], use_bin_type=True)
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        done = subprocess.run(
             [sys.executable, "-m", "activestore.objects.describe"],
             input=request,
             stdout=subprocess.PIPE,

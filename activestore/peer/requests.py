@@ -104,7 +104,7 @@ class Requests:
 
         self._loop.storage.read(function, then)
 
-    # -- names and listings --------------------------------------------------------------
+    # -- names and listings ------------------------------------------------------------
 
     def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
         alias = _text(parameters, "alias")
@@ -188,7 +188,7 @@ class Requests:
             answer,
         )
 
-    # -- classes -------------------------------------------------------------------------
+    # -- classes -----------------------------------------------------------------------
 
     def _do_classes(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         rows = [
@@ -221,7 +221,7 @@ class Requests:
             "revision": classes.record_of(class_name).revision,
         }
 
-    def _do_publish(self, origin: Origin, parameters: dict[str, Any]) -> None:
+    def _do_publish(self, origin: Origin, parameters: dict[str, Any]) -> None:  # noqa: C901 - one branch per kind
         kind, name, digest, archive = publishing.check_parameters(parameters)
         known = [r for r in self._loop.classes.records() if r.revision == digest]
         if known:
@@ -267,7 +267,7 @@ class Requests:
 
         threading.Thread(target=look, name="publish", daemon=True).start()
 
-    # -- the peer ------------------------------------------------------------------------
+    # -- the peer ----------------------------------------------------------------------
 
     def _do_status(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         status = dict(self._status())

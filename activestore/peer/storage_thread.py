@@ -73,7 +73,7 @@ class StorageThreads:
         self._writer.start()
         self._reader.start()
 
-    # -- from the loop ------------------------------------------------------------------
+    # -- from the loop -----------------------------------------------------------------
 
     def commit(self, token: int, changes: Sequence[Change]) -> None:
         """Order changes; answered by CommitsDone. Orders are carried out in order."""
@@ -128,7 +128,7 @@ class StorageThreads:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    # -- in the threads -----------------------------------------------------------------
+    # -- in the threads ----------------------------------------------------------------
 
     def _tell(self, news: object) -> None:
         self._done.append(news)

@@ -51,7 +51,8 @@ class Change:
     must be answered the same on a retry). `alias` is claimed with a `state`. `version`
     is the object's version after the change. `is_new`: the object must not exist yet;
     where it does, the change fails with InvalidRequestError. `group`: changes with the
-    same non-zero number are all done or all refused."""
+    same non-zero number are all done or all refused.
+    """
 
     object_id: ObjectId
     version: int = 0
@@ -90,7 +91,8 @@ class ClassRecord:
     """One revision of a published class. `interface`: see activestore.model.Interface.
 
     `package`: the digest of the code that defines it. `published_s`: wall-clock
-    seconds."""
+    seconds.
+    """
 
     class_name: str
     revision: bytes
@@ -172,7 +174,8 @@ class Engine(Protocol):
         """Return up to `limit` heads in id order after `after`.
 
         With `alias_prefix` only objects whose alias begins so, in alias order; `after`
-        is then the object id of the last head seen."""
+        is then the object id of the last head seen.
+        """
 
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int

@@ -56,7 +56,8 @@ class Array:
     """An array where numpy is not installed: `dtype`, `shape`, `memoryview`, `tolist()`.
 
     `dtype` is numpy's text such as "<f8" or "bfloat16"; `memoryview` is the content,
-    row by row, as bytes. It can be an argument again."""
+    row by row, as bytes. It can be an argument again.
+    """
 
     __slots__ = ("dtype", "memoryview", "shape")
 
@@ -134,7 +135,7 @@ def _empty(shape: tuple[int, ...]) -> list[Any]:
     return [_empty(shape[1:]) for _ in range(shape[0])]
 
 
-# -- encoding ----------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------
 
 
 def encoder_of(kind: type) -> Callable[[Encoder, Any], Any] | None:
@@ -212,7 +213,7 @@ def _encode_tensor(encoder: Encoder, tensor: Any) -> Any:
     )
 
 
-# -- decoding ----------------------------------------------------------------------------------
+# -- decoding --------------------------------------------------------------------------
 
 
 def _check_shape(shape: Any) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def _zone_from(zone: Any) -> Any:
     if zone is None:
         return None
     if type(zone) is str:
-        import zoneinfo  # noqa: PLC0415 - few values have a named zone
+        import zoneinfo
 
         return zoneinfo.ZoneInfo(zone)
     return datetime.timezone(datetime.timedelta(microseconds=zone))

@@ -216,7 +216,7 @@ def _join(frames: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
     return buffers
 
 
-def _decode_header(header: bytes, body: bytes) -> Message:
+def _decode_header(header: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one branch per kind
     try:
         fields = msgpack.unpackb(header, use_list=True, raw=False)
     except Exception as error:  # noqa: BLE001 - msgpack raises ValueError, RecursionError, its own
@@ -245,7 +245,7 @@ def _decode_header(header: bytes, body: bytes) -> Message:
             if len(fields[i]) != size:
                 _fail(kind, i, fields[i])
     else:
-        for i, (is_valid, name) in enumerate(kind.checks):
+        for i, (is_valid, _) in enumerate(kind.checks):
             if not is_valid(fields[i]):
                 _fail(kind, i, fields[i])
         if _SCALARS.issuperset(types) and "limits" not in (

@@ -1,7 +1,8 @@
 """Every bound of the wire in one place, each with its reason.
 
 Source: design sections 4, 5 and 9; reliability.md 5.4 and 7; schemas/protocol.md
-section 3."""
+section 3.
+"""
 
 from __future__ import annotations
 

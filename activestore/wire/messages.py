@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias, Union
+from typing import NamedTuple, TypeAlias
 
-Buffer: TypeAlias = Union[bytes, bytearray, memoryview]
+Buffer: TypeAlias = bytes | bytearray | memoryview
 Extra: TypeAlias = "Mapping[str, object] | None"
 
 
@@ -228,11 +228,25 @@ class Refused(NamedTuple):
     buffers: Sequence[Buffer] = ()
 
 
-Message: TypeAlias = Union[
-    Hello, Call, Cancel, Credit, Ping, Bye, Create, Persist, Delete, Request,
-    Welcome, Reply, Failure, Item, Beat, Pong, Refused,
-]  # fmt: skip
-
+Message: TypeAlias = (
+    Hello
+    | Call
+    | Cancel
+    | Credit
+    | Ping
+    | Bye
+    | Create
+    | Persist
+    | Delete
+    | Request
+    | Welcome
+    | Reply
+    | Failure
+    | Item
+    | Beat
+    | Pong
+    | Refused
+)
 # The types of the header fields: "u64", "id16" and "id6" (bytes of that size), "bytes",
 # "text", "bool", "texts", "u64s", "limits" (text to u64), "extra" (text to anything).
 HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {

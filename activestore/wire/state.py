@@ -11,7 +11,7 @@ Rules of this file: data only; nobody here decodes a field or a graph.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, Union
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -31,7 +31,7 @@ class FileBuffer(NamedTuple):
     nbytes: int
 
 
-AnyBuffer: TypeAlias = Union[Buffer, FileBuffer]
+AnyBuffer: TypeAlias = Buffer | FileBuffer
 
 
 class ObjectState(NamedTuple):
@@ -40,7 +40,8 @@ class ObjectState(NamedTuple):
     `class_name`: "module.Class". `revision`: digest of the published code, 16 bytes.
     `class_version`: the author's integer. `graph`: pickle (protocol 5) of a dict of
     `graph_fields`, b"" where there are none; `buffers`: its out-of-band buffers, in
-    order."""
+    order.
+    """
 
     class_name: str
     revision: bytes
@@ -58,7 +59,8 @@ class StateDelta(NamedTuple):
     gone (deleted, or moved into the graph). `graph`: None where the graph is as it was,
     and then `graph_fields` and `buffers` mean nothing; else the new pickle, and for
     each of its buffers either the new bytes or the index of the same buffer in the
-    state before."""
+    state before.
+    """
 
     class_name: str
     revision: bytes

@@ -161,7 +161,7 @@ def _type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-# -- encoding ------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------
 
 
 def encode(
@@ -328,7 +328,7 @@ def _key_text(key: object) -> str:
     return f'"{key}"' if type(key) is str else repr(key)[:80]
 
 
-# -- the hook's table --------------------------------------------------------------------------
+# -- the hook's table ------------------------------------------------------------------
 
 _Encode = Callable[[Encoder, Any], Any]
 
@@ -370,11 +370,11 @@ def _library_encoder(kind: type) -> _Encode | None:
     top = kind.__module__.partition(".")[0]
     encoder: _Encode | None = None
     if top in ("datetime", "decimal", "uuid", "zoneinfo"):
-        from activestore.wire import clocks  # noqa: PLC0415 - only for such values
+        from activestore.wire import clocks
 
         encoder = clocks.encoder_of(kind)
     elif top in ("numpy", "torch", "pandas", "ml_dtypes"):
-        from activestore.wire import arrays, tables  # noqa: PLC0415 - only for such values
+        from activestore.wire import arrays, tables
 
         encoder = arrays.encoder_of(kind) or tables.encoder_of(kind)
     if encoder is not None:
@@ -382,7 +382,7 @@ def _library_encoder(kind: type) -> _Encode | None:
     return encoder
 
 
-# -- decoding --------------------------------------------------------------------------------------
+# -- decoding --------------------------------------------------------------------------
 
 
 class Decoder:
@@ -557,7 +557,7 @@ def _count_elements(data: Buffer) -> None:
 
 def _clocks(code: int) -> Callable[[Decoder, bytes], Any]:
     def decode_clock(decoder: Decoder, payload: bytes) -> Any:
-        from activestore.wire import clocks  # noqa: PLC0415 - only for such values
+        from activestore.wire import clocks
 
         return clocks.DECODERS[code](decoder, payload)
 
@@ -566,7 +566,7 @@ def _clocks(code: int) -> Callable[[Decoder, bytes], Any]:
 
 def _arrays(code: int) -> Callable[[Decoder, bytes], Any]:
     def decode_array(decoder: Decoder, payload: bytes) -> Any:
-        from activestore.wire import arrays  # noqa: PLC0415 - only for such values
+        from activestore.wire import arrays
 
         return arrays.DECODERS[code](decoder, payload)
 
@@ -575,7 +575,7 @@ def _arrays(code: int) -> Callable[[Decoder, bytes], Any]:
 
 def _tables(code: int) -> Callable[[Decoder, bytes], Any]:
     def decode_table(decoder: Decoder, payload: bytes) -> Any:
-        from activestore.wire import tables  # noqa: PLC0415 - only for such values
+        from activestore.wire import tables
 
         return tables.DECODERS[code](decoder, payload)
 
@@ -631,7 +631,7 @@ _MISSING: set[str] = set()
 
 def __getattr__(name: str) -> Any:
     if name == "Array":
-        from activestore.wire.arrays import Array  # noqa: PLC0415 - on first use
+        from activestore.wire.arrays import Array
 
         return Array
     raise AttributeError(name)

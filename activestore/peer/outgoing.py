@@ -1,0 +1,200 @@
+"""What the core wants done: effects to orders of storage and executors, and to messages.
+
+Rules of this file: it decides nothing; an answer to a session that is gone is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from activestore.core import effects, events
+from activestore.core.calls import Client
+from activestore.ids import ObjectId
+from activestore.objects import orders
+from activestore.peer.table import Table
+from activestore.storage.engine import Change, Durability, ReplyRecord
+from activestore.wire import values
+from activestore.wire.limits import (
+    BEAT_SEQUENCES_MAX,
+)
+from activestore.wire.messages import (
+    Beat,
+    Failure,
+    Item,
+    Reply,
+)
+from activestore.wire.state import NamedState
+
+# A recorded reply: larger results are not kept, a retry is told so.
+REPLY_BYTES_MAX = 1024 * 1024
+
+_NIL = b"\xc0"
+
+
+class Outgoing(Table):
+    """Carries the core's effects out."""
+
+    def _do_load(self, effect: effects.LoadObject) -> None:
+        self.storage.load(effect.object_id, is_reader=effect.is_reader)
+
+    def _do_look_up(self, effect: effects.LookUpReply) -> None:
+        def found(record: ReplyRecord | None, error: BaseException | None) -> None:
+            if error is not None:
+                body, _ = values.encode(["storage", str(error)])
+                self.step(events.ReplyLookedUp(effect.call_id, "unavailable", body))
+            elif record is None:
+                self.step(events.ReplyLookedUp(effect.call_id, None))
+            else:
+                self.step(
+                    events.ReplyLookedUp(effect.call_id, record.code, record.body)
+                )
+
+        self.storage.read(
+            lambda engine: engine.reply(
+                effect.object_id, effect.session, effect.sequence
+            ),
+            found,
+        )
+
+    def _do_activate(self, effect: effects.Activate) -> None:
+        record = self.classes.record_of(effect.class_name)
+        stored = None
+        if not effect.is_new:
+            loaded = self._loaded.pop((effect.object_id, effect.is_reader), None)
+            if (
+                loaded is not None
+                and loaded.head is not None
+                and loaded.state is not None
+            ):
+                stored = (loaded.head, loaded.state)
+        self.executors.activate(effect, stored, record)
+
+    def _do_commit(self, effect: effects.Commit) -> None:
+        reply = None
+        if effect.client is not None:
+            reply = self._record(
+                effect.client, effect.code, effect.body, effect.buffers
+            )
+        durability = Durability(effect.durability)
+        change = Change(
+            effect.object_id, effect.version, effect.state, effect.delta,
+            effect.is_delete, effect.state is not None, effect.alias, durability, reply,
+            effect.acknowledged,
+        )  # fmt: skip
+        if not effect.created:
+            self.storage.commit(effect.token, (change,))
+            return
+        made = [self._new(named, effect.token) for named in effect.created]
+        self.storage.commit(effect.token, (*made, _grouped(change, effect.token)))
+
+    def _do_commit_states(self, effect: effects.CommitStates) -> None:
+        reply = None
+        if effect.client is not None:
+            reply = self._record(effect.client, "", _NIL, ())
+        changes = [self._new(named, effect.token, reply) for named in effect.states]
+        self.storage.commit(effect.token, changes)
+
+    def _new(
+        self, named: NamedState, group: int, reply: ReplyRecord | None = None
+    ) -> Change:
+        durability = Durability(self.classes.durability_of(named.state.class_name))
+        return Change(
+            ObjectId(named.object_id), 1, named.state, None, False, True, named.alias,
+            durability, reply, (), group,
+        )  # fmt: skip
+
+    def _record(
+        self, client: Client, code: str, body: bytes, buffers: Any
+    ) -> ReplyRecord:
+        if buffers or len(body) > REPLY_BYTES_MAX:
+            size = len(body) + sum(memoryview(b).nbytes for b in buffers)
+            code = "invalid_request"
+            body, _ = values.encode([
+                f"the call ran and was committed; its result of {size} bytes is over "
+                f"{REPLY_BYTES_MAX} and was not kept for a retry", "reply",
+            ])  # fmt: skip
+        return ReplyRecord(
+            client.session, client.sequence, code, body, self.wall_clock()
+        )
+
+    def _do_answer(self, effect: effects.Answer) -> None:
+        origin = effect.origin
+        if type(origin) is Client:
+            session = self.sessions.get(origin.session)
+            if session is not None:
+                self.transport.send(
+                    session.route,
+                    Reply(origin.sequence, None, effect.body, effect.buffers),  # type: ignore[arg-type]
+                )
+            return
+        self._to_parent(
+            origin, (orders.RESULT, origin.request, "", effect.body), effect.buffers
+        )
+
+    def _do_refuse(self, effect: effects.Refuse) -> None:
+        origin = effect.origin
+        if effect.error is None:
+            code, body = effect.code, effect.body
+        else:
+            code = effect.error.code
+            body, _ = values.encode(list(effect.error.args))
+        if type(origin) is Client:
+            session = self.sessions.get(origin.session)
+            if session is not None:
+                failure = Failure(origin.sequence, code, None, body)
+                self.transport.send(session.route, failure)
+            return
+        self._to_parent(origin, (orders.RESULT, origin.request, code, body), ())
+
+    def _to_parent(self, origin: Any, message: tuple[Any, ...], buffers: Any) -> None:
+        parent = self.core.calls.get(origin.parent)
+        if parent is not None and parent.slot is not None:
+            slot = parent.slot
+            self.executors.to_slot(
+                slot.executor.executor_id, slot.index, message, buffers
+            )
+
+    def _do_send_item(self, effect: effects.SendItem) -> None:
+        origin = effect.origin
+        if type(origin) is Client:
+            session = self.sessions.get(origin.session)
+            if session is not None:
+                item = Item(
+                    origin.sequence,
+                    effect.number,
+                    None,
+                    effect.body,
+                    effect.buffers,  # type: ignore[arg-type]
+                )
+                self.transport.send(session.route, item)
+            return
+        self._to_parent(
+            origin, (orders.ITEM_IN, origin.request, effect.number, effect.body),
+            effect.buffers,
+        )  # fmt: skip
+
+    def _do_send_beat(self, effect: effects.SendBeat) -> None:
+        session = self.sessions.get(effect.session)
+        if session is None:
+            return
+        sequences = list(effect.sequences)
+        for start in range(0, len(sequences), BEAT_SEQUENCES_MAX):
+            part = sequences[start : start + BEAT_SEQUENCES_MAX]
+            self.transport.send(session.route, Beat(part))
+
+    def _do_interrupt(self, effect: effects.InterruptCall) -> None:
+        self.executors.control(
+            effect.executor,
+            (orders.INTERRUPT, effect.slot, effect.call_id, effect.reason),
+        )
+        self.executors.to_slot(
+            effect.executor,
+            effect.slot,
+            (orders.STOP, effect.call_id, effect.reason),
+            None,
+        )
+
+
+def _grouped(change: Change, group: int) -> Change:
+    return dataclasses.replace(change, group=group)

@@ -1,0 +1,399 @@
+"""One commit in the making: changes applied in memory, then every object put once.
+
+A change is checked before anything of it is done; what refuses it refuses it alone, or with
+its group. Many deltas of one object in a batch become one record.
+
+Rules of this file: it works inside a transaction that the engine begins and ends; the
+engine's cache of heads is read here and written only after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import msgpack
+
+from activestore.errors import (
+    ActiveStoreError,
+    AliasExistsError,
+    CorruptRecordError,
+    InvalidRequestError,
+    ObjectNotFoundError,
+    StorageFullError,
+)
+from activestore.ids import ObjectId, PeerId
+from activestore.storage.blobs import view_of
+from activestore.storage.engine import Change
+from activestore.storage.records import (
+    CHUNK_BYTES,
+    INLINE_BYTES_ALWAYS,
+    INLINE_BYTES_MAX,
+    Document,
+    Part,
+    chunk_key,
+    decode_document,
+    encode_document,
+    encode_reply,
+    part_bytes,
+    reply_key,
+    seal,
+)
+from activestore.wire.state import AnyBuffer, buffer_bytes_count
+
+# Shares of the budget at which new objects, then growth, are refused.
+NEW_SHARE, GROWTH_SHARE = 0.80, 0.95
+
+
+class Room:
+    """How full the store is."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.table_bytes = 0
+        self.blob_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """What tables and files take."""
+        return self.table_bytes + self.blob_bytes
+
+    def is_over(self, share: float) -> bool:
+        """Whether more than this share of the budget is used."""
+        return self.used_bytes > share * self.budget_bytes
+
+    def full(self, reason: str) -> StorageFullError:
+        """Return the error that names the numbers."""
+        return StorageFullError(self.used_bytes, self.budget_bytes, reason)
+
+
+class _Refused(Exception):  # noqa: N818 - carries an error to where it is kept
+    def __init__(self, error: ActiveStoreError) -> None:
+        self.error = error
+
+
+class _Work:
+    """One object in the middle of a commit."""
+
+    __slots__ = ("document", "new", "old_alias", "removed", "stored")
+
+    def __init__(self, document: Document | None) -> None:
+        self.stored = document  # what is on disk
+        self.document = document  # what shall be
+        self.new: dict[int, bytes] = {}  # part number to content, to be put in chunks
+        self.removed: list[Part] = []
+        self.old_alias = document.alias if document else ""
+
+
+class Batch:
+    """The changes of one transaction."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what the engine lends for one transaction
+        self,
+        transaction: Any,
+        tables: Mapping[str, Any],
+        documents: Mapping[bytes, Document],
+        files: Mapping[int, bytes],
+        room: Room,
+        peer_id: PeerId,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._transaction = transaction
+        self._tables = tables
+        self._documents = documents
+        self._files = files
+        self._room = room
+        self._peer_id = peer_id
+        self._wall_clock = wall_clock
+        self._works: dict[ObjectId, _Work] = {}
+        self._aliases: dict[str, ObjectId | None] = {}
+
+    def apply(
+        self, changes: Sequence[Change], refusals: Mapping[int, ActiveStoreError]
+    ) -> list[ActiveStoreError | None]:
+        """Apply changes in order; return why each was refused, None where it was not.
+
+        `refusals`: changes, by index, that are refused already.
+        """
+        results: list[ActiveStoreError | None] = []
+        position = 0
+        while position < len(changes):
+            end = _group_end(changes, position)
+            refusal = next(
+                (refusals[i] for i in range(position, end) if i in refusals), None
+            )
+            if end - position > 1 and refusal is None:
+                refusal = self._why_not_group(changes[position:end])
+            results.extend(
+                refusal or self._apply(change) for change in changes[position:end]
+            )
+            position = end
+        return results
+
+    def put(self) -> dict[ObjectId, Document | None]:
+        """Put everything into the transaction; return the new heads of touched objects."""
+        self._put_works()
+        self._put_aliases()
+        return {object_id: work.document for object_id, work in self._works.items()}
+
+    def _work_of(self, object_id: ObjectId) -> _Work:
+        work = self._works.get(object_id)
+        if work is None:
+            document = self._documents.get(object_id)
+            if document is None:
+                value = self._transaction.get(object_id, db=self._tables["heads"])
+                document = None if value is None else decode_document(value, object_id)
+            work = self._works[object_id] = _Work(document)
+        return work
+
+    def _why_not_group(self, group: Sequence[Change]) -> ActiveStoreError | None:
+        """Return what refuses a member of a group, before any of it is applied."""
+        claimed: dict[str, ObjectId | None] = dict(self._aliases)
+        for change in group:
+            try:
+                self._check(change, claimed)
+            except _Refused as refused:
+                return refused.error
+            if change.alias:
+                claimed[change.alias] = change.object_id
+        return None
+
+    def _check(self, change: Change, aliases: dict[str, ObjectId | None]) -> bool:
+        """Raise what refuses a change; return whether it was done before."""
+        work = self._work_of(change.object_id)
+        exists = work.document is not None
+        if change.state is not None and exists and change.is_new:
+            if self._was_done(change):
+                return True
+            raise _Refused(
+                InvalidRequestError(
+                    "an object with this id exists", change.object_id.hex()
+                )
+            )
+        if (change.delta is not None or change.is_delete) and not exists:
+            raise _Refused(ObjectNotFoundError(change.object_id, (self._peer_id,)))
+        if change.alias:
+            holder = self._holder(change.alias, aliases)
+            if holder is not None and holder != change.object_id:
+                raise _Refused(AliasExistsError(change.alias, holder))
+        if change.state is not None and not exists and self._room.is_over(NEW_SHARE):
+            raise _Refused(self._room.full("new objects are refused at 80 %"))
+        if change.delta is not None and self._room.is_over(GROWTH_SHARE):
+            grown = sum(
+                0 if isinstance(b, int) else buffer_bytes_count(b)
+                for b in change.delta.buffers
+            ) + sum(map(len, change.delta.fields.values()))
+            if work.document and grown > sum(map(part_bytes, work.document.parts())):
+                raise _Refused(self._room.full("growth is refused at 95 %"))
+        return False
+
+    def _was_done(self, change: Change) -> bool:
+        """Whether this very request made the object: a retry of what was committed."""
+        reply = change.reply
+        if reply is None:
+            return False
+        key = reply_key(change.object_id, reply.session, reply.sequence)
+        return self._transaction.get(key, db=self._tables["replies"]) is not None
+
+    def _holder(
+        self, alias: str, aliases: dict[str, ObjectId | None]
+    ) -> ObjectId | None:
+        if alias in aliases:
+            return aliases[alias]
+        value = self._transaction.get(alias.encode(), db=self._tables["aliases"])
+        return None if value is None else ObjectId(bytes(value))
+
+    def _apply(  # noqa: C901 - one branch per kind
+        self,
+        change: Change,
+    ) -> ActiveStoreError | None:
+        try:
+            if self._check(change, self._aliases):
+                return None
+        except _Refused as refused:
+            return refused.error
+        except CorruptRecordError as error:
+            if not change.is_delete:
+                return error
+            self._works[change.object_id] = _Work(None)
+            self._transaction.delete(change.object_id, db=self._tables["heads"])
+        work = self._works[change.object_id]
+        if change.is_delete:
+            if work.document is not None:
+                work.removed.extend(work.document.parts())
+                if work.document.alias:
+                    self._aliases[work.document.alias] = None
+            work.document = None
+        elif change.state is not None:
+            self._apply_state(work, change)
+            if change.alias:
+                self._aliases[change.alias] = change.object_id
+        elif change.delta is not None:
+            self._apply_delta(work, change)
+        self._apply_reply(change)
+        return None
+
+    def _apply_reply(self, change: Change) -> None:
+        table = self._tables["replies"]
+        for session, sequence in change.drop_replies:
+            self._transaction.delete(
+                reply_key(change.object_id, session, sequence), db=table
+            )
+        reply = change.reply
+        if reply is not None:
+            key = reply_key(change.object_id, reply.session, reply.sequence)
+            self._transaction.put(key, encode_reply(reply), db=table)
+
+    def _apply_state(self, work: _Work, change: Change) -> None:
+        state = change.state
+        assert state is not None
+        if work.document is not None:
+            work.removed.extend(work.document.parts())
+        now_s = self._wall_clock()
+        store = _Parts(
+            work, self._files, 1 if work.document is None else work.document.next_part
+        )
+        fields = {name: store.put(value) for name, value in state.fields.items()}
+        graph = store.put(state.graph)
+        buffers = tuple(store.put(buffer) for buffer in state.buffers)
+        work.document = Document(
+            state.class_name, state.revision, state.class_version, 0, change.version,
+            change.alias or work.old_alias, int(change.durability), now_s, now_s,
+            store.next_part, fields, graph, tuple(state.graph_fields), buffers,
+        )  # fmt: skip
+
+    def _apply_delta(self, work: _Work, change: Change) -> None:
+        delta, old = change.delta, work.document
+        assert delta is not None
+        assert old is not None
+        store = _Parts(work, self._files, old.next_part)
+        fields = old.fields
+        if delta.fields or delta.removed:
+            fields = dict(fields)
+            for name in delta.removed:
+                if name in fields:
+                    work.removed.append(fields.pop(name))
+            for name, value in delta.fields.items():
+                if name in fields:
+                    work.removed.append(fields[name])
+                fields[name] = store.put(value)
+        graph, graph_fields, buffers = old.graph, old.graph_fields, old.buffers
+        if delta.graph is not None:
+            work.removed.append(graph)
+            graph, graph_fields = store.put(delta.graph), tuple(delta.graph_fields)
+            kept = {entry for entry in delta.buffers if isinstance(entry, int)}
+            work.removed.extend(
+                part for index, part in enumerate(old.buffers) if index not in kept
+            )
+            # One old buffer may stand at several places: each new place is a reference.
+            buffers = tuple(
+                old.buffers[entry] if isinstance(entry, int) else store.put(entry)
+                for entry in delta.buffers
+            )
+        work.document = Document(
+            delta.class_name, delta.revision, delta.class_version, old.epoch,
+            change.version, old.alias, int(change.durability), old.created_s,
+            self._wall_clock(), store.next_part, fields, graph, graph_fields, buffers,
+        )  # fmt: skip
+
+    def _put_works(self) -> None:  # noqa: C901 - one branch per kind
+        """Put every touched object once, and take away what it no longer names."""
+        heads, parts = self._tables["heads"], self._tables["parts"]
+        for object_id, work in self._works.items():
+            if work.document is work.stored:
+                continue
+            self._count_files(work)
+            still = set()
+            if work.document is not None:
+                still = {p[1] for p in work.document.parts() if _is_chunked(p)}
+            for part in work.removed:
+                if _is_chunked(part) and part[1] not in still:
+                    if part[1] not in work.new:
+                        for chunk in range(-(-part[0] // CHUNK_BYTES)):
+                            self._transaction.delete(
+                                chunk_key(object_id, part[1], chunk), db=parts
+                            )
+                    work.new.pop(part[1], None)
+            for number, content in work.new.items():
+                for chunk, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+                    self._transaction.put(
+                        chunk_key(object_id, number, chunk),
+                        seal(content[start : start + CHUNK_BYTES]),
+                        db=parts,
+                    )
+            if work.document is None:
+                self._transaction.delete(object_id, db=heads)
+            else:
+                self._transaction.put(
+                    object_id, encode_document(work.document), db=heads
+                )
+
+    def _put_aliases(self) -> None:
+        table = self._tables["aliases"]
+        for alias, object_id in self._aliases.items():
+            if object_id is None:
+                self._transaction.delete(alias.encode(), db=table)
+            else:
+                self._transaction.put(alias.encode(), object_id, db=table)
+
+    def _count_files(self, work: _Work) -> None:
+        """Bring the reference counts of files from the stored to the new document."""
+        counts: dict[bytes, list[int]] = {}
+        for document, step in ((work.stored, -1), (work.document, 1)):
+            for part in document.parts() if document is not None else ():
+                if _is_file(part):
+                    entry = counts.setdefault(part[1], [0, part[0]])
+                    entry[0] += step
+        table = self._tables["blobs"]
+        for digest, (step, size) in counts.items():
+            if not step:
+                continue
+            value = self._transaction.get(digest, db=table)
+            references = msgpack.unpackb(value)[0] if value is not None else 0
+            if value is None:
+                self._room.blob_bytes += size
+            now = [references + step, size, self._wall_clock()]
+            self._transaction.put(digest, msgpack.packb(now), db=table)
+
+
+class _Parts:
+    """Chooses where each new part of one object lies."""
+
+    def __init__(self, work: _Work, files: Mapping[int, bytes], next_part: int) -> None:
+        self._work = work
+        self._files = files
+        self._inline_bytes = 0
+        self.next_part = next_part
+
+    def put(self, buffer: AnyBuffer) -> Part:
+        """Take a part; it is inline in the head, or goes to the work's new chunks."""
+        digest = self._files.get(id(buffer))
+        size = buffer_bytes_count(buffer)
+        if digest is not None:
+            return (size, digest)
+        if size <= INLINE_BYTES_ALWAYS or (
+            size <= INLINE_BYTES_MAX
+            and self._inline_bytes + size <= 2 * INLINE_BYTES_MAX
+        ):
+            self._inline_bytes += size
+            return bytes(view_of(buffer))
+        number = self.next_part
+        self.next_part += 1
+        self._work.new[number] = bytes(view_of(buffer))
+        return (size, number)
+
+
+def _is_chunked(part: Part) -> TypeGuard[tuple[int, int]]:
+    return not isinstance(part, bytes) and isinstance(part[1], int)
+
+
+def _is_file(part: Part) -> TypeGuard[tuple[int, bytes]]:
+    return not isinstance(part, bytes) and isinstance(part[1], bytes)
+
+
+def _group_end(changes: Sequence[Change], start: int) -> int:
+    """Return where the group that begins at `start` ends."""
+    group, end = changes[start].group, start + 1
+    while group and end < len(changes) and changes[end].group == group:
+        end += 1
+    return end
