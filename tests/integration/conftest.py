@@ -128,7 +128,11 @@ class Peer:
         if self._process is not None and self._process.poll() is None:
             self.send(signal.SIGCONT)
             self.kill()
-        _, alive = psutil.wait_procs(self._children, timeout=ORPHAN_S_MAX)
+        end_s = time.monotonic() + ORPHAN_S_MAX
+        while (alive := [c for c in self._children if is_running(c)]) and (
+            time.monotonic() < end_s
+        ):
+            time.sleep(0.01)
         for child in alive:
             child.kill()
         assert not alive, f"executors outlived their daemon: {alive}"
@@ -145,6 +149,14 @@ class Peer:
         status = self._process.wait(timeout=START_S_MAX)
         self._process.stdout.close()
         return status
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process still runs; a dead one may wait for its reaper."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.hookimpl(hookwrapper=True)

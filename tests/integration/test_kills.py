@@ -23,7 +23,6 @@ import pytest
 import activestore
 from activestore.errors import (
     BusyError,
-    DeadlineExceededError,
     ExecutorCrashedError,
     UnavailableError,
 )
@@ -47,6 +46,7 @@ class Writer(threading.Thread):
         self.alias = alias
         self.acknowledged: dict[str, int] = {}
         self.unknown: set[str] = set()
+        self.refused: set[str] = set()
         self.failure: BaseException | None = None
         self.is_over = threading.Event()
 
@@ -65,12 +65,16 @@ class Writer(threading.Thread):
         with activestore.connect(self.endpoint, timeout_s=10.0) as store:
             counter = store.get(self.alias)
             while not self.is_over.is_set():
-                mark = f"{self.number}:{len(self.acknowledged) + len(self.unknown)}"
-                # Unknown until the answer is there; BusyError and a crash say "not run".
+                counted = len(self.acknowledged) + len(self.unknown) + len(self.refused)
+                mark = f"{self.number}:{counted}"
+                # Unknown until there is an answer.
                 self.unknown.add(mark)
                 try:
                     position = counter.note(mark)
                 except (BusyError, ExecutorCrashedError):
+                    # These promise that nothing was committed.
+                    self.unknown.discard(mark)
+                    self.refused.add(mark)
                     continue
                 self.unknown.discard(mark)
                 self.acknowledged[mark] = position
