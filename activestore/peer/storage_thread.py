@@ -211,7 +211,8 @@ class StorageThreads:
             spans.append((order.token, start, len(changes), refusal))
         try:
             results = self.engine.commit(changes) if changes else []
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a dead thread would answer nobody
+            # OSError: the disk. Anything else is our bug; the peer stops all the same.
             self.has_failed = True
             self._tell(StorageFailed(f"{type(error).__name__}: {error}"))
             told = UnavailableError("storage", f"the disk failed: {error}")
