@@ -1,1 +1,1 @@
-"""To be written."""
+"""The command line `activestore-node`: one module per group of commands."""

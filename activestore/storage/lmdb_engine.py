@@ -293,10 +293,10 @@ class LmdbEngine:
         """Return how full the engine is."""
         with self._env.begin() as transaction:
             objects = int(transaction.stat(self._tables["heads"])["entries"])
-        free = shutil.disk_usage(self.path).free
+        room = self._room
         return Usage(
-            objects, self._room.used_bytes, self._room.budget_bytes, self._env.info()["map_size"],
-            free, _written_bytes(), self.commits, self.changes,
+            objects, room.used_bytes, room.budget_bytes, self._env.info()["map_size"],
+            shutil.disk_usage(self.path).free, _written_bytes(), self.commits, self.changes,
         )  # fmt: skip
 
     # -- reading -----------------------------------------------------------------------
