@@ -101,6 +101,15 @@ class InvocationCore(Arrivals, Endings, Supervision):
         self.timers.add(now_s + TIDY_S, Timer.TIDY)
         return out
 
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether every call and persist that was taken is answered, commits included."""
+        return (
+            not self.calls
+            and not self._persists
+            and not any(box.unreplied for box in self.boxes.boxes.values())
+        )
+
     def check(self) -> None:
         """Assert every invariant; for tests."""
         for box in self.boxes.boxes.values():

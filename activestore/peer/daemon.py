@@ -153,7 +153,7 @@ class Daemon:
             self._ready()
             self._ready = None
         now_s = monotonic_s()
-        if self._stop_due_s and (not self._core.calls or now_s >= self._stop_due_s):
+        if self._stop_due_s and (self._core.owes_nothing or now_s >= self._stop_due_s):
             return True
         if now_s >= self._expire_due_s:
             self._expire_due_s = now_s + EXPIRE_S
