@@ -1,0 +1,181 @@
+"""Objects that know, call and make each other.
+
+Source: design section 4 (refs, graphs), section 5 (re-entry, 32 levels, slots).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from activestore.errors import ActiveStoreError, BusyError, InvalidRequestError
+
+pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(40)]
+
+
+@pytest.fixture
+def pair(shared):
+    """Return two objects that know each other."""
+    first, second = (shared.create("models.Node", name) for name in "ab")
+    first.link(second)
+    second.link(first)
+    return first, second
+
+
+def test_method_calls_another_object(pair):
+    first, second = pair
+
+    assert first.bump_other() == 1
+    assert second.get_value() == 1
+
+
+def test_chain_that_comes_back_runs_on_the_same_copy(pair):
+    """A -> B -> A: what the inner call changed, the outer one sees and commits."""
+    first, _ = pair
+
+    assert first.there_and_back() == 102
+    assert first.get_value() == 102
+
+
+def test_recursion_of_thirty_levels_runs(pair):
+    first, _ = pair
+
+    assert first.descend(30) == 30
+
+
+def test_recursion_beyond_the_limit_is_refused(pair):
+    first, second = pair
+
+    with pytest.raises(ActiveStoreError) as caught:
+        first.descend(50)
+
+    assert "32" in str(caught.value)
+    assert first.bump() == 1
+    assert second.bump() == 1
+
+
+def test_object_that_calls_itself_through_the_store(shared):
+    only = shared.create("models.Node", "self")
+    only.link(only)
+
+    assert only.there_and_back() >= 101
+    assert only.descend(10) == 10
+
+
+def test_two_objects_that_call_each_other_do_not_hang(pair):
+    """Each holds itself and wants the other: success or a clear error, in time."""
+    outcomes: list[object] = []
+
+    def cross(node) -> None:
+        try:
+            outcomes.append(node.cross.options(timeout_s=8)(0.3))
+        except ActiveStoreError as error:
+            outcomes.append(error)
+
+    started_s = time.monotonic()
+    threads = [threading.Thread(target=cross, args=(node,)) for node in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20.0)
+
+    print(outcomes)
+    assert time.monotonic() - started_s < 15.0
+    assert len(outcomes) == 2
+    assert all(isinstance(one, (int, ActiveStoreError)) for one in outcomes)
+    assert [node.bump.options(timeout_s=5)(0) >= 0 for node in pair] == [True, True]
+
+
+def test_two_objects_that_call_each_other_are_told_before_any_deadline(pair):
+    """Without a deadline a crossing must end too."""
+    outcomes: list[object] = []
+
+    def cross(node) -> None:
+        try:
+            outcomes.append(node.cross(0.3))
+        except ActiveStoreError as error:
+            outcomes.append(error)
+
+    threads = [
+        threading.Thread(target=cross, args=(node,), daemon=True) for node in pair
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20.0)
+
+    assert len(outcomes) == 2, "a deadlock that nobody breaks"
+    assert all(isinstance(one, (int, BusyError)) for one in outcomes), outcomes
+
+
+def test_object_made_in_a_method_and_kept_survives_a_kill(peer, store):
+    parent = store.create("models.Node", "parent", alias="p")
+    assert parent.spawn_kept("child") == 1
+
+    peer.restart()
+    parent = peer.connect().get("p")
+    (child,) = parent.get_kept()
+
+    assert child.get_name() == "child"
+    assert child.bump(3) == 3
+    assert child.get_other() is parent
+
+
+def test_object_made_in_a_method_and_returned_is_persistent(peer, store):
+    parent = store.create("models.Node", "parent")
+    child = parent.spawn_returned("child")
+    identity = repr(child).split()[-1].rstrip(">")
+
+    assert child.bump() == 1
+    peer.restart()
+
+    again = peer.connect().get(identity)
+    assert again.get_name() == "child"
+    assert again.get_value() == 1
+
+
+def test_graph_with_a_cycle_is_kept_whole(peer, store):
+    from models import Node  # noqa: PLC0415 - on the path since the fixtures ran
+
+    first, second, third = Node("1"), Node("2"), Node("3")
+    first.other, second.other, third.other = second, third, first
+    first.kept = [{"deep": (third, second)}]
+
+    first.make_persistent(alias="first", store=store)
+    peer.restart()
+    store = peer.connect()
+    again = store.get_for_class("first", Node)
+
+    assert isinstance(again, Node)
+    assert again.other.other.other is again
+    deep = again.kept[0]["deep"]
+    assert deep[0] is again.other.other
+    assert deep[1] is again.other
+
+
+def test_ref_resolves_to_the_same_python_object(shared):
+    node = shared.create("models.Node", "n", alias="same-object")
+    other = shared.create("models.Node", "o")
+    other.link(node)
+
+    assert other.get_other() is node
+    assert shared.get("same-object") is node
+    assert other.is_other(node) is True
+    assert other.is_other(other) is False
+    shared.delete(node)
+
+
+def test_unpersisted_object_as_an_argument_becomes_persistent(shared):
+    from models import Node  # noqa: PLC0415 - on the path since the fixtures ran
+
+    holder = shared.create("models.Node", "holder")
+    loose = Node("loose")
+
+    holder.link(loose)
+
+    assert loose.bump(2) == 2, "remote in place"
+    assert holder.get_other() is loose
+    with pytest.raises(InvalidRequestError):
+        loose.make_persistent(store=shared)
