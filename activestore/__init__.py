@@ -11,9 +11,10 @@ from activestore.client.client import RemoteClass, Store, connect
 from activestore.errors import ActiveStoreError
 from activestore.model import ActiveObject, activemethod, checkpoint
 from activestore.remote import Proxy
+from activestore.version import VERSION as _VERSION
 from activestore.wire.values import Opaque, Ref
 
-__version__ = "0.1.0"
+__version__ = _VERSION
 
 __all__ = [
     "ActiveObject", "ActiveStoreError", "Array", "Opaque", "Proxy", "Ref", "RemoteClass",

@@ -1,4 +1,4 @@
-"""Make the reference pages that are tables of the code: settings and errors.
+"""Make the reference pages that are tables of the code: settings, errors, commands.
 
 `python docs/generate_reference.py` rewrites them; tests/architecture/test_docs.py fails
 where a page and the code differ.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import click
+
 from activestore import errors
+from activestore.cli.main import main as command_line
 from activestore.peer.config import ENV_PREFIX, KINDS, SETTINGS, PeerConfig
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -100,7 +103,42 @@ def errors_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+_CLI_INTRODUCTION = """\
+Results go to standard output, everything else to standard error. On a terminal tables are
+drawn, elsewhere they are tab-separated without a heading; `--json` prints one JSON document,
+an error too: `{"error": {"code": ..., "message": ..., "fields": {...}}}`. Bytes are shown as
+hexadecimal digits, arrays as lists, refs as `{"object_id": ...}`.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the operation failed: the text says why |
+| 2 | wrong usage |
+| 3 | the peer cannot be reached: the text says which address was tried |
+| 4 | the configuration forbids it, or the peer could not start |
+| 130 | interrupted |
+"""
+
+
+def commands_page() -> str:
+    """Return the page of all commands."""
+    lines = ["# Commands", "", _NOTE, _CLI_INTRODUCTION]
+    for name, command in command_line.commands.items():
+        context = click.Context(command, info_name=f"activestore-node {name}")
+        usage = " ".join(command.collect_usage_pieces(context))
+        lines += [f"## `activestore-node {name}`", ""]
+        lines += [f"`activestore-node {name} {usage}`", ""]
+        lines += [inspect.cleandoc(command.help or ""), ""]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                names = ", ".join(f"`{option}`" for option in parameter.opts)
+                lines.append(f"- {names}: {parameter.help}")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 PAGES = {
+    REFERENCE / "cli.md": commands_page,
     REFERENCE / "configuration.md": configuration_page,
     REFERENCE / "errors.md": errors_page,
 }

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-import activestore
 from activestore.cli.output import (
     connected,
     peer_options,
@@ -22,6 +21,7 @@ from activestore.cli.output import (
     size_text,
     table,
 )
+from activestore.client.client import connect
 from activestore.errors import ActiveStoreError, UnavailableError
 
 # How often a long operation is asked for its progress.
@@ -137,7 +137,7 @@ def _end(endpoint: str, timeout_s: float, operation: str, *, as_json: bool) -> N
 
 def _answers(endpoint: str) -> bool:
     try:
-        activestore.connect(endpoint, timeout_s=0.3, name="cli").close()
+        connect(endpoint, timeout_s=0.3, name="cli").close()
     except ActiveStoreError:
         return False
     time.sleep(ASK_S)

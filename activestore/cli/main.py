@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import click
 
-import activestore
 from activestore.cli import admin, code, objects, offline, start
+from activestore.version import VERSION
 
 
 @click.group(
@@ -17,7 +17,7 @@ from activestore.cli import admin, code, objects, offline, start
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 no peer, 4 configuration, "
     "130 interrupted.",
 )
-@click.version_option(activestore.__version__, prog_name="activestore-node")
+@click.version_option(VERSION, prog_name="activestore-node")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Run and use activestore peers."""

@@ -18,14 +18,15 @@ from typing import Any
 
 import click
 
-import activestore
 from activestore import remote
+from activestore.client.client import Store, connect
 from activestore.errors import (
     ActiveStoreError,
     ConfigurationError,
     DirectoryLockedError,
     UnavailableError,
 )
+from activestore.wire.values import Ref
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:7400"
 EXIT_FAILED, EXIT_UNREACHABLE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 3, 4, 130
@@ -104,10 +105,10 @@ def fail(error: ActiveStoreError, *, as_json: bool) -> None:
     sys.exit(EXIT_FAILED)
 
 
-def connected(endpoint: str, timeout_s: float) -> activestore.Store:
+def connected(endpoint: str, timeout_s: float) -> Store:
     """Connect, or say which address was tried and what to start."""
     try:
-        return activestore.connect(endpoint, timeout_s=min(timeout_s, 5.0), name="cli")
+        return connect(endpoint, timeout_s=min(timeout_s, 5.0), name="cli")
     except UnavailableError as error:
         raise UnreachableError(endpoint, error.reason) from None
 
@@ -125,7 +126,7 @@ def plain(value: Any) -> Any:
     object_id = remote.id_of(value)
     if object_id is not None:
         return {"object_id": object_id.hex()}
-    if isinstance(value, activestore.Ref):
+    if isinstance(value, Ref):
         return {"object_id": value.object_id.hex()}
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return value.tolist()

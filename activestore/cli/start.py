@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-import activestore
 from activestore.cli.output import guarded
 from activestore.peer.config import PeerConfig, load_config
 from activestore.peer.daemon import Daemon
+from activestore.version import VERSION
 
 
 @click.command()
@@ -46,7 +46,7 @@ def start(path: str | None, *, as_json: bool, **flags: Any) -> None:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    daemon = Daemon(config, version=activestore.__version__)
+    daemon = Daemon(config, version=VERSION)
     sys.exit(daemon.run(lambda: _say_ready(daemon, config, as_json=as_json)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from activestore import ids, model, remote
 from activestore.client.connection import Connection
-from activestore.client.proxy import StandIns
+from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.session import STREAM_CREDIT, Request
 from activestore.errors import (
     ActiveStoreError,
@@ -289,10 +289,10 @@ class Store:
             AliasNotFoundError: no object has that alias.
             ObjectNotFoundError: no object has that id.
         """
-        object_id, class_name = self._identify(name)
+        object_id, class_name = self.identify(name)
         return self._stand_ins.get(object_id, class_name)
 
-    def _identify(self, name: Any) -> tuple[ObjectId, str]:
+    def identify(self, name: Any) -> tuple[ObjectId, str]:
         """Return id and class name of what names an object; asks the peer where needed."""
         known = remote.id_of(name)
         if known is not None:
@@ -313,7 +313,7 @@ class Store:
 
     def get_for_class(self, alias: str, cls: type, /) -> Any:
         """Return the object named `alias` as an instance of `cls`."""
-        object_id, class_name = self._identify(alias)
+        object_id, class_name = self.identify(alias)
         original = remote.original_class(cls)
         expected = model.class_name_of(original)
         if class_name and class_name != expected:
@@ -457,7 +457,7 @@ class Store:
 
     def locate(self, obj: Any) -> dict[str, Any]:
         """Return where an object lives: peer, endpoint, epoch, version, size in bytes."""
-        object_id, _ = self._identify(obj)
+        object_id, _ = self.identify(obj)
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found
 
@@ -467,7 +467,7 @@ class Store:
         Raises:
             ObjectNotFoundError: it does not exist.
         """
-        object_id, _ = self._identify(obj)
+        object_id, _ = self.identify(obj)
         self._send(
             lambda sequence, first_unacked: messages.Delete(
                 sequence, object_id, 0, first_unacked
@@ -562,42 +562,6 @@ class Store:
             raise UnavailableError(
                 f"replicas={replicas}", "one peer is known, and it keeps one copy"
             )
-
-
-class RemoteClass:
-    """A published class without its code: call it to create, or find by alias."""
-
-    def __init__(
-        self, store: Store, class_name: str, interface: type[remote.Proxy]
-    ) -> None:
-        self._store = store
-        self._class_name = class_name
-        self.__doc__ = interface.__doc__
-
-    def __call__(
-        self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
-    ) -> Any:
-        """Create an object; see Store.create."""
-        return self._store.create(
-            self._class_name, *args, alias=alias, peer=peer, **kwargs
-        )
-
-    def get_by_alias(self, alias: str) -> Any:
-        """Return the object that `alias` names.
-
-        Raises:
-            AliasNotFoundError: no object has that alias.
-            InvalidRequestError: it is of another class.
-        """
-        object_id, class_name = self._store._identify(alias)  # noqa: SLF001 - of this file
-        if class_name != self._class_name:
-            raise InvalidRequestError(
-                f"{alias!r} is a {class_name}, not a {self._class_name}", "get_by_alias"
-            )
-        return self._store.get(object_id.hex())
-
-    def __repr__(self) -> str:
-        return f"<remote class {self._class_name}>"
 
 
 def _check_alias(alias: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from activestore import remote
+from activestore.errors import InvalidRequestError
 from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.model import class_name_of
 
@@ -96,3 +97,39 @@ class StandIns:
             self._proxies.clear()
         self._proxies[interface["class_name"]] = cls
         return cls
+
+
+class RemoteClass:
+    """A published class without its code: call it to create, or find by alias."""
+
+    def __init__(
+        self, store: Any, class_name: str, interface: type[remote.Proxy]
+    ) -> None:
+        self._store = store
+        self._class_name = class_name
+        self.__doc__ = interface.__doc__
+
+    def __call__(
+        self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
+    ) -> Any:
+        """Create an object; see Store.create."""
+        return self._store.create(
+            self._class_name, *args, alias=alias, peer=peer, **kwargs
+        )
+
+    def get_by_alias(self, alias: str) -> Any:
+        """Return the object that `alias` names.
+
+        Raises:
+            AliasNotFoundError: no object has that alias.
+            InvalidRequestError: it is of another class.
+        """
+        object_id, class_name = self._store.identify(alias)
+        if class_name != self._class_name:
+            raise InvalidRequestError(
+                f"{alias!r} is a {class_name}, not a {self._class_name}", "get_by_alias"
+            )
+        return self._store.get(object_id.hex())
+
+    def __repr__(self) -> str:
+        return f"<remote class {self._class_name}>"

@@ -28,8 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import msgpack
-
+from activestore.wire import packing
 from activestore.wire.limits import BUFFER_BYTES_MIN
 from activestore.wire.state import AnyBuffer, FileBuffer
 
@@ -45,7 +44,7 @@ FREE_BYTES_MAX = 256 * 1024 * 1024
 MESSAGE_BYTES_MAX = 1 << 30
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_pack = packing.pack
 
 
 def make_region_fd(size: int) -> int:
@@ -198,12 +197,7 @@ class Channel:
         self.sock = sock
         self.pool = pool
         self._mapped = mapped
-        self._unpacker = msgpack.Unpacker(
-            use_list=True,
-            raw=False,
-            max_buffer_size=MESSAGE_BYTES_MAX,
-            strict_map_key=False,
-        )
+        self._unpacker = packing.stream_unpacker(MESSAGE_BYTES_MAX)
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._fds: deque[int] = deque()
         self._out: list[bytes] = []

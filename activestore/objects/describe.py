@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import sys
 
-import msgpack
-
 from activestore.errors import ActiveStoreError, InvalidRequestError
 from activestore.objects import registry
-from activestore.wire import values
+from activestore.wire import packing, values
 
 
 def main() -> None:
     """Describe one package."""
-    kind, name, digest, archive = msgpack.unpackb(sys.stdin.buffer.read(), raw=False)
+    kind, name, digest, archive = packing.unpack(sys.stdin.buffer.read())
     answer_fd = os.dup(1)
     os.dup2(2, 1)  # What the import prints is for the log, not for the answer.
     code = ""
@@ -37,7 +35,7 @@ def main() -> None:
         code = told.code
         content, _ = values.encode(list(told.args))
     with os.fdopen(answer_fd, "wb") as answer:
-        answer.write(msgpack.packb([code, content], use_bin_type=True))
+        answer.write(packing.pack([code, content]))
         answer.flush()
     os._exit(0)  # Threads that the import started must not keep the process.
 

@@ -24,8 +24,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import msgpack
-
 from activestore import model, remote
 from activestore.errors import AliasNotFoundError, InvalidRequestError
 from activestore.ids import ObjectId, PeerId, new_object_id
@@ -34,7 +32,7 @@ from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.objects.hosting import Host
 from activestore.objects.slots import STREAM_CREDIT, Slot, call_message, persist_message
 from activestore.remote import CallOptions
-from activestore.wire import values
+from activestore.wire import packing, values
 from activestore.wire.messages import Create, Delete, Operation, Request
 
 PR_SET_PDEATHSIG = 1
@@ -284,7 +282,7 @@ class Executor:
 
 def main() -> None:
     """Read the settings from standard input, then serve."""
-    settings = msgpack.unpackb(sys.stdin.buffer.read(), raw=False)
+    settings = packing.unpack(sys.stdin.buffer.read())
     if sys.platform == "linux":
         # A method that never lets the interpreter go would not notice that the daemon
         # died.

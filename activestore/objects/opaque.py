@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from activestore.errors import RemoteProtocolError, UnsupportedValueError
 from activestore.objects import pickles
 from activestore.objects.pickles import NeedsValueError, RefOf
+from activestore.wire import packing
 
 
 def dump_value(value: object, ref_of: RefOf) -> tuple[str, bytes]:
@@ -33,7 +32,7 @@ def dump_value(value: object, ref_of: RefOf) -> tuple[str, bytes]:
             dump = pickles.dump(value, ref_of=ref_of, by_value=True)
     except pickles.PICKLE_ERRORS as error:
         raise UnsupportedValueError(name, "value", str(error)[:200]) from None
-    packed = msgpack.packb([dump.stream, [bytes(b) for b in dump.buffers]])
+    packed = packing.pack([dump.stream, [bytes(b) for b in dump.buffers]])
     return name, bytes(packed)
 
 
@@ -45,8 +44,8 @@ def load_value(name: str, data: bytes, resolve: Callable[[bytes], object]) -> An
         UnsupportedValueError: its classes are not here.
     """
     try:
-        stream, buffers = msgpack.unpackb(data, raw=False)
-    except (ValueError, TypeError, msgpack.UnpackException):
+        stream, buffers = packing.unpack(data)
+    except packing.UNPACK_ERRORS:
         raise RemoteProtocolError("an opaque value is malformed", name) from None
     try:
         return pickles.unpickle(

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgpack
 import psutil
 
 from activestore.core import events
@@ -32,7 +31,7 @@ from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.peer.ports import ExecutorNews, NestedRequest
 from activestore.storage.engine import ClassRecord, Head
-from activestore.wire import codec
+from activestore.wire import codec, packing
 from activestore.wire.state import (
     NamedState,
     ObjectState,
@@ -178,7 +177,7 @@ class ExecutorProcesses:
             self._watch_end(end)
         if popen.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                popen.stdin.write(msgpack.packb(message))
+                popen.stdin.write(packing.pack(message))
                 popen.stdin.close()
 
     def _watch_end(self, end: _End) -> None:

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgpack
-
 from activestore.errors import (
     ActiveStoreError,
     InvalidRequestError,
@@ -25,7 +23,7 @@ from activestore.errors import (
 )
 from activestore.peer.clock import wall_s
 from activestore.storage.engine import ClassRecord, Engine
-from activestore.wire import values
+from activestore.wire import packing, values
 
 # Importing torch from a cold disk takes 20 s on a board.
 DESCRIBE_S_MAX = 120.0
@@ -60,7 +58,7 @@ def describe(
         RequirementError: a module that it imports is not installed here.
         UnavailableError: the process took too long or died.
     """
-    request = msgpack.packb([kind, name, digest, archive], use_bin_type=True)
+    request = packing.pack([kind, name, digest, archive])
     try:
         done = subprocess.run(
             [sys.executable, "-m", "activestore.objects.describe"],
@@ -74,8 +72,8 @@ def describe(
             name, f"importing it took more than {DESCRIBE_S_MAX:g} s"
         ) from None
     try:
-        code, content = msgpack.unpackb(done.stdout, raw=False, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException):
+        code, content = packing.unpack(done.stdout)
+    except packing.UNPACK_ERRORS:
         raise InvalidRequestError(
             f"importing it ended the process with status {done.returncode}", name
         ) from None

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-import msgpack
-
 from activestore.errors import (
     ActiveStoreError,
     AliasExistsError,
@@ -39,6 +37,7 @@ from activestore.storage.records import (
     reply_key,
     seal,
 )
+from activestore.wire import packing
 from activestore.wire.state import AnyBuffer, buffer_bytes_count
 
 # Shares of the budget at which new objects, then growth, are refused.
@@ -349,11 +348,11 @@ class Batch:
             if not step:
                 continue
             value = self._transaction.get(digest, db=table)
-            references = msgpack.unpackb(value)[0] if value is not None else 0
+            references = packing.unpack(value)[0] if value is not None else 0
             if value is None:
                 self._room.blob_bytes += size
             now = [references + step, size, self._wall_clock()]
-            self._transaction.put(digest, msgpack.packb(now), db=table)
+            self._transaction.put(digest, packing.pack(now), db=table)
 
 
 class _Parts:

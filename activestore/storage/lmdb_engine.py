@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import msgpack
 
 from activestore.errors import (
     ActiveStoreError,
@@ -61,6 +60,7 @@ from activestore.storage.records import (
     seal,
     unseal,
 )
+from activestore.wire import packing
 from activestore.wire.state import (
     AnyBuffer,
     FileBuffer,
@@ -287,7 +287,7 @@ class LmdbEngine:
     def _sum_blobs(self) -> int:
         with self._env.begin() as transaction:
             cursor = transaction.cursor(db=self._tables["blobs"])
-            return sum(int(msgpack.unpackb(value)[1]) for _, value in cursor)
+            return sum(int(packing.unpack(value)[1]) for _, value in cursor)
 
     def usage(self) -> Usage:
         """Return how full the engine is."""
@@ -518,7 +518,7 @@ class LmdbEngine:
         with self._env.begin(write=True) as transaction:
             cursor = transaction.cursor(db=table)
             for digest, value in cursor:
-                references, size, since_s = msgpack.unpackb(value)
+                references, size, since_s = packing.unpack(value)
                 if references <= 0 and since_s <= before_s:
                     gone.append(bytes(digest))
                     freed += size

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import msgpack
 
 from activestore.errors import ConfigurationError, CorruptRecordError
 from activestore.ids import ObjectId, new_peer_id
@@ -39,6 +38,7 @@ from activestore.storage.records import (
     part_bytes,
     unseal,
 )
+from activestore.wire import packing
 
 COPY_BYTES = 4 * 1024 * 1024
 # Objects read in one transaction: a longer one would keep old pages from being reused.
@@ -239,7 +239,7 @@ def _referenced(data: Path) -> Iterator[tuple[bytes, int]]:
         with env.begin() as transaction:
             table = env.open_db(b"blobs", txn=transaction, create=False)
             for digest, value in transaction.cursor(db=table):
-                references, size, _ = msgpack.unpackb(value)
+                references, size, _ = packing.unpack(value)
                 if references > 0 and len(digest) == DIGEST_BYTES:
                     yield bytes(digest), int(size)
     finally:

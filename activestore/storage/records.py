@@ -19,12 +19,12 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias, Union
 
-import msgpack
 import xxhash
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import ObjectId
 from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
+from activestore.wire import packing
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ DIGEST_BYTES = 32
 
 _CHUNK_KEY = struct.Struct(">16sIH")
 _REPLY_KEY = struct.Struct(">16s16sQ")
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_pack = packing.pack
 _digest = xxhash.xxh3_64_digest
 
 # bytes inline, (size, number) in chunks, (size, digest) in a file.
@@ -108,7 +108,7 @@ def decode_document(value: bytes | memoryview, object_id: bytes) -> Document:
         CorruptRecordError: the checksum does not fit, or it is of an unknown format.
     """
     content = unseal(value, object_id, "head")
-    row: list[Any] = msgpack.unpackb(content, raw=False, use_list=False)
+    row: list[Any] = packing.unpack(content, use_list=False)
     if row[0] != FORMAT:
         raise CorruptRecordError(
             object_id, "head", f"has format {row[0]}, not {FORMAT}"
@@ -150,8 +150,8 @@ def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
         CorruptRecordError: the checksum does not fit.
     """
     object_id, session, sequence = _REPLY_KEY.unpack(key)
-    code, body, written_s = msgpack.unpackb(
-        unseal(value, object_id, f"reply {sequence}"), raw=False
+    code, body, written_s = packing.unpack(
+        unseal(value, object_id, f"reply {sequence}")
     )
     return ReplyRecord(session, sequence, code, body, written_s)
 
@@ -172,4 +172,4 @@ def decode_class(value: bytes) -> ClassRecord:
     Raises:
         CorruptRecordError: the checksum does not fit.
     """
-    return ClassRecord(*msgpack.unpackb(unseal(value, b"", "class record"), raw=False))
+    return ClassRecord(*packing.unpack(unseal(value, b"", "class record")))

@@ -45,7 +45,7 @@ def commands() -> dict[str, click.Command]:
     return found
 
 
-@pytest.mark.parametrize("name", ["configuration.md", "errors.md"])
+@pytest.mark.parametrize("name", ["configuration.md", "errors.md", "cli.md"])
 def test_generated_page_equals_the_code(name: str, rewrite: bool) -> None:
     path = REFERENCE / name
     pages = generator().PAGES
