@@ -207,14 +207,18 @@ class Connection:
         return request
 
     def _put(self, message: Message, *, may_wait: bool) -> None:
+        size = len(message[-2])
+        for buffer in message[-1]:
+            size += memoryview(buffer).nbytes
+        peer = self.session.peer
+        if peer is not None and size > peer.message_bytes_max:
+            raise TooLargeError(
+                "arguments",
+                size,
+                peer.message_bytes_max,
+                "message_bytes_max of the peer",
+            )
         if message[-1]:
-            size = sum(memoryview(b).nbytes for b in message[-1])
-            peer = self.session.peer
-            limit = peer.message_bytes_max if peer is not None else 1 << 30
-            if size > limit:
-                raise TooLargeError(
-                    "arguments", size, limit, "message_bytes_max of the peer"
-                )
             self._flush_records()
             self._queue(codec.encode_frames(message))
             return

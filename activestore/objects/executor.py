@@ -238,7 +238,12 @@ class Executor:
     def __init__(self, settings: dict[str, Any]) -> None:
         home = PeerId(settings["home"])
         caller = ExecutorCaller(home)
-        self.host = Host(home, caller, check_readonly=settings["check_readonly"])
+        self.host = Host(
+            home,
+            caller,
+            check_readonly=settings["check_readonly"],
+            message_bytes_max=settings["message_bytes_max"],
+        )
         caller.host = self.host
         self._spin_s = settings["spin_us"] / 1e6
         self.slots: dict[int, Slot] = {}

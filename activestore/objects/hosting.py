@@ -23,10 +23,10 @@ from activestore.errors import (
     ActiveStoreError,
     CancelledError,
     DeadlineExceededError,
-    InternalError,
     InvalidRequestError,
     NotActiveMethodError,
     ReadonlyViolationError,
+    TooLargeError,
     UnsupportedValueError,
     method_error,
     nearest_builtin,
@@ -36,6 +36,7 @@ from activestore.objects import opaque
 from activestore.objects.registry import PackageLoader
 from activestore.objects.snapshot import Snapshot, Snapshotter, migrate
 from activestore.wire import values
+from activestore.wire.limits import BODY_BYTES_MAX, MESSAGE_BYTES_MAX
 from activestore.wire.state import (
     NamedState,
     ObjectState,
@@ -47,6 +48,9 @@ CALL, GET, SET, CREATE = 0, 1, 2, 3
 
 # Characters of a traceback that travel; the innermost frames are the last ones.
 TRACEBACK_CHARS_MAX = 16_000
+# Characters of an error's text that travel, and bytes of all its fields.
+ERROR_TEXT_CHARS_MAX = 4000
+ERROR_BYTES_MAX = 256 * 1024
 # How long a call waits for another slot of the executor to load its copy, in seconds.
 ACTIVATION_WAIT_S = 600.0
 
@@ -113,10 +117,18 @@ class Running(threading.local):
 class Host:
     """All copies of one executor process."""
 
-    def __init__(self, home: PeerId, caller: Any, *, check_readonly: bool) -> None:
+    def __init__(
+        self,
+        home: PeerId,
+        caller: Any,
+        *,
+        check_readonly: bool,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
         self._home = home
         self.caller = caller
         self._check_readonly = check_readonly
+        self._message_bytes_max = message_bytes_max
         self.loader = PackageLoader()
         self.copies: dict[int, HostedCopy] = {}
         self._changed = threading.Condition()
@@ -323,9 +335,7 @@ class Host:
         if result is None:
             body = b"\xc0"
         else:
-            body, buffers = values.encode(
-                result, ref_of=self.ref_of, pickle=self.dump_value, path="result"
-            )
+            body, buffers = self.encode(result, "result")
         if is_reentrant:
             return Outcome("", body, buffers)
         created = self.running.created
@@ -457,10 +467,14 @@ class Host:
     @staticmethod
     def _failure(error: ActiveStoreError, *, is_dropped: bool = False) -> Outcome:
         try:
-            body, _ = values.encode(list(error.args))
-        except UnsupportedValueError:
-            error = InternalError(f"{error.code}: {error}")
-            body, _ = values.encode(list(error.args))
+            body, buffers = values.encode(list(error.args))
+            is_told = len(body) <= ERROR_BYTES_MAX and not buffers
+        except ActiveStoreError:
+            is_told = False
+        if not is_told:
+            # A method may raise our errors too, with fields that nobody can carry.
+            told = method_error(type(error).__name__, _text_of(error))
+            error, (body, _) = told, values.encode(list(told.args))
         return Outcome(error.code, body, is_dropped=is_dropped)
 
     @staticmethod
@@ -470,16 +484,32 @@ class Host:
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace, limit=-40)
-        try:
-            text = str(error)
-        except Exception:  # noqa: BLE001 - a __str__ of the user's
-            text = "<its text cannot be made>"
         return method_error(
-            type(error).__name__, text[:4000], where,
+            type(error).__name__, _text_of(error), where,
             "".join(lines)[-TRACEBACK_CHARS_MAX:], nearest_builtin(error),
         )  # fmt: skip
 
     # -- values and refs ---------------------------------------------------------------
+
+    def encode(self, value: object, what: str) -> tuple[bytes, Sequence[Any]]:
+        """Return a result or an item as it travels.
+
+        Raises:
+            UnsupportedValueError: it cannot travel; names the path inside it.
+            TooLargeError: it is over what a message may have.
+        """
+        body, buffers = values.encode(
+            value, ref_of=self.ref_of, pickle=self.dump_value, path=what
+        )
+        if len(body) > BODY_BYTES_MAX:
+            raise TooLargeError(f"inline part of the {what}", len(body), BODY_BYTES_MAX)
+        size = len(body)
+        for buffer in buffers:
+            size += memoryview(buffer).nbytes
+        if size > self._message_bytes_max:
+            limit = self._message_bytes_max
+            raise TooLargeError(what, size, limit, "message_bytes_max of the peer")
+        return body, buffers
 
     def dump_value(self, value: object) -> tuple[str, bytes]:
         """Pickle a value without a wire form."""
@@ -551,3 +581,11 @@ class Host:
 
         model.ActiveObject.__setattr__ = guarded_setattr  # type: ignore[method-assign]
         model.ActiveObject.__delattr__ = guarded_delattr  # type: ignore[method-assign]
+
+
+def _text_of(error: BaseException) -> str:
+    """Return an error's text, cut to what travels."""
+    try:
+        return str(error)[:ERROR_TEXT_CHARS_MAX]
+    except Exception:  # noqa: BLE001 - a __str__ of the user's
+        return "<its text cannot be made>"

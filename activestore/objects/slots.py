@@ -336,9 +336,7 @@ class Slot:
 
     def _producer(self, call_id: int, attempt: int) -> Any:
         def produce(item: Any) -> None:
-            body, buffers = values.encode(
-                item, ref_of=self.host.ref_of, pickle=self.host.dump_value, path="item"
-            )
+            body, buffers = self.host.encode(item, "item")
             while self._credit.get(call_id, 0) <= 0:
                 self._serve_while_waiting()
             self._credit[call_id] -= 1

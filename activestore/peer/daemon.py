@@ -75,6 +75,7 @@ class Daemon:
                 spin_us=config.spin_us,
                 check_readonly=config.check_readonly,
                 memory_bytes_max=config.executor_memory_mb * MIB,
+                message_bytes_max=config.message_bytes_max,
                 threads=config.executor_threads,
                 preload=config.preload,
             ),

@@ -143,13 +143,12 @@ class Incoming(Table):
         self.step(events.SessionEnded(session.session_id))
 
     def _is_too_large(self, origin: Client | Nested, message: Any) -> bool:
-        if not message.buffers:
-            return False
-        size = sum(memoryview(b).nbytes for b in message.buffers)
+        size = len(message.body)
+        for buffer in message.buffers:
+            size += memoryview(buffer).nbytes
         limit = self.settings.message_bytes_max
         if size <= limit:
             return False
-
         self._refuse(origin, TooLargeError("message", size, limit, "message_bytes_max"))
         return True
 

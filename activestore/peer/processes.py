@@ -60,6 +60,7 @@ class ProcessSettings(NamedTuple):
     spin_us: int
     check_readonly: bool
     memory_bytes_max: int
+    message_bytes_max: int
     threads: int
     preload: Sequence[str]
 
@@ -147,6 +148,7 @@ class ExecutorProcesses:
             "spin_us": settings.spin_us,
             "check_readonly": settings.check_readonly,
             "memory_bytes_max": settings.memory_bytes_max,
+            "message_bytes_max": settings.message_bytes_max,
             "preload": list(settings.preload),
             "daemon_pid": os.getpid(),
         }
