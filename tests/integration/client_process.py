@@ -20,7 +20,7 @@ def main() -> int:
         last = 0
         for _ in range(int(count)):
             last = _until_taken(counter)
-    print(last)  # noqa: T201 - the answer of this process
+    print(last)
     return 0
 
 

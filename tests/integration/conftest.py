@@ -227,9 +227,7 @@ def shared_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
 
 
 @pytest.fixture
-def shared(
-    request: pytest.FixtureRequest, shared_peer: Peer
-) -> Iterator[Any]:
+def shared(request: pytest.FixtureRequest, shared_peer: Peer) -> Iterator[Any]:
     """Return a client of the peer that the tests of a module share."""
     request.node.stash[PEERS] = [shared_peer]
     with activestore.connect(shared_peer.endpoint, timeout_s=20.0) as store:

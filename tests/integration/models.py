@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-import activestore
+import activestore.errors
 from activestore import ActiveObject, activemethod
 
 
@@ -173,6 +173,10 @@ class Trainer(ActiveObject):
         yield from range(n)
 
     @activemethod(readonly=True)
+    def big(self, size: int) -> bytes:
+        return bytes(size)
+
+    @activemethod(readonly=True)
     def failing(self):
         yield 1
         raise KeyError("no more")
@@ -327,6 +331,13 @@ class Node(ActiveObject):
         return self.value
 
 
+class Untellable(Exception):
+    """Cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 class Echo(ActiveObject):
     """Values in and out."""
 
@@ -338,6 +349,28 @@ class Echo(ActiveObject):
     @activemethod(readonly=True)
     def same(self, value: Any) -> Any:
         return value
+
+    @activemethod(readonly=True)
+    def rows(self, count: int, size: int) -> list:
+        return [bytes(size)] * count
+
+    @activemethod(readonly=True)
+    def raise_odd(self, kind: str) -> None:
+        """Raise what is hard to tell."""
+        if kind == "huge text":
+            raise ValueError("x" * 20_000_000)
+        if kind == "no text":
+            raise Untellable
+        if kind == "odd fields":
+            raise activestore.errors.ActiveStoreError(threading.Lock())
+        if kind == "huge fields":
+            raise activestore.errors.InvalidRequestError("y" * 20_000_000)
+        if kind == "keyboard":
+            raise KeyboardInterrupt
+        if kind == "stop":
+            raise StopIteration(3)
+        if kind == "group":
+            raise OSError(2, "No such file", "somewhere")
 
     @activemethod(readonly=True)
     def lock(self) -> Any:
@@ -362,7 +395,7 @@ class Chunk(ActiveObject):
     data: Any
 
     def __init__(self, seed: int, count: int):
-        import numpy as np  # noqa: PLC0415 - the other classes do without
+        import numpy as np
 
         self.data = np.full(count, float(seed))
 

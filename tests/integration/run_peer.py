@@ -25,7 +25,7 @@ def main() -> int:
 
     def ready() -> None:
         line = {"event": "ready", "endpoint": daemon.endpoint, "pid": os.getpid()}
-        print(json.dumps(line), flush=True)  # noqa: T201 - the protocol of this file
+        print(json.dumps(line), flush=True)
 
     return daemon.run(ready)
 

@@ -137,7 +137,7 @@ def test_object_made_in_a_method_and_returned_is_persistent(peer, store):
 
 
 def test_graph_with_a_cycle_is_kept_whole(peer, store):
-    from models import Node  # noqa: PLC0415 - on the path since the fixtures ran
+    from models import Node
 
     first, second, third = Node("1"), Node("2"), Node("3")
     first.other, second.other, third.other = second, third, first
@@ -168,7 +168,7 @@ def test_ref_resolves_to_the_same_python_object(shared):
 
 
 def test_unpersisted_object_as_an_argument_becomes_persistent(shared):
-    from models import Node  # noqa: PLC0415 - on the path since the fixtures ran
+    from models import Node
 
     holder = shared.create("models.Node", "holder")
     loose = Node("loose")

@@ -58,7 +58,7 @@ class Writer(threading.Thread):
                     self._serve_one_connection()
                 except UnavailableError:
                     time.sleep(0.02)
-        except BaseException as error:  # noqa: BLE001 - told to the test
+        except BaseException as error:
             self.failure = error
 
     def _serve_one_connection(self) -> None:
@@ -167,7 +167,14 @@ def test_retried_calls_have_run_once_over_kills(peer, store):
 def test_read_modify_writes_of_eight_processes_add_up(peer, store, tmp_path):
     counter = store.create("models.Counter", alias="hits")
     script = str(Path(__file__).with_name("client_process.py"))
-    command = [sys.executable, script, peer.endpoint, "hits", "read-modify-write", "500"]
+    command = [
+        sys.executable,
+        script,
+        peer.endpoint,
+        "hits",
+        "read-modify-write",
+        "500",
+    ]
 
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)

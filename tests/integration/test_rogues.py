@@ -102,9 +102,7 @@ def test_sys_exit_in_a_method_is_its_own_error(store):
     assert rogue.peek() == 0
 
 
-def test_method_that_eats_memory_does_not_take_the_peer_with_it(
-    make_peer, models_file
-):
+def test_method_that_eats_memory_does_not_take_the_peer_with_it(make_peer, models_file):
     store = make_peer(executor_memory_mb=400).connect()
     store.publish(models_file)
     rogue = store.create("models.Rogue")
@@ -122,7 +120,9 @@ def test_method_that_eats_memory_does_not_take_the_peer_with_it(
     assert counter.add(1) == 2
 
 
-@pytest.mark.parametrize("method", ["loop", "block", "hold_in_c", "sum_in_c", "swallow"])
+@pytest.mark.parametrize(
+    "method", ["loop", "block", "hold_in_c", "sum_in_c", "swallow"]
+)
 def test_method_that_does_not_end_meets_its_deadline(store, method):
     """The caller hears when the deadline passes; others are served all the while."""
     rogue = store.create("models.Rogue")
