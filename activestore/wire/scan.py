@@ -1,4 +1,4 @@
-"""Looking at msgpack without decoding it: how many elements would it make?
+"""Looking at msgpack without decoding it: how many elements a body would make.
 
 A decoded element can cost 72 times its bytes, so a large body is counted first.
 

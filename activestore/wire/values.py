@@ -340,9 +340,11 @@ def _encode_integer(_: Encoder, value: int) -> Any:
 
 
 def _encode_array_stand_in(encoder: Encoder, value: Any) -> Any:
-    return encoder.extension(
-        ARRAY, [value.dtype, list(value.shape), "C", encoder.block(value.memoryview)]
-    )
+    block = encoder.block(value.memoryview)
+    if type(value.dtype) is str and value.dtype[0] not in "<>|":
+        # A dtype of torch alone, such as bfloat16: it came from a tensor.
+        return encoder.extension(TENSOR, [value.dtype, list(value.shape), block])
+    return encoder.extension(ARRAY, [value.dtype, list(value.shape), "C", block])
 
 
 def _encode_opaque(encoder: Encoder, value: Opaque) -> Any:
@@ -488,8 +490,7 @@ def decode(
         raise RemoteProtocolError(str(error)) from None
     except ActiveStoreError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError,
-            struct.error, ArithmeticError, msgpack.UnpackException) as error:  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - libraries raise what they like for bad content
         raise RemoteProtocolError(
             f"a malformed value: {type(error).__name__}: {str(error)[:100]}"
         ) from None
