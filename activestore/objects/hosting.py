@@ -27,7 +27,6 @@ from activestore.errors import (
     NotActiveMethodError,
     ReadonlyViolationError,
     TooLargeError,
-    UnsupportedValueError,
     method_error,
     nearest_builtin,
 )

@@ -88,7 +88,9 @@ def test_thin_client_loads_nothing_of_a_peer(statement: str) -> None:
 
     for package in of_a_peer:
         assert [
-            name for name in loaded if name == f"activestore.{package}"
+            name
+            for name in loaded
+            if name == f"activestore.{package}"
             or name.startswith(f"activestore.{package}.")
         ] == []
 

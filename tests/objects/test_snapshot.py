@@ -110,7 +110,7 @@ def test_a_plain_value_is_its_own_field_and_comes_back(value: object) -> None:
 GRAPH = [
     [1, [2]], {"k": {1, 2}}, bytearray(b"x"), b"x" * 100_000, "y" * 100_000, "\ud800",
     np.float32(2.5), (1, [2]), tuple(range(2000)),
-    datetime.datetime(2026, 10, 25, 2, 30, fold=1),  # noqa: DTZ001 - naive on purpose
+    datetime.datetime(2026, 10, 25, 2, 30, fold=1),
 ]  # fmt: skip
 
 

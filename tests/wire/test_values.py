@@ -24,7 +24,8 @@ PLAIN = [
     dt.date(2020, 1, 2), dt.time(1, 2, 3, 4), dt.time(1, tzinfo=dt.timezone.utc),
     dt.datetime(2020, 1, 2, 3, 4, 5, 6), dt.datetime(2020, 1, 2, tzinfo=dt.timezone.utc),
     dt.datetime(2020, 10, 25, 2, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"), fold=1),
-    dt.timedelta(-1, 2, 3), decimal.Decimal("1.50"), decimal.Decimal("-0"), uuid.UUID(int=7), b"x" * 100_000,
+    dt.timedelta(-1, 2, 3), decimal.Decimal("1.50"), decimal.Decimal("-0"),
+    uuid.UUID(int=7), b"x" * 100_000,
     [b"y" * 100_000, {"k": b"z" * 70_000}], values.Ref(b"1" * 16, "m.C"),
 ]  # fmt: skip
 ARRAYS = [

@@ -92,7 +92,9 @@ def test_valid_header_fits_its_rule(row: dict[str, Any]) -> None:
     (message,) = codec.decode_frames([bytes.fromhex(row["frame"])])
     header = [messages.KIND_OF[type(message)], *message[:-2]]
 
-    pycddl.Schema(CDDL).validate_cbor(cbor2.dumps(header))
+    # Each rule alone: pycddl 0.6.4 mistakes nil in a choice of twenty arrays.
+    rule = f"start = {row['message'].lower()}\n"
+    pycddl.Schema(rule + CDDL).validate_cbor(cbor2.dumps(header))
 
 
 def test_trailing_fields_of_a_newer_version_are_ignored() -> None:
