@@ -78,6 +78,13 @@ class Rogue(ActiveObject):
         os._exit(3)
 
     @activemethod
+    def exit_if(self, is_poison: bool) -> int:
+        """Run well, except with the one argument."""
+        if is_poison:
+            os._exit(3)
+        return 1
+
+    @activemethod
     def exit_soft(self) -> None:
         self.value = -1
         sys.exit(4)

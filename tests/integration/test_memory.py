@@ -8,8 +8,6 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from activestore.errors import UnavailableError
-
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(90)]
 
 MIB = 1024 * 1024
@@ -52,19 +50,3 @@ def test_objects_at_work_are_not_passivated_under_their_calls(make_peer, models_
 
     assert values[-12:] == [n + 5.0 for n in range(12)]
     assert [chunk.total() for chunk in chunks] == [(n + 5.0) * COUNT for n in range(12)]
-
-
-def test_executor_that_is_killed_again_and_again_is_replaced(peer, store, eventually):
-    counter = store.create("models.Counter")
-
-    for n in range(1, 9):
-        for child in peer.executors():
-            child.kill()
-        try:
-            assert counter.add(1) <= n
-        except UnavailableError:
-            pass
-
-    eventually(lambda: len(peer.executors()) >= 2, timeout_s=30.0)
-    value = counter.peek()
-    assert counter.add(1) == value + 1
