@@ -36,6 +36,8 @@ class Endings(Desk):
             return
         if call.times is not None:
             call.times.add(event.run_s)
+        if not self._quarantine.is_empty:
+            self._quarantine.forgive(self._key(call))
         is_stale = call.generation != box.generation
         is_late = bool(call.deadline_s and self._now_s >= call.deadline_s)
         if event.is_dropped and copy is not None:

@@ -1,7 +1,8 @@
 """Calls that killed executors: which are refused, and until when; pure.
 
 A crash is charged to every call that ran in the process at that moment, except to
-methods that have run well many times: those are taken for bystanders.
+methods that have run well many times: those are taken for bystanders, unless they were
+alone. A call that ends, however it ends, is forgiven: what kills executors never does.
 
 Source: reliability.md section 7, poison call; design section 5.
 """
@@ -33,6 +34,10 @@ class Quarantine:
         if len(self._crashes) > ENTRIES_MAX:
             self._crashes.popitem(last=False)
         return self._quarantine_s if count >= CRASHES_MAX else 0.0
+
+    def forgive(self, key: object) -> None:
+        """Forget the crashes of a call that has now ended without one."""
+        self._crashes.pop(key, None)
 
     @property
     def is_empty(self) -> bool:

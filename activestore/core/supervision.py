@@ -53,12 +53,13 @@ class Supervision(Desk):
         began = [slot.queue[0] for slot in executor.slots if slot.queue]
         waiting = [c for slot in executor.slots for c in list(slot.queue)[1:]]
         touched: dict[ObjectId, Mailbox] = {}
-        for call in self._stacked_on(executor):
-            touched[call.object_id] = self._lose(call, event.how, did_begin=True)
-        for call in began:
-            touched[call.object_id] = self._lose(call, event.how, did_begin=True)
+        running = [*self._stacked_on(executor), *began]
+        for call in running:
+            touched[call.object_id] = self._lose(
+                call, event.how, is_alone=len(running) == 1
+            )
         for call in waiting:
-            touched[call.object_id] = self._lose(call, event.how, did_begin=False)
+            touched[call.object_id] = self._lose_waiting(call)
         for copy in list(executor.copies.values()):
             touched[copy.mailbox.object_id] = copy.mailbox
             self.pool.forget(copy)
@@ -77,20 +78,28 @@ class Supervision(Desk):
             and call.slot.executor is executor
         ]
 
-    def _lose(self, call: Call, how: str, *, did_begin: bool) -> Mailbox:
-        """End or requeue a call whose executor is gone."""
+    def _lose(self, call: Call, how: str, *, is_alone: bool) -> Mailbox:
+        """End a call that ran in an executor that is gone."""
         box = self.boxes.boxes[call.object_id]
         times = call.times
         self._leave_slot(box, call)
         if call.is_answered:
             self._close(call)
-        elif not did_begin:
-            self.boxes.requeue(box, call)
+            return box
+        refused_s = 0.0
+        if is_alone or times is None or times.runs_count < RUNS_TRUSTED:
+            refused_s = self._quarantine.blame(self._key(call), self._now_s)
+        self._fail(call, ExecutorCrashedError(call.where(), how, refused_s))
+        return box
+
+    def _lose_waiting(self, call: Call) -> Mailbox:
+        """Requeue a call that had not begun in an executor that is gone."""
+        box = self.boxes.boxes[call.object_id]
+        self._leave_slot(box, call)
+        if call.is_answered:
+            self._close(call)
         else:
-            refused_s = 0.0
-            if times is None or times.runs_count < RUNS_TRUSTED:
-                refused_s = self._quarantine.blame(self._key(call), self._now_s)
-            self._fail(call, ExecutorCrashedError(call.where(), how, refused_s))
+            self.boxes.requeue(box, call)
         return box
 
     def _replace(self, executor: Executor, how: str) -> None:
