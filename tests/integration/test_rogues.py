@@ -176,3 +176,34 @@ def test_crash_during_calls_of_others_in_the_same_executor(make_peer, models_fil
         for outcome in outcomes
     ), outcomes
     assert [innocent.work(0.01) >= 1 for innocent in innocents] == [True, True]
+
+
+def test_method_that_ran_well_often_is_quarantined_for_its_poison_only(store):
+    rogue = store.create("models.Rogue")
+    assert [rogue.exit_if(False) for _ in range(30)] == [1] * 30
+
+    with pytest.raises(ExecutorCrashedError) as caught:
+        rogue.exit_if(True)
+
+    assert caught.value.quarantined_s > 0
+    assert rogue.exit_if(False) == 1
+
+
+def test_kills_from_outside_do_not_quarantine_what_runs_well(peer, store, eventually):
+    """An out-of-memory killer that hits executors again and again."""
+    counter = store.create("models.Counter")
+    assert counter.add(1) == 1
+
+    for _ in range(4):
+        for child in peer.executors():
+            child.kill()
+        try:
+            counter.add(1)
+        except ExecutorCrashedError:
+            pass
+        eventually(lambda: counter.peek() > 0)
+        counter.add(1)
+
+    eventually(lambda: len(peer.executors()) >= 2, timeout_s=30.0)
+    value = counter.peek()
+    assert counter.add(1) == value + 1
