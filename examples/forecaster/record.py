@@ -36,7 +36,11 @@ def record(path: Path, rows_count: int) -> None:
             memory = psutil.virtual_memory()
             used = 100.0 * (memory.total - memory.available) / memory.total
             writer.writerow(
-                [f"{now:%Y-%m-%d %H:%M:%S}", f"{psutil.cpu_percent():.1f}", f"{used:.3f}"]
+                [
+                    f"{now:%Y-%m-%d %H:%M:%S}",
+                    f"{psutil.cpu_percent():.1f}",
+                    f"{used:.3f}",
+                ]
             )
             file.flush()
             if sys.stderr.isatty() and row % 10 == 0:
@@ -46,7 +50,9 @@ def record(path: Path, rows_count: int) -> None:
 def main() -> None:
     """Read the command line and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3600, help="rows to record, one a second")
+    parser.add_argument(
+        "--rows", type=int, default=3600, help="rows to record, one a second"
+    )
     parser.add_argument("--out", type=Path, default=Path("utilisation.csv"))
     arguments = parser.parse_args()
     record(arguments.out, arguments.rows)
