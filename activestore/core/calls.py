@@ -286,6 +286,7 @@ class Executor:
         "executor_id",
         "idle_since_s",
         "interrupted",
+        "is_condemned",
         "is_extra",
         "is_silent",
         "memory_bytes",
@@ -309,6 +310,8 @@ class Executor:
         self.ping_sent_s = 0.0
         self.is_silent = False
         self.is_extra = False
+        # Killed by us for a call that did not end: nobody else is to blame.
+        self.is_condemned = False
         self.interrupted = 0
         self.idle_since_s = now_s
 

@@ -56,7 +56,10 @@ class Supervision(Desk):
         running = [*self._stacked_on(executor), *began]
         for call in running:
             touched[call.object_id] = self._lose(
-                call, event.how, is_alone=len(running) == 1
+                call,
+                event.how,
+                is_alone=len(running) == 1,
+                is_bystander=executor.is_condemned,
             )
         for call in waiting:
             touched[call.object_id] = self._lose_waiting(call)
@@ -78,7 +81,9 @@ class Supervision(Desk):
             and call.slot.executor is executor
         ]
 
-    def _lose(self, call: Call, how: str, *, is_alone: bool) -> Mailbox:
+    def _lose(
+        self, call: Call, how: str, *, is_alone: bool, is_bystander: bool
+    ) -> Mailbox:
         """End a call that ran in an executor that is gone."""
         box = self.boxes.boxes[call.object_id]
         times = call.times
@@ -87,7 +92,8 @@ class Supervision(Desk):
             self._close(call)
             return box
         refused_s = 0.0
-        if is_alone or times is None or times.runs_count < RUNS_TRUSTED:
+        is_trusted = times is not None and times.runs_count >= RUNS_TRUSTED
+        if not is_bystander and (is_alone or not is_trusted):
             refused_s = self._quarantine.blame(self._key(call), self._now_s)
         self._fail(call, ExecutorCrashedError(call.where(), how, refused_s))
         return box
@@ -145,6 +151,7 @@ class Supervision(Desk):
     def _on_grace(self, call_id: int) -> None:
         call = self.calls.get(call_id)
         if call is not None and call.slot is not None and call.is_answered:
+            call.slot.executor.is_condemned = True
             self._emit(
                 effects.KillExecutor(
                     call.slot.executor.executor_id,
