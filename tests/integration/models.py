@@ -410,6 +410,10 @@ class Chunk(ActiveObject):
     def total(self) -> float:
         return float(self.data.sum())
 
+    @activemethod(readonly=True)
+    def bounds(self) -> tuple:
+        return float(self.data.min()), float(self.data.max())
+
     @activemethod
     def shift(self, by: float) -> float:
         self.data += by

@@ -197,7 +197,7 @@ def test_client_that_closes_with_calls_open_leaves_the_peer_well(shared_peer, sh
 
 
 def test_results_of_all_kinds_come_back_as_they_went(shared):
-    import numpy as np  # noqa: PLC0415 - the other tests do without
+    import numpy as np
 
     echo = shared.create("models.Echo")
     values = [

@@ -188,3 +188,103 @@ def test_read_modify_writes_of_eight_processes_add_up(peer, store, tmp_path):
     assert counter.peek() == 4000
     assert max(answers) == 4000
     assert len(set(answers)) == 8
+
+
+def run_until_killed(peer, work, *, kills: int, pause_s: float) -> None:
+    """Run `work(is_over)` in a thread beside `kills` restarts of the peer."""
+    is_over = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(is_over)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    for _ in range(kills):
+        time.sleep(pause_s)
+        peer.restart()
+    time.sleep(pause_s)
+    is_over.set()
+    thread.join(timeout=30.0)
+    assert not thread.is_alive()
+    assert not failures, failures
+
+
+@pytest.mark.timeout(60)
+def test_large_states_are_whole_after_kills(peer, store):
+    """Two megabytes that live in files beside the store: old or new, never half."""
+    chunk = store.create("models.Chunk", 0, 300_000, alias="chunk")
+    acknowledged: list[float] = []
+    tried: list[int] = []
+
+    def work(is_over: threading.Event) -> None:
+        while not is_over.is_set():
+            tried.append(1)
+            try:
+                acknowledged.append(chunk.shift(1.0))
+            except UnavailableError:
+                continue
+
+    run_until_killed(peer, work, kills=5, pause_s=0.4)
+    peer.restart()
+
+    low, high = peer.connect().get("chunk").bounds()
+    assert low == high
+    assert len(acknowledged) <= low <= len(tried)
+    assert acknowledged == sorted(set(acknowledged)), "a call ran twice"
+    assert len(acknowledged) > 20
+
+
+@pytest.mark.timeout(60)
+def test_objects_made_in_methods_are_there_with_what_holds_them(peer, store):
+    """Parent and child are one commit: no parent without its child."""
+    parent = store.create("models.Node", "parent", alias="parent")
+    acknowledged: list[int] = []
+
+    def work(is_over: threading.Event) -> None:
+        while not is_over.is_set() and len(acknowledged) < 300:
+            try:
+                acknowledged.append(parent.spawn_kept(str(len(acknowledged))))
+            except UnavailableError:
+                continue
+
+    run_until_killed(peer, work, kills=4, pause_s=0.4)
+    peer.restart()
+
+    again = peer.connect()
+    children = again.get("parent").get_kept()
+    assert len(children) >= len(acknowledged)
+    assert all(child.get_name().isdigit() for child in children)
+    rows = [row for row in again.objects() if row["class_name"] == "models.Node"]
+    assert len(rows) == len(children) + 1, "a child without its parent"
+
+
+@pytest.mark.timeout(60)
+def test_created_objects_are_found_by_their_alias_after_kills(peer, store):
+    """A create that was acknowledged has its object and its alias, both or neither."""
+    acknowledged: list[str] = []
+    unknown: list[str] = []
+
+    def work(is_over: threading.Event) -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            alias = f"n{number}"
+            try:
+                store.create("models.Counter", number, alias=alias)
+                acknowledged.append(alias)
+            except UnavailableError:
+                unknown.append(alias)
+
+    run_until_killed(peer, work, kills=4, pause_s=0.4)
+    peer.restart()
+
+    again = peer.connect()
+    found = {row["alias"]: row for row in again.objects(alias_prefix="n")}
+    assert set(acknowledged) <= set(found) <= {*acknowledged, *unknown}
+    for alias in acknowledged[::20]:
+        assert again.get(alias).peek() == int(alias[1:])
+    assert len(acknowledged) > 50

@@ -207,3 +207,24 @@ def test_kills_from_outside_do_not_quarantine_what_runs_well(peer, store, eventu
     eventually(lambda: len(peer.executors()) >= 2, timeout_s=30.0)
     value = counter.peek()
     assert counter.add(1) == value + 1
+
+
+def test_neighbours_of_a_method_that_must_be_killed_are_not_quarantined(
+    make_peer, models_file
+):
+    """One executor: what runs beside a runaway is lost with it, twice, and not blamed."""
+    peer = make_peer(executors=1, executors_max=1, cancel_grace_s=0.2)
+    store = peer.connect()
+    store.publish(models_file)
+    rogue, neighbour = (store.create("models.Rogue") for _ in "ab")
+
+    neighbouring = neighbour.block.submit(1.5)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError):
+            rogue.swallow.options(timeout_s=0.3)()
+
+    outcome = neighbouring.exception(timeout=20)
+    assert outcome is None or (
+        isinstance(outcome, ExecutorCrashedError) and not outcome.quarantined_s
+    )
+    assert neighbour.block(0.1) == "slept"
