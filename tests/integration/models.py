@@ -309,6 +309,64 @@ class Node(ActiveObject):
         return self.other.bump()
 
     @activemethod
+    def block_other(self, duration_s: float) -> int:
+        """Wait in the other object."""
+        self.value = -1
+        return self.other.cross_nothing(duration_s)
+
+    @activemethod
+    def cross_nothing(self, duration_s: float) -> int:
+        self.value = -1
+        time.sleep(duration_s)
+        return 1
+
+    @activemethod
+    def bump_other_from_a_thread(self) -> str:
+        """Call from a thread that runs no method."""
+        told = []
+
+        def call() -> None:
+            try:
+                told.append(str(self.other.bump()))
+            except activestore.errors.ActiveStoreError as error:
+                told.append(type(error).__name__)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        return told[0]
+
+    @activemethod
+    def bump_other_and_raise(self) -> None:
+        self.value = -1
+        self.other.bump()
+        raise ValueError("after the nested call")
+
+    @activemethod
+    def catch_from_other(self) -> str:
+        try:
+            self.other.bump_other_and_raise()
+        except ValueError as error:
+            return type(error).__name__
+        return "nothing was raised"
+
+    @activemethod
+    def sum_stream(self, trainer: Any, n: int) -> int:
+        """Read another object's stream inside a method."""
+        return sum(trainer.count.stream(n))
+
+    @activemethod
+    def fan_out(self, others: list) -> list:
+        """Start calls at many objects, then wait for all."""
+        return [future.result() for future in [o.bump.submit() for o in others]]
+
+    @activemethod
+    def keep_by_alias(self, alias: str) -> str:
+        made = Node("by alias")
+        made.make_persistent(alias=alias)
+        return Node.get_by_alias(alias).get_name()
+
+    @activemethod
     def spawn_kept(self, name: str) -> int:
         self.kept.append(Node(name, self))
         return len(self.kept)

@@ -10,7 +10,12 @@ import time
 
 import pytest
 
-from activestore.errors import ActiveStoreError, BusyError, InvalidRequestError
+from activestore.errors import (
+    ActiveStoreError,
+    BusyError,
+    DeadlineExceededError,
+    InvalidRequestError,
+)
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(40)]
 
@@ -179,3 +184,72 @@ def test_unpersisted_object_as_an_argument_becomes_persistent(shared):
     assert holder.get_other() is loose
     with pytest.raises(InvalidRequestError):
         loose.make_persistent(store=shared)
+
+
+def test_deadline_of_the_outer_call_ends_the_nested_one(pair):
+    first, second = pair
+
+    started_s = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        first.block_other.options(timeout_s=1)(3.0)
+
+    assert time.monotonic() - started_s < 2.0
+    assert first.bump.options(timeout_s=10)() == 1
+    assert second.bump.options(timeout_s=10)() == 1
+
+
+def test_cancelling_the_outer_call_cancels_the_nested_one(pair):
+    first, second = pair
+    future = first.block_other.submit(60.0)
+    time.sleep(0.3)
+
+    assert future.cancel()
+
+    assert first.bump.options(timeout_s=10)() == 1
+    assert second.bump.options(timeout_s=10)() == 1
+
+
+def test_nested_call_from_a_thread_of_the_method_is_refused_clearly(pair):
+    first, _ = pair
+
+    assert first.bump_other_from_a_thread() == "InvalidRequestError"
+    assert first.bump() == 1
+
+
+def test_nested_change_stays_when_the_outer_method_raises(pair):
+    """There are no transactions over several objects."""
+    first, second = pair
+
+    with pytest.raises(ValueError, match="after the nested call"):
+        first.bump_other_and_raise()
+
+    assert first.get_value() == 0
+    assert second.get_value() == 1
+
+
+def test_method_catches_what_a_nested_method_raised(pair):
+    first, _ = pair
+
+    assert first.catch_from_other().startswith("ValueError")
+
+
+def test_method_reads_the_stream_of_another_object(shared, pair):
+    first, _ = pair
+    trainer = shared.create("models.Trainer")
+
+    assert first.sum_stream(trainer, 100) == 4950
+
+
+def test_method_calls_many_objects_at_once(shared):
+    first = shared.create("models.Node", "first")
+    others = [shared.create("models.Node", str(n)) for n in range(40)]
+
+    assert first.fan_out(others) == [1] * 40
+
+
+def test_method_persists_and_finds_by_alias(shared):
+    node = shared.create("models.Node", "n")
+
+    assert node.keep_by_alias("made-inside") == "by alias"
+    assert shared.get("made-inside").get_name() == "by alias"
+    shared.delete("made-inside")
