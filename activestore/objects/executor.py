@@ -285,6 +285,23 @@ class Executor:
             self.add_slot(message[1], received.fd)
 
 
+def _leave_ending_to_the_daemon() -> None:
+    """Let SIGINT and SIGTERM of a whole process group pass: the daemon drains first.
+
+    A handler and not SIG_IGN, which the programs that a method starts would inherit;
+    and a forked child of a method ends by these signals as it should.
+    """
+    here = os.getpid()
+
+    def pass_by(number: int, _frame: object) -> None:
+        if os.getpid() != here:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_by)
+
+
 def main() -> None:
     """Read the settings from standard input, then serve."""
     settings = packing.unpack(sys.stdin.buffer.read())
@@ -297,7 +314,7 @@ def main() -> None:
         limit = settings["memory_bytes_max"]
         if limit:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_ending_to_the_daemon()
     sys.setswitchinterval(0.0005)
     for name in settings["preload"]:
         importlib.import_module(name)

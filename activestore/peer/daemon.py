@@ -137,9 +137,10 @@ class Daemon:
         try:
             self._loop.run(self._is_over)
         finally:
+            # A signal that comes while it closes must not cut short what is written.
+            self._close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self._close()
         if self._loop.failure:
             _log.error("stopped because storage failed reason=%s", self._loop.failure)
             return 1
