@@ -54,27 +54,24 @@ class Peer:
 
     def start(self) -> Peer:
         """Start the daemon; from the second time on at the port it had before."""
-        flags = {
-            **self.settings,
-            "listen": self.endpoint,
-            "data_dir": self.directory / "data",
-        }
         environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("ACTIVESTORE_")
         }
+        for name, value in self.settings.items():
+            environment[f"ACTIVESTORE_{name.upper()}"] = str(value)
+        environment["ACTIVESTORE_LISTEN"] = self.endpoint
+        environment["ACTIVESTORE_DATA_DIR"] = str(self.directory / "data")
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(HERE / "run_peer.py"),
-                    *(f"{name}={value}" for name, value in flags.items()),
-                ],
+                [sys.executable, "-m", "activestore.cli.main", "start", "--json"],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=environment,
+                # A group of its own, so that a test can signal all of it.
+                start_new_session=True,
             )
         assert self._process.stdout is not None
         heard, _, _ = select.select([self._process.stdout], [], [], START_S_MAX)
@@ -99,6 +96,10 @@ class Peer:
         """End the daemon in order; return its exit status."""
         self._note_children()
         self.send(signal.SIGTERM)
+        return self._reap()
+
+    def wait(self) -> int:
+        """Wait for a daemon that was told to end; return its exit status."""
         return self._reap()
 
     def restart(self) -> Peer:

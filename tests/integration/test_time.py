@@ -5,6 +5,7 @@ Source: design section 5 ("Two different bounds").
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -114,3 +115,19 @@ def test_stop_in_order_lets_running_calls_end(peer, store):
     rounds = future.result(timeout=5)
     peer.start()
     assert peer.connect().get("r").peek() == rounds
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_whole_group_drains_too(peer, store, number):
+    """Ctrl-C in a terminal and a service manager's stop reach the executors as well."""
+    rogue = store.create("models.Rogue", alias="r")
+    future = rogue.work.submit(1.0)
+    time.sleep(0.3)
+    executors = peer.executors()
+
+    os.killpg(peer.pid, number)
+
+    assert future.result(timeout=10) >= 1
+    assert peer.wait() == 0
+    assert len(executors) == 2
