@@ -51,9 +51,9 @@ def test_stopped_peer_is_reported_within_the_silence_bound(peer, store):
 @pytest.mark.timeout(40)
 def test_stopped_peer_is_reported_during_a_long_method(peer, store):
     """The bound counts from the last beat, not from the call."""
-    rogue = peer.connect(timeout_s=5.0).create("models.Rogue")
+    rogue = peer.connect(timeout_s=3.0).create("models.Rogue")
     future = rogue.block.submit(60.0)
-    time.sleep(2.5)
+    time.sleep(2.2)
 
     peer.send(signal.SIGSTOP)
     started_s = time.monotonic()
@@ -62,7 +62,7 @@ def test_stopped_peer_is_reported_during_a_long_method(peer, store):
     waited_s = time.monotonic() - started_s
     peer.send(signal.SIGCONT)
 
-    assert waited_s <= 6.0
+    assert waited_s <= 4.0
 
 
 @pytest.mark.timeout(40)
