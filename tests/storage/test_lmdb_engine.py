@@ -1,0 +1,523 @@
+"""The engine: what it promises holds, also after a crash, with little room, with damage."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from activestore.errors import (
+    AliasExistsError,
+    ConfigurationError,
+    CorruptRecordError,
+    DirectoryLockedError,
+    InvalidRequestError,
+    ObjectNotFoundError,
+    StorageFullError,
+)
+from activestore.ids import ObjectId, SessionId
+from activestore.storage import maintenance
+from activestore.storage.blobs import view_of
+from activestore.storage.engine import Change, ClassRecord, Damage, ReplyRecord
+from activestore.storage.lmdb_engine import LmdbEngine
+from activestore.wire.state import FileBuffer, ObjectState, StateDelta
+
+REVISION = b"r" * 16
+SESSION = SessionId(b"s" * 16)
+GIB = 1 << 30
+
+
+def opened(path: Path, *, budget: int = GIB) -> LmdbEngine:
+    return LmdbEngine.open(path, disk_budget_bytes=budget, wall_clock=lambda: 1000.0)
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = opened(tmp_path / "data")
+    yield made
+    made.close()
+
+
+def oid(number: int) -> ObjectId:
+    return ObjectId(b"home66\x00" + number.to_bytes(9, "big"))
+
+
+def state(*, graph: bytes = b"", buffers: Any = (), **fields: bytes) -> ObjectState:
+    names = ("g",) if graph else ()
+    return ObjectState("m.C", REVISION, 0, fields, graph, names, buffers)
+
+
+def delta(
+    *, graph: bytes | None = None, buffers: Any = (), **fields: bytes
+) -> StateDelta:
+    names = ("g",) if graph else ()
+    return StateDelta("m.C", REVISION, 0, fields, (), graph, names, buffers)
+
+
+def new(number: int, content: ObjectState | None = None, **options: Any) -> Change:
+    content = state(value=b"\x01") if content is None else content
+    return Change(oid(number), 1, content, is_new=True, **options)
+
+
+def changed(number: int, version: int, content: StateDelta, **options: Any) -> Change:
+    return Change(oid(number), version, None, content, **options)
+
+
+def content_of(
+    engine: LmdbEngine, number: int
+) -> tuple[dict[str, bytes], bytes, list[bytes]]:
+    found = engine.load(oid(number))
+    assert found is not None
+    buffers = []
+    for buffer in found[1].buffers:
+        buffers.append(bytes(view_of(buffer)))
+        if isinstance(buffer, FileBuffer):
+            os.close(buffer.fd)
+    return dict(found[1].fields), found[1].graph, buffers
+
+
+def reply(sequence: int, body: bytes = b"\xc0") -> ReplyRecord:
+    return ReplyRecord(SESSION, sequence, "", body, 1000.0)
+
+
+# -- what it keeps ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 300, 5000, 300_000, 1 << 20, (1 << 20) + 1, 9 << 20]
+)
+def test_part_of_any_size_comes_back_after_reopening(tmp_path, size):
+    block = random.Random(size).randbytes(size)
+    first = opened(tmp_path / "data")
+    made = state(
+        graph=b"g" * min(size, 1 << 20), buffers=[block, b"small"], value=b"\x07"
+    )
+    assert first.commit([new(1, made)]) == [None]
+    first.close()
+
+    again = opened(tmp_path / "data")
+
+    assert content_of(again, 1) == (
+        {"value": b"\x07"}, made.graph, [block, b"small"]
+    )  # fmt: skip
+    assert not [d for d in again.verify() if isinstance(d, Damage)]
+    again.close()
+
+
+def test_delta_replaces_fields_and_buffers_and_keeps_the_others(engine):
+    large = random.Random(1).randbytes(3 << 20)
+    engine.commit(
+        [new(1, state(graph=b"one", buffers=[large, b"b" * 5000], a=b"1", b=b"2"))]
+    )
+
+    step = StateDelta(
+        "m.C", REVISION, 0, {"a": b"9"}, ("b",), b"two", ("g",), [0, b"new"]
+    )
+    assert engine.commit([changed(1, 2, step)]) == [None]
+
+    assert content_of(engine, 1) == ({"a": b"9"}, b"two", [large, b"new"])
+    head = engine.head(oid(1))
+    assert head is not None
+    assert (head.version, head.state_bytes) == (2, 1 + 3 + len(large) + 3)
+    assert not [d for d in engine.verify() if isinstance(d, Damage)]
+
+
+def test_many_deltas_of_one_object_in_a_batch_become_one_record(engine):
+    engine.commit([new(1)])
+    before = engine.usage().changes
+
+    results = engine.commit(
+        [changed(1, n, delta(value=bytes([n]), big=b"x" * 5000)) for n in range(2, 66)]
+    )
+
+    assert results == [None] * 64
+    assert content_of(engine, 1)[0]["value"] == bytes([65])
+    assert engine.usage().changes - before == 64
+    assert not [d for d in engine.verify() if isinstance(d, Damage)]
+
+
+def test_replies_are_kept_dropped_and_expire(engine):
+    engine.commit([new(1, reply=reply(1, b"one"))])
+    engine.commit([changed(1, 2, delta(value=b"2"), reply=reply(2, b"two"))])
+    engine.commit(
+        [Change(oid(1), is_delete=True, version=3, drop_replies=[(SESSION, 1)])]
+    )
+
+    assert engine.reply(oid(1), SESSION, 1) is None
+    found = engine.reply(oid(1), SESSION, 2)
+    assert found is not None
+    assert found.body == b"two"
+    assert engine.expire_replies(999.0) == 0
+    assert engine.expire_replies(1001.0) == 1
+    assert engine.reply(oid(1), SESSION, 2) is None
+
+
+def test_heads_are_listed_in_pages_by_id_and_by_alias(engine):
+    engine.commit([new(n, alias=f"a{9 - n}" if n % 2 else "") for n in range(1, 8)])
+
+    pages, after = [], None
+    while page := engine.heads(after=after, limit=3):
+        pages.append([head.object_id for head in page])
+        after = page[-1].object_id
+    by_alias = [head.alias for head in engine.heads(alias_prefix="a", limit=2)]
+    rest = engine.heads(alias_prefix="a", after=engine.resolve(by_alias[-1]))
+
+    assert [one for page in pages for one in page] == [oid(n) for n in range(1, 8)]
+    assert by_alias + [head.alias for head in rest] == ["a2", "a4", "a6", "a8"]
+
+
+def test_code_and_classes_come_back(engine):
+    record = ClassRecord("m.C", REVISION, REVISION, b"interface", 1.0)
+    engine.put_code(REVISION, b"archive", [record])
+
+    assert engine.code(REVISION) == b"archive"
+    assert engine.code(b"x" * 16) is None
+    assert engine.classes() == [record]
+    assert engine.class_revision("m.C", REVISION) == record
+
+
+# -- what it refuses, alone ---------------------------------------------------------------
+
+
+def test_refused_change_does_not_hold_up_the_others(engine):
+    engine.commit([new(1, alias="taken")])
+
+    results = engine.commit([
+        new(2, alias="taken"), new(3), changed(9, 2, delta(value=b"1")),
+        Change(oid(8), is_delete=True), new(1),
+    ])  # fmt: skip
+
+    assert [type(r) for r in results] == [
+        AliasExistsError, type(None), ObjectNotFoundError, ObjectNotFoundError,
+        InvalidRequestError,
+    ]  # fmt: skip
+    assert engine.head(oid(2)) is None
+    assert engine.head(oid(3)) is not None
+
+
+def test_group_is_kept_whole_or_not_at_all(engine):
+    engine.commit([new(1, alias="taken")])
+
+    group = [new(2, group=7), new(3, alias="taken", group=7), new(4, group=7)]
+    assert all(isinstance(r, AliasExistsError) for r in engine.commit(group))
+
+    assert [engine.head(oid(n)) for n in (2, 3, 4)] == [None, None, None]
+    same_alias = [new(5, alias="x", group=8), new(6, alias="x", group=8)]
+    assert all(isinstance(r, AliasExistsError) for r in engine.commit(same_alias))
+
+
+def test_retry_of_a_create_that_was_committed_succeeds_and_changes_nothing(engine):
+    engine.commit([new(1, reply=reply(5))])
+    engine.commit([changed(1, 2, delta(value=b"later"))])
+
+    assert engine.commit([new(1, reply=reply(5))]) == [None]
+
+    assert content_of(engine, 1)[0] == {"value": b"later"}
+
+
+def test_deleting_frees_the_alias(engine):
+    engine.commit([new(1, alias="name")])
+    engine.commit([Change(oid(1), version=2, is_delete=True)])
+
+    assert engine.resolve("name") is None
+    assert engine.commit([new(2, alias="name")]) == [None]
+
+
+# -- little room -----------------------------------------------------------------------------
+
+
+def test_new_objects_are_refused_when_the_budget_is_nearly_used(tmp_path):
+    engine = opened(tmp_path / "data", budget=8 << 20)
+    refused = None
+    kept = 0
+    for number in range(1, 200):
+        (result,) = engine.commit([new(number, state(buffers=[os.urandom(200_000)]))])
+        engine._until_usage = 0
+        if result is not None:
+            refused = result
+            break
+        kept = number
+
+    assert isinstance(refused, StorageFullError)
+    assert refused.budget_bytes == 8 << 20
+    assert refused.used_bytes > 0.8 * refused.budget_bytes
+    assert engine.head(oid(kept)) is not None
+    for number in range(1, kept + 1):
+        assert engine.commit([Change(oid(number), version=2, is_delete=True)]) == [None]
+    engine._until_usage = 0
+    engine.commit([Change(oid(1))])
+    assert engine.commit([new(500)]) == [None]
+    engine.close()
+
+
+def test_map_grows_by_itself(engine):
+    before = engine.usage().map_bytes
+
+    for number in range(120):
+        engine.commit([new(number, state(buffers=[os.urandom(900_000)]))])
+
+    assert engine.usage().map_bytes > before
+    assert len(content_of(engine, 119)[2][0]) == 900_000
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="a small disk can be mounted by root only"
+)
+def test_full_disk_refuses_with_numbers_and_loses_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        engine = opened(disk / "data")
+        kept, refused = 0, None
+        for number in range(1, 40):
+            block = os.urandom(3 << 20 if number % 2 else 700_000)
+            (refused,) = engine.commit([new(number, state(buffers=[block]))])
+            if refused is not None:
+                break
+            kept = number
+        assert isinstance(refused, StorageFullError)
+        assert engine.commit([Change(oid(1), version=2, is_delete=True)]) == [None]
+        engine.collect_garbage(-1.0)
+        assert engine.commit([new(900)]) == [None]
+        engine.close()
+        again = opened(disk / "data")
+        assert [again.head(oid(n)) is not None for n in range(2, kept + 1)] == [
+            True
+        ] * (kept - 1)
+        assert not [d for d in again.verify() if isinstance(d, Damage)]
+        again.close()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# -- damage --------------------------------------------------------------------------------
+
+
+def overwrite(path: Path, table: str, key: bytes, change: Any) -> None:
+    env = lmdb.open(str(path / "data" / "data"), max_dbs=16)
+    with env.begin(write=True) as transaction:
+        db = env.open_db(table.encode(), txn=transaction)
+        value = bytearray(transaction.get(key, db=db))
+        change(value)
+        transaction.put(key, bytes(value), db=db)
+    env.close()
+
+
+def test_damaged_record_is_told_and_the_others_work(tmp_path):
+    engine = opened(tmp_path / "data")
+    engine.commit([new(1), new(2)])
+    engine.close()
+    overwrite(
+        tmp_path, "heads", oid(1), lambda value: value.__setitem__(5, value[5] ^ 1)
+    )
+
+    engine = opened(tmp_path / "data")
+
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        engine.load(oid(1))
+    assert content_of(engine, 2)[0] == {"value": b"\x01"}
+    assert [d.object_id for d in engine.verify() if isinstance(d, Damage)] == [oid(1)]
+    (refused,) = engine.commit([changed(1, 2, delta(value=b"2"))])
+    assert isinstance(refused, CorruptRecordError)
+    assert engine.commit([Change(oid(1), is_delete=True)]) == [None]
+    assert engine.load(oid(1)) is None
+    engine.close()
+
+
+def test_damaged_or_missing_file_is_told(tmp_path):
+    engine = opened(tmp_path / "data")
+    engine.commit([new(n, state(buffers=[os.urandom(2 << 20)])) for n in (1, 2)])
+    engine.close()
+    files = sorted(p for p in (tmp_path / "data" / "blobs").rglob("*") if p.is_file())
+    with files[0].open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damage")
+    files[1].unlink()
+
+    engine = opened(tmp_path / "data")
+
+    for number in (1, 2):
+        with pytest.raises(CorruptRecordError):
+            engine.load(oid(number))
+    assert len([d for d in engine.verify() if isinstance(d, Damage)]) == 2
+    engine.close()
+
+
+def test_unreferenced_files_go_and_referenced_ones_stay(engine, tmp_path):
+    shared = os.urandom(2 << 20)
+    engine.commit(
+        [new(1, state(buffers=[shared])), new(2, state(buffers=[bytes(shared)]))]
+    )
+    engine.commit([Change(oid(1), version=2, is_delete=True)])
+    assert engine.collect_garbage(-1.0) == 0
+
+    engine.commit([Change(oid(2), version=2, is_delete=True)])
+
+    assert engine.collect_garbage(3600.0) == 0
+    assert engine.collect_garbage(-1.0) == 2 << 20
+    assert not [p for p in (tmp_path / "data" / "blobs").rglob("*") if p.is_file()]
+
+
+# -- the directory ----------------------------------------------------------------------------
+
+
+def test_second_engine_on_a_directory_is_told_who_uses_it(engine, tmp_path):
+    with pytest.raises(DirectoryLockedError) as refused:
+        opened(tmp_path / "data")
+
+    assert refused.value.pid == os.getpid()
+
+
+def test_directory_keeps_its_peer_id_and_counts_its_starts(tmp_path):
+    first = opened(tmp_path / "data")
+    peer_id, incarnation = first.peer_id, first._directory.incarnation
+    first.close()
+
+    second = opened(tmp_path / "data")
+
+    assert second.peer_id == peer_id
+    assert second._directory.incarnation == incarnation + 1
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 99, "peer_id": "", "incarnation": 1}', "format 99"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_directory_of_another_format_is_refused(tmp_path, text, said):
+    opened(tmp_path / "data").close()
+    (tmp_path / "data" / "FORMAT").write_text(text)
+
+    with pytest.raises(ConfigurationError, match=said):
+        opened(tmp_path / "data")
+
+
+def test_path_that_is_no_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(ConfigurationError, match="data_dir"):
+        opened(tmp_path / "file")
+
+
+def test_backup_restores_to_a_new_peer_with_the_same_objects(engine, tmp_path):
+    block = os.urandom(3 << 20)
+    engine.commit([new(1, state(buffers=[block], value=b"\x05"), alias="name"), new(2)])
+
+    steps = list(engine.backup(str(tmp_path / "copy")))
+    engine.commit([Change(oid(1), version=2, is_delete=True)])
+    engine.collect_garbage(-1.0)
+    list(maintenance.restore(str(tmp_path / "copy"), str(tmp_path / "back")))
+
+    assert steps[-1][0] == steps[-1][1] > len(block)
+    again = opened(tmp_path / "back")
+    assert again.peer_id != engine.peer_id
+    assert again.resolve("name") == oid(1)
+    assert content_of(again, 1) == ({"value": b"\x05"}, b"", [block])
+    assert not [d for d in again.verify() if isinstance(d, Damage)]
+    again.close()
+
+
+def test_restore_refuses_what_is_no_backup_and_what_holds_data(engine, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="no data directory"):
+        list(maintenance.restore(str(tmp_path / "empty"), str(tmp_path / "back")))
+    list(engine.backup(str(tmp_path / "copy")))
+
+    with pytest.raises(ConfigurationError, match="not empty"):
+        list(maintenance.restore(str(tmp_path / "copy"), str(tmp_path / "copy")))
+
+
+# -- crashes -----------------------------------------------------------------------------------
+
+WRITER = """
+import os, sys
+from activestore.storage.lmdb_engine import LmdbEngine
+from activestore.storage.engine import Change
+from activestore.wire.state import ObjectState, StateDelta
+engine = LmdbEngine.open(sys.argv[1], disk_budget_bytes=1 << 30, wall_clock=lambda: 1.0)
+object_id = b"home66\\0" + bytes(9)
+found = engine.head(object_id)
+version = found.version if found else 0
+if not found:
+    state = ObjectState("m.C", b"r" * 16, 0, {"value": b"0"}, b"", (), ())
+    assert engine.commit([Change(object_id, 1, state, is_new=True)]) == [None]
+    version = 1
+while True:
+    version += 1
+    text = str(version).encode()
+    size = (10, 6000, 2_000_000)[version % 3]
+    block = text * (size // len(text))
+    step = StateDelta("m.C", b"r" * 16, 0, {"value": text}, (), text, ("g",), [block])
+    assert engine.commit([Change(object_id, version, None, step)]) == [None]
+    print(version, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_every_acknowledged_commit_survives_kill_9(tmp_path):
+    """The last one is whole or absent: field, graph and buffer always fit together."""
+    chance = random.Random(4711)
+    acknowledged = 1
+    for _ in range(10):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "data")],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as writer:
+            time.sleep(chance.uniform(0.25, 0.6))
+            writer.send_signal(signal.SIGKILL)
+            assert writer.stdout is not None
+            lines = writer.stdout.read().splitlines()
+        if lines:
+            acknowledged = int(lines[-1])
+
+        engine = opened(tmp_path / "data")
+        found = engine.load(ObjectId(b"home66\x00" + bytes(9)))
+        assert found is not None or acknowledged == 1
+        if found is not None:
+            head, kept = found
+            assert head.version in (acknowledged, acknowledged + 1)
+            text = str(head.version).encode()
+            if head.version > 1:
+                assert kept.fields["value"] == kept.graph == text
+                (buffer,) = kept.buffers
+                assert bytes(view_of(buffer)).startswith(text)
+                if isinstance(buffer, FileBuffer):
+                    os.close(buffer.fd)
+            acknowledged = head.version
+        assert not [d for d in engine.verify() if isinstance(d, Damage)]
+        engine.close()
+
+
+@pytest.mark.slow
+def test_100_000_objects_open_at_once_and_list_in_pages(tmp_path):
+    engine = opened(tmp_path / "data")
+    for start in range(0, 100_000, 1000):
+        engine.commit([new(n) for n in range(start, start + 1000)])
+    engine.close()
+    start_s = time.perf_counter()
+
+    again = opened(tmp_path / "data")
+
+    assert time.perf_counter() - start_s < 1.0
+    count, after = 0, None
+    while page := again.heads(after=after, limit=1000):
+        count, after = count + len(page), page[-1].object_id
+    assert count == 100_000
+    again.close()
