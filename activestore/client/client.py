@@ -168,10 +168,10 @@ class Store:
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
         """Run a method of an object and return its result."""
-        request = self._start_call(
-            object_id, method, Operation.CALL, args, kwargs, options
+        make, timeout_s = self._call_maker(
+            object_id, method, Operation.CALL, args, kwargs, options, None
         )
-        self._connection.wait(request)
+        request = self._connection.call(make, timeout_s=timeout_s, where=method)
         return self._decode(request.outcome())
 
     def submit(
@@ -228,6 +228,22 @@ class Store:
         extra: dict[str, Any] | None = None, is_stream: bool = False,
         on_done: Callable[[Request], None] | None = None,
     ) -> Request:  # fmt: skip
+        make, timeout_s = self._call_maker(
+            object_id, method, operation, args, kwargs, options, extra
+        )
+        return self._connection.start(
+            make,
+            timeout_s=timeout_s,
+            where=method,
+            on_done=on_done,
+            is_stream=is_stream,
+        )
+
+    def _call_maker(  # noqa: PLR0913, PLR0917 - a call has that many parts
+        self, object_id: ObjectId, method: str, operation: int, args: tuple[Any, ...],
+        kwargs: dict[str, Any], options: CallOptions, extra: dict[str, Any] | None,
+    ) -> tuple[Callable[[int, int], messages.Call], float]:  # fmt: skip
+        """Return what makes the message once its sequence is known, and the deadline."""
         body, buffers = self._arguments(args, kwargs)
         timeout_s = options.timeout_s or 0.0
         deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
@@ -238,13 +254,7 @@ class Store:
                 extra, body, buffers,
             )  # fmt: skip
 
-        return self._connection.start(
-            make,
-            timeout_s=timeout_s,
-            where=method,
-            on_done=on_done,
-            is_stream=is_stream,
-        )
+        return make, timeout_s
 
     def _items(self, request: Request) -> Iterator[Any]:
         connection, items = self._connection, request.items

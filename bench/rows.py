@@ -1,0 +1,101 @@
+"""The rows of the design's table that concern one peer: what is measured, and the target.
+
+Rules of this file: a target is the design's; it is never moved to where we are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One line of the report. `at_most`: whether the target is an upper bound."""
+
+    name: str
+    unit: str
+    target: float
+    at_most: bool
+    about: str
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("null_spin", "x raw", 1.0, True, "null readonly call p50, spinning"),
+        Row("null_no_spin", "x raw", 2.0, True, "null readonly call p50, spin_us = 0"),
+        Row("pipelined", "calls/s", 40_000, False, "1 client, 100 in flight"),
+        Row(
+            "pipelined_4",
+            "calls/s",
+            40_000,
+            False,
+            "4 client processes, 100 in flight each",
+        ),
+        Row(
+            "durable",
+            "x bound",
+            1.0,
+            True,
+            "mutating call against commit + 1.5 null calls",
+        ),
+        Row(
+            "durable_pipelined",
+            "calls/s",
+            10_000,
+            False,
+            "mutating calls, 100 in flight",
+        ),
+        Row("persist_small", "objects/s", 10_000, False, "small objects, pipelined"),
+        Row("array_out", "MB/s", 1_500, False, "8 MB float64 argument, sum back"),
+        Row("array_back", "MB/s", 2_000, False, "8 MB float64 result"),
+        Row("persist_large", "MB/s", 600, False, "persist a 100 MB array"),
+        Row("thin_rss", "MB", 22, True, "thin client: memory after import"),
+        Row("thin_import", "ms", 40, True, "thin client: import time"),
+        Row(
+            "thin_size",
+            "MB",
+            8,
+            True,
+            "thin client: activestore, pyzmq, msgpack on disk",
+        ),
+        Row("idle_memory", "MB", 60, True, "idle peer: daemon + 1 executor"),
+        Row("idle_cpu", "% of a core", 1.0, True, "idle peer"),
+        Row("start", "s", 1.0, True, "start to ready"),
+        Row(
+            "offload",
+            "ms",
+            20,
+            True,
+            "LSTM training of 10 epochs over the method's own time",
+        ),
+        Row(
+            "objects_100k",
+            "s",
+            5.0,
+            True,
+            "restart with 100,000 objects to a served look-up",
+        ),
+        Row("daemon_100k", "MB", 200, True, "daemon's memory with 100,000 objects"),
+        Row(
+            "written_single",
+            "bytes",
+            1e12,
+            True,
+            "disk bytes per 100-byte change, one by one",
+        ),
+        Row(
+            "written_group",
+            "bytes",
+            16_384,
+            True,
+            "disk bytes per 100-byte change, 100 in flight",
+        ),
+        Row(
+            "header_bytes",
+            "bytes",
+            200,
+            True,
+            "wire bytes of a null call and its reply, each",
+        ),
+    )
+}
