@@ -7,13 +7,13 @@ Source: PEP 508; design section 4, `requires`.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
-
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from typing import TYPE_CHECKING
 
 from activestore.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def missing_requirements(requires: Sequence[str]) -> list[str]:
@@ -29,6 +29,9 @@ def missing_requirements(requires: Sequence[str]) -> list[str]:
 
 
 def _parse(text: str) -> Requirement:
+    # Here and below: 6 MB that only a class with requirements is worth.
+    from packaging.requirements import InvalidRequirement, Requirement
+
     try:
         return Requirement(text)
     except InvalidRequirement as error:
@@ -39,19 +42,23 @@ def _parse(text: str) -> Requirement:
 
 
 def _is_met(requirement: Requirement, asked: frozenset[str], extra: str = "") -> bool:
+    from importlib import metadata
+
+    from packaging.utils import canonicalize_name
+
     marker = requirement.marker
     if marker is not None and not marker.evaluate({"extra": extra}):
         return True
     try:
-        found = importlib.metadata.distribution(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
+        found = metadata.distribution(requirement.name)
+    except metadata.PackageNotFoundError:
         return False
     # A pre-release that somebody installed was chosen on purpose.
     if not requirement.specifier.contains(found.version, prereleases=True):
         return False
     name = canonicalize_name(requirement.name)
     return all(
-        _is_met(Requirement(text), asked | {key}, wanted)
+        _is_met(_parse(text), asked | {key}, wanted)
         for wanted in requirement.extras
         # `a[x]` may ask for `a[y]`, and that for `a[x]` again.
         if (key := f"{name}[{wanted}]") not in asked

@@ -153,8 +153,13 @@ class PeerLoop(Incoming, Outgoing):
         self.executors.flush()
         self._flush_network()
         if worked:
-            if now_s - self._last_work_s < self.settings.spin_s * 4:
+            # Only an executor is worth looking for at once. To look again while a commit
+            # runs would take the interpreter, and perhaps the core, from the writer.
+            is_close = now_s - self._last_work_s < self.settings.spin_s * 4
+            if is_close and self.core.calls:
                 self._busy_until_s = now_s + self.settings.spin_s
+            else:
+                self._busy_until_s = 0.0
             self._last_work_s = now_s
         elif now_s < self._busy_until_s:
             # Whoever is waited for may need this core: offer it at every look.
