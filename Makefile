@@ -113,6 +113,6 @@ bench-rivals: $(VENV)/installed.stamp ## the same measurements of other systems,
 
 clean: ## remove environments, caches and builds
 	@echo "== removing .venv*, caches, build, dist"
-	@rm -rf .venv .venv-thin $(addprefix .venv-,$(VERSIONS)) build dist *.egg-info \
+	@rm -rf .venv .venv-thin .venv-rivals $(addprefix .venv-,$(VERSIONS)) build dist *.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
