@@ -572,12 +572,12 @@ def error_from_wire(code: str, args: tuple[Any, ...]) -> ActiveStoreError:
     A code this version does not know gives an ActiveStoreError that names it; fields
     that a newer version appended are dropped.
     """
-    if code == MethodError.code:
-        return method_error(*args[: len(MethodError.FIELDS)])
     cls = BY_CODE.get(code)
     if cls is None:
         return ActiveStoreError(f"{code}: {', '.join(map(str, args))}")
     try:
+        if cls is MethodError:
+            return method_error(*args[: len(MethodError.FIELDS)])
         return cls(*args[: len(cls.FIELDS)])
     except (TypeError, ValueError):
         return ActiveStoreError(f"{code}: {', '.join(map(str, args))}")

@@ -53,6 +53,7 @@ DEADLINE_GRACE_S = 0.5
 STREAM_CREDIT = 16
 
 RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
+_NEVER_S = float("-inf")
 
 
 class Request:
@@ -127,6 +128,7 @@ class Session:
         self._next_token = 1
         self._heard_s = 0.0
         self._asked_s = 0.0
+        self._greeted_s = _NEVER_S
         self._next_tick_s = 0.0
 
     def hello(self) -> Hello:
@@ -188,7 +190,7 @@ class Session:
         if kind is Pong:
             return self._take_pong(message, now_s)
         if kind is Refused:
-            return self._take_refused(message)
+            return self._take_refused(message, now_s)
         raise RemoteProtocolError(f"a client takes no {kind.__name__}", self.endpoint)
 
     def _take_item(
@@ -214,8 +216,7 @@ class Session:
         request = self.requests.get(message.sequence)
         if request is None:
             return [], []
-        fields: Any = values.decode(message.body)
-        error = error_from_wire(message.code, tuple(fields))
+        error = self._error_of(message)
         if self._may_retry(request, message.code, error):
             request.heard_s = now_s
             backoff_s = min(BACKOFF_S * 2**request.attempt, BACKOFF_S_MAX)
@@ -224,6 +225,24 @@ class Session:
             self._next_tick_s = min(self._next_tick_s, request.retry_s)
             return [], []
         return [self._fail(request, error)], []
+
+    def _error_of(self, message: Any) -> ActiveStoreError:
+        """Return the error that a Failure carries; its fields may be anything."""
+        fields = values.decode(message.body)
+        if type(fields) is not list:
+            raise RemoteProtocolError(
+                f"the body of a Failure must be a list, got {type(fields).__name__}",
+                self.endpoint,
+            )
+        error = error_from_wire(message.code, tuple(fields))
+        for name in ("retry_after_s", "quarantined_s"):
+            seen = getattr(error, name, 0.0)
+            if type(seen) not in (float, int):
+                raise RemoteProtocolError(
+                    f"{name} of a Failure must be a number, got {str(seen)[:40]!r}",
+                    self.endpoint,
+                )
+        return error
 
     @staticmethod
     def _may_retry(request: Request, code: str, error: ActiveStoreError) -> bool:
@@ -236,12 +255,19 @@ class Session:
     def _take_welcome(
         self, message: Any, now_s: float
     ) -> tuple[list[Request], list[Message]]:
+        if not PROTOCOL_VERSION_MIN <= message.version <= PROTOCOL_VERSION:
+            raise RemoteProtocolError(
+                f"it speaks version {message.version}, this client "
+                f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}",
+                self.endpoint,
+            )
         is_first = self.peer is None
         self.peer = Peer(
             message.peer_id, message.peer_name, message.incarnation, message.version,
             message.limits.get("message_bytes_max", 1 << 30),
         )  # fmt: skip
         self._asked_s = 0.0
+        self._greeted_s = _NEVER_S
         if is_first:
             return [], []
         return self._send_all_again(now_s)
@@ -266,11 +292,23 @@ class Session:
             self.peer is None or message.incarnation == self.peer.incarnation
         ):
             return [], []
-        return [], [self.hello()]
+        return [], self._greet_again(now_s)
 
-    def _take_refused(self, message: Any) -> tuple[list[Request], list[Message]]:
+    def _greet_again(self, now_s: float) -> list[Message]:
+        """Return Hello, once for all messages that a peer refused for the lack of it.
+
+        Each Welcome has all requests sent again, so one per refusal would be square.
+        """
+        if now_s - self._greeted_s < PING_S:
+            return []
+        self._greeted_s = now_s
+        return [self.hello()]
+
+    def _take_refused(
+        self, message: Any, now_s: float
+    ) -> tuple[list[Request], list[Message]]:
         if message.code == "hello_needed":
-            return [], [self.hello()]
+            return [], self._greet_again(now_s)
         self.refusal = RemoteProtocolError(message.reason, self.endpoint)
         return [self._fail(r, self.refusal) for r in list(self.requests.values())], []
 
