@@ -27,13 +27,13 @@ def main() -> None:
         content, _ = values.encode([dict(one) for one in registry.describe(classes)])
     except ActiveStoreError as error:
         code = error.code
-        content, _ = values.encode(list(error.args))
+        content = values.encode_error(error)
     except Exception as error:  # noqa: BLE001 - the module's own import raised
         told = InvalidRequestError(
             f"importing it raised {type(error).__name__}: {error}", name
         )
         code = told.code
-        content, _ = values.encode(list(told.args))
+        content = values.encode_error(told)
     with os.fdopen(answer_fd, "wb") as answer:
         answer.write(packing.pack([code, content]))
         answer.flush()

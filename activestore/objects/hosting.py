@@ -466,14 +466,14 @@ class Host:
     @staticmethod
     def _failure(error: ActiveStoreError, *, is_dropped: bool = False) -> Outcome:
         try:
-            body, buffers = values.encode(list(error.args))
-            is_told = len(body) <= ERROR_BYTES_MAX and not buffers
+            body = values.encode_error(error)
+            is_told = len(body) <= ERROR_BYTES_MAX
         except ActiveStoreError:
             is_told = False
         if not is_told:
             # A method may raise our errors too, with fields that nobody can carry.
             told = method_error(type(error).__name__, _text_of(error))
-            error, (body, _) = told, values.encode(list(told.args))
+            error, body = told, values.encode_error(told)
         return Outcome(error.code, body, is_dropped=is_dropped)
 
     @staticmethod

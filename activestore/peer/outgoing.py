@@ -138,7 +138,7 @@ class Outgoing(Table):
             code, body = effect.code, effect.body
         else:
             code = effect.error.code
-            body, _ = values.encode(list(effect.error.args))
+            body = values.encode_error(effect.error)
         if type(origin) is Client:
             session = self.sessions.get(origin.session)
             if session is not None:

@@ -25,7 +25,7 @@ from activestore.wire.values import Decoder, Encoder
 
 DIMENSIONS_MAX = 32
 _DTYPE = re.compile(
-    r"[<>|]?(?:\?|[biufc](?:1|2|4|8|16|32)|b1|[SUV]\d{1,9}"
+    r"[<>|]?(?:\?|b1|[iu][1248]|f[248]|c8|c16|[SUV]\d{1,9}"
     r"|[mM]8(?:\[(?:\d{1,9})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
 )
 _BFLOAT16 = "bfloat16"
@@ -166,7 +166,10 @@ def _dtype_text(dtype: Any) -> Any:
         )
     if dtype.names is None:
         if dtype.subdtype is not None or not _DTYPE.fullmatch(dtype.str):
-            raise UnsupportedValueError(f"array of {dtype}", "value", "unknown dtype")
+            raise UnsupportedValueError(
+                f"array of {dtype}", "value",
+                "this dtype is not the same on every machine; convert it with astype()",
+            )  # fmt: skip
         return dtype.str
     fields = []
     for name in dtype.names:

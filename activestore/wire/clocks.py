@@ -24,8 +24,12 @@ from activestore.wire.values import Decoder, Encoder
 _US = datetime.timedelta(microseconds=1)
 
 
-def _zone_of(value: Any) -> Any:
-    zone = value.tzinfo
+def zone_of(zone: Any) -> Any:
+    """Return a zone as it travels: nil, an offset in microseconds, or a name.
+
+    Raises:
+        UnsupportedValueError: it is of a library that not every machine has.
+    """
     if zone is None:
         return None
     key = getattr(zone, "key", None)
@@ -39,7 +43,8 @@ def _zone_of(value: Any) -> Any:
     )  # fmt: skip
 
 
-def _zone_from(zone: Any) -> Any:
+def zone_from(zone: Any) -> Any:
+    """Return the zone of what `zone_of` made."""
     if zone is None:
         return None
     if type(zone) is str:
@@ -52,14 +57,14 @@ def _zone_from(zone: Any) -> Any:
 def _encode_datetime(encoder: Encoder, value: datetime.datetime) -> Any:
     return encoder.extension(values.DATETIME, [
         value.year, value.month, value.day, value.hour, value.minute, value.second,
-        value.microsecond, value.fold, _zone_of(value),
+        value.microsecond, value.fold, zone_of(value.tzinfo),
     ])  # fmt: skip
 
 
 def _encode_time(encoder: Encoder, value: datetime.time) -> Any:
     return encoder.extension(values.TIME, [
         value.hour, value.minute, value.second, value.microsecond, value.fold,
-        _zone_of(value),
+        zone_of(value.tzinfo),
     ])  # fmt: skip
 
 
@@ -67,7 +72,7 @@ def _decode_datetime(decoder: Decoder, payload: bytes) -> datetime.datetime:
     row: Any = decoder.unpack(payload)
     *numbers, fold, zone = row
     make: Any = datetime.datetime
-    made: datetime.datetime = make(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    made: datetime.datetime = make(*numbers, fold=fold, tzinfo=zone_from(zone))
     return made
 
 
@@ -75,7 +80,7 @@ def _decode_time(decoder: Decoder, payload: bytes) -> datetime.time:
     row: Any = decoder.unpack(payload)
     *numbers, fold, zone = row
     make: Any = datetime.time
-    made: datetime.time = make(*numbers, fold=fold, tzinfo=_zone_from(zone))
+    made: datetime.time = make(*numbers, fold=fold, tzinfo=zone_from(zone))
     return made
 
 

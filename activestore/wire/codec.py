@@ -180,6 +180,8 @@ def decode_frames(frames: Sequence[Buffer]) -> list[Message]:
     Raises:
         RemoteProtocolError: whatever is wrong with the frames.
     """
+    if not frames:
+        raise RemoteProtocolError("a message without frames")
     messages = decode_frame(frames[0])
     if len(frames) == 1:
         if (

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from activestore.errors import RemoteProtocolError
+from activestore.errors import RemoteProtocolError, TooLargeError
 from activestore.ids import OBJECT_ID_BYTES
+from activestore.wire.limits import VALUE_ELEMENTS_MAX
 from activestore.wire.messages import Buffer
+from activestore.wire.scan import count_elements
 
 
 class FileBuffer(NamedTuple):
@@ -93,6 +95,8 @@ class NamedState(NamedTuple):
     state: ObjectState
 
 
+# A field's name and its bytes, the smallest elements of a state, take five bytes.
+_BYTES_PER_ELEMENT_MIN = 2
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
@@ -117,22 +121,25 @@ def decode_states(body: Buffer, buffers: Sequence[AnyBuffer]) -> list[NamedState
         RemoteProtocolError: the body is not what `encode_states` makes.
     """
     try:
+        count_elements(body, VALUE_ELEMENTS_MAX + len(body) // _BYTES_PER_ELEMENT_MIN)
         rows = msgpack.unpackb(body, use_list=True, raw=False, max_array_len=100_000)
         states = [_state_of_row(row) for row in rows]
+    except TooLargeError as error:
+        raise RemoteProtocolError(f"states are malformed: {error}") from None
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise RemoteProtocolError(f"states are malformed: {str(error)[:80]}") from None
-    rest = list(buffers)
+    used = 0
     found = []
     for named, count in states:
-        if count > len(rest):
+        if count > len(buffers) - used:
             raise RemoteProtocolError(
-                f"a state needs {count} buffers, {len(rest)} are left"
+                f"a state needs {count} buffers, {len(buffers) - used} are left"
             )
-        state = named.state._replace(buffers=rest[:count])
+        state = named.state._replace(buffers=list(buffers[used : used + count]))
         found.append(named._replace(state=state))
-        del rest[:count]
-    if rest:
-        raise RemoteProtocolError(f"{len(rest)} buffers belong to no state")
+        used += count
+    if used < len(buffers):
+        raise RemoteProtocolError(f"{len(buffers) - used} buffers belong to no state")
     return found
 
 

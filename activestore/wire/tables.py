@@ -1,8 +1,9 @@
 """pandas DataFrame and Series as values; a dict of columns where pandas is missing.
 
 A column is a map of `dtype` and `values`, with `mask` for nullable types, `categories`
-and `is_ordered` for categoricals, `zone` for times with a zone. An index is a column
-with `name`.
+and `is_ordered` for categoricals, `zone` for times with a zone. Texts are `text`, all of
+them in one run, and `ends`, so that a frame of millions of rows has few elements. An
+index is a column with `name`.
 
 Rules of this file: what a column cannot say is refused; it is never changed silently.
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from activestore.errors import RemoteProtocolError, UnsupportedValueError
 from activestore.wire import values
+from activestore.wire.clocks import zone_from, zone_of
 from activestore.wire.values import Decoder, Encoder
 
 _NULLABLE = frozenset({
@@ -78,25 +80,49 @@ def _column(series: Any) -> dict[str, Any]:
         }  # fmt: skip
     if isinstance(dtype, pandas.DatetimeTZDtype):
         plain = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
-        return {"dtype": "zoned", "values": plain, "zone": str(dtype.tz)}
+        return {"dtype": "zoned", "values": plain, "zone": zone_of(dtype.tz)}
     if name in _NULLABLE:
         mask = series.isna().to_numpy()
         plain = series.fillna(False if name == "boolean" else 0).to_numpy(
             dtype=name.lower().replace("boolean", "bool")
         )
         return {"dtype": name, "values": plain, "mask": mask}
-    if name == "object" or isinstance(dtype, pandas.StringDtype):
-        missing = series.isna()
-        cells = [
-            None if gone else cell for cell, gone in zip(series, missing, strict=True)
-        ]
-        kind = "object" if name == "object" else "string"
-        return {"dtype": kind, "values": cells, "storage": name}
+    if name == "object":
+        cells = list(series)
+        if all(type(cell) is str for cell in cells):
+            return {"dtype": "object", **_texts(cells)}
+        return {"dtype": "object", "values": cells}
+    if isinstance(dtype, pandas.StringDtype):
+        mask = series.isna().to_numpy()
+        cells = ["" if gone else cell for cell, gone in zip(series, mask, strict=True)]
+        return {"dtype": "string", **_texts(cells), "mask": mask, "storage": name}
     if dtype.__class__.__module__.partition(".")[0] == "numpy":
         return {"dtype": name, "values": series.to_numpy()}
     raise UnsupportedValueError(
         f"column of {name}", f"[{series.name!r}]", "convert it with astype() first"
     )
+
+
+def _texts(cells: list[str]) -> dict[str, Any]:
+    """Return texts as one run of bytes and where each ends: no elements, two blocks."""
+    numpy: Any = values.library("numpy")
+    encoded = [cell.encode() for cell in cells]
+    ends = numpy.cumsum([len(one) for one in encoded], dtype="<i8")
+    return {"text": values.lift(b"".join(encoded)), "ends": ends}
+
+
+def _cells(column: Any) -> list[Any]:
+    """Return the cells of a column of texts or mixed values as a list."""
+    if "text" not in column:
+        return list(column["values"])
+    text, cells, start = column["text"], [], 0
+    for end in column["ends"].tolist():
+        cells.append(text[start:end].decode())
+        start = end
+    if "mask" in column:
+        mask = column["mask"].tolist()
+        return [None if gone else cell for cell, gone in zip(cells, mask, strict=True)]
+    return cells
 
 
 def _decode_frame(decoder: Decoder, payload: bytes) -> Any:
@@ -146,6 +172,8 @@ def _plain(column: Any) -> Any:
         return [
             None if code < 0 else categories[code] for code in column["values"].tolist()
         ]
+    if "text" in column:
+        return _cells(column)
     if "mask" in column:
         pairs = zip(column["values"].tolist(), column["mask"].tolist(), strict=True)
         return [None if gone else value for value, gone in pairs]
@@ -160,24 +188,23 @@ def _make_index(pandas: Any, index: Any) -> Any:
 
 def _make_array(pandas: Any, column: Any) -> Any:
     """Return the content of a column in its dtype."""
-    kind, content = column["dtype"], column["values"]
+    kind, content = column["dtype"], column.get("values")
     if kind == "category":
         categories = pandas.Index(_make_array(pandas, column["categories"]))
         return pandas.Categorical.from_codes(
             content, categories=categories, ordered=column["is_ordered"]
         )
     if kind == "zoned":
-        return (
-            pandas.DatetimeIndex(content).tz_localize("UTC").tz_convert(column["zone"])
-        )
+        zone = zone_from(column["zone"])
+        return pandas.DatetimeIndex(content).tz_localize("UTC").tz_convert(zone)
     if kind in _NULLABLE:
         made = pandas.array(content, dtype=kind)
         made[column["mask"]] = pandas.NA
         return made
     if kind == "string":
-        return pandas.array(content, dtype=column["storage"])
+        return pandas.array(_cells(column), dtype=column["storage"])
     if kind == "object":
-        return pandas.Series(content, dtype=object).to_numpy()
+        return pandas.Series(_cells(column), dtype=object).to_numpy()
     return content.copy() if not content.flags.writeable else content
 
 

@@ -51,6 +51,11 @@ _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 _COMPLEX = struct.Struct(">dd")
 # Bodies up to this size cannot nest deeper than the limit, for a level takes a byte.
 _SURELY_SHALLOW_BYTES = VALUE_DEPTH_MAX
+# Extensions whose payload is itself a value, with elements and depth of its own.
+_VALUE_EXTENSIONS = frozenset({
+    TUPLE, SET, FROZENSET, DATE, TIME, DATETIME, TIMEDELTA, ARRAY, SCALAR, TENSOR, FRAME,
+    SERIES, ERROR, PICKLE, BYTES,
+})  # fmt: skip
 REF_ID_BYTES = 16
 
 
@@ -197,12 +202,13 @@ def encode(
     ) as error:
         raise _explained(value, error, ref_of, pickle, path) from None
     if len(packed) > _SURELY_SHALLOW_BYTES:
-        _measure(value, path)
+        _check_depth(value, path)
         if len(packed) >= BUFFER_BYTES_MIN:
-            lifted = _lift(value)
+            lifted = lift(value)
             if lifted is not value:
                 encoder = Encoder(ref_of, pickle)
                 packed = encoder.pack(lifted)
+        _check_elements(packed, path)
     return packed, encoder.buffers
 
 
@@ -226,43 +232,62 @@ def encode_arguments(
         raise UnsupportedValueError(error.type_name, where, error.reason) from None
 
 
-def _measure(value: Any, path: str) -> None:
-    """Refuse what is nested too deeply or has too many elements."""
+def encode_error(error: ActiveStoreError) -> bytes:
+    """Return the fields of an error, the body of a Failure; whatever text is in them.
+
+    Raises:
+        UnsupportedValueError: a field is no value, as an error of a user may have.
+    """
+    fields = [
+        one.encode(errors="backslashreplace").decode() if type(one) is str else one
+        for one in error.args
+    ]
+    return encode(fields)[0]
+
+
+def _check_elements(data: Buffer, path: str) -> None:
+    """Refuse a value with too many elements; only a large one can have them."""
+    if len(data) <= VALUE_ELEMENTS_MAX:
+        return
+    try:
+        count_elements(data, VALUE_ELEMENTS_MAX, _VALUE_EXTENSIONS)
+    except TooLargeError as error:
+        raise TooLargeError(
+            f"{path}: the number of elements (an array has none)", error.size,
+            VALUE_ELEMENTS_MAX,
+        ) from None  # fmt: skip
+
+
+def _check_depth(value: Any, path: str) -> None:
+    """Refuse what is nested too deeply."""
     if type(value) not in _CONTAINERS:
         return
     level: list[Any] = [value]
-    elements = 0
     for _ in range(VALUE_DEPTH_MAX):
         inner: list[Any] = []
         for container in level:
-            elements += len(container)
             if type(container) is dict:
                 inner.extend(v for v in container.values() if type(v) in _CONTAINERS)
             else:
                 inner.extend(v for v in container if type(v) in _CONTAINERS)
-        if elements > VALUE_ELEMENTS_MAX:
-            raise TooLargeError(
-                f"{path}: the number of elements (an array has none)", elements,
-                VALUE_ELEMENTS_MAX,
-            )  # fmt: skip
         if not inner:
             return
         level = inner
     raise TooLargeError(f"{path}: the depth", VALUE_DEPTH_MAX + 1, VALUE_DEPTH_MAX)
 
 
-def _lift(value: Any) -> Any:
-    """Return the value with large bytes marked; itself where there are none."""
+def lift(value: Any) -> Any:
+    """Return a value with its large bytes marked to be buffers; itself without them."""
     kind = type(value)
     if kind is bytes:
         return _Large(value) if len(value) >= BUFFER_BYTES_MIN else value
     if kind in (bytearray, memoryview):
         return _Large(value) if memoryview(value).nbytes >= BUFFER_BYTES_MIN else value
     if kind is dict:
-        lifted = {key: _lift(item) for key, item in value.items()}
+        lifted = {key: lift(item) for key, item in value.items()}
         return lifted if any(lifted[key] is not value[key] for key in value) else value
     if kind in (list, tuple):
-        row = [_lift(item) for item in value]
+        row = [lift(item) for item in value]
         if all(new is old for new, old in zip(row, value, strict=True)):
             return value
         return kind(row)
@@ -326,7 +351,8 @@ def _culprits(
 
 
 def _key_text(key: object) -> str:
-    return f'"{key}"' if type(key) is str else repr(key)[:80]
+    text = f'"{key}"' if type(key) is str else repr(key)
+    return text.encode(errors="backslashreplace").decode()[:80]
 
 
 # -- the hook's table ------------------------------------------------------------------
@@ -400,7 +426,9 @@ class Decoder:
         self._buffers = buffers
         self._resolve = resolve
         self._unpickle = unpickle
-        self._depth = 0
+        # As the encoder counts: extensions within extensions, the value itself not.
+        self._depth = -1
+        self._named: set[int] = set()
 
     def unpack(self, data: Buffer) -> Any:
         """Return the value of encoded bytes."""
@@ -423,6 +451,10 @@ class Decoder:
             raise RemoteProtocolError(
                 f"a value names buffer {str(where)[:20]}, {len(self._buffers)} came"
             )
+        if where in self._named:
+            # Each use may be a copy: a few bytes could ask for any amount of memory.
+            raise RemoteProtocolError(f"a value names buffer {where} twice")
+        self._named.add(where)
         return self._buffers[where]
 
     def _hook(self, code: int, payload: bytes) -> Any:
@@ -478,14 +510,11 @@ def decode(
         RemoteProtocolError: the bytes are not what `encode` makes.
         UnsupportedValueError: `unpickle` lacks the classes.
     """
-    size = len(data)
     try:
-        if size > VALUE_ELEMENTS_MAX:
-            # Only such bodies can hold too many elements; count before memory is taken.
-            count_elements(data)
+        _check_elements(data, "value")  # Before memory is taken.
         value = Decoder(buffers, resolve, unpickle).unpack(data)
-        if size > _SURELY_SHALLOW_BYTES:
-            _measure(value, "value")
+        if len(data) > _SURELY_SHALLOW_BYTES:
+            _check_depth(value, "value")
     except TooLargeError as error:
         raise RemoteProtocolError(str(error)) from None
     except ActiveStoreError:

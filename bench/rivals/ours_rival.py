@@ -1,39 +1,89 @@
-"""Our own rows of the same table, in the same namespace and the same run."""
+"""Activestore itself, by the same harness."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
-from client import measure
+from harness import Rival, main, size_mb
+
+MODELS = Path(__file__).resolve().parents[1] / "models.py"
 
 
-def serve() -> None:
-    """Run a peer until standard input ends."""
-    with tempfile.TemporaryDirectory() as directory:
+class Ours(Rival):
+    """A peer with one executor."""
+
+    package = "activestore"
+    # The client comes with the first use of its names: use them.
+    statement = "import activestore; activestore.connect; activestore.Ref"
+
+    def version(self) -> str:
+        import activestore
+
+        return activestore.__version__
+
+    def size_mb(self) -> float:
+        import activestore
+
+        folder = Path(activestore.__file__).parent
+        files = (path for path in folder.rglob("*") if path.is_file())
+        own = sum(path.stat().st_size for path in files if path.suffix != ".pyc")
+        return own / 1e6 + size_mb("pyzmq") + size_mb("msgpack")
+
+    def start(self, directory: Path) -> str:
         command = [sys.executable, "-m", "activestore.cli.main", "start", "--json"]
-        command += ["--data-dir", directory, "--listen", "tcp://127.0.0.1:0"]
+        command += ["--data-dir", str(directory), "--listen", "tcp://127.0.0.1:0"]
         command += ["--executors", "1", "--log-level", "error"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:
-            assert peer.stdout is not None
-            print(json.loads(peer.stdout.readline())["endpoint"], flush=True)
-            sys.stdin.read()
-            peer.terminate()
+        peer = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        assert peer.stdout is not None
+        endpoint = str(json.loads(peer.stdout.readline())["endpoint"])
+        self.prepare(endpoint)
+        return endpoint
 
+    def connect(self, address: str) -> None:
+        import activestore
 
-def main() -> None:
-    """Measure a null call and a durable one."""
-    import activestore
+        self.store = activestore.connect(address)
+        self.bench = self.store.get("bench")
 
-    with activestore.connect(sys.argv[1]) as store:
-        store.publish(str(Path(__file__).parents[1] / "models.py"))
-        bench = store.create("models.Bench")
-        measure(bench.nothing)
-        measure(lambda: bench.add(1), row="durable", count=300)
+    def null(self) -> Any:
+        return self.bench.nothing()
+
+    def submit(self) -> Any:
+        return self.bench.nothing.submit()
+
+    def finish(self, call: Any) -> None:
+        call.result()
+
+    def durable(self) -> Any:
+        return self.bench.add(1)
+
+    def total(self, array: Any) -> float:
+        return float(self.bench.total(array))
+
+    def make(self, count: int) -> Any:
+        return self.bench.make(count)
+
+    def persist_small(self, count: int) -> int:
+        models = self.models()
+        self.store.persist([models.Bench(i) for i in range(count)])
+        return count
+
+    def persist_large(self, array: Any) -> None:
+        self.store.persist(self.models().Bench(0, array))
+
+    def models(self) -> Any:
+        """Return the module that was published."""
+        sys.path.insert(0, str(MODELS.parent))
+        import models
+
+        return models
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1] == "serve" else main()
+    main(Ours())
