@@ -27,7 +27,7 @@ _SIZED_EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
-def count_elements(
+def count_elements(  # noqa: C901, PLR0915 - one branch per kind of head
     data: Buffer, elements_max: int, value_extensions: Collection[int] = ()
 ) -> None:
     """Refuse a value with too many elements, looking only at lengths.
