@@ -128,6 +128,16 @@ def test_hello_that_got_lost_is_said_again_after_a_while() -> None:
     assert (early, later) == ([], [session.hello()])
 
 
+def test_peer_that_restarts_twice_in_a_moment_is_greeted_twice() -> None:
+    session = greeted()
+    open_call(session)
+    needed = Refused("hello_needed", "Call before Hello")
+    session.take(needed, 0.1)
+    session.take(welcome(b"j" * 16), 0.1)
+
+    assert session.take(needed, 0.2)[1] == [session.hello()]
+
+
 # -- requests and replies --------------------------------------------------------------
 
 
@@ -327,6 +337,15 @@ def test_failure_of_the_kind_retry_is_sent_again_with_the_same_number(
     )
     assert again == ([], [expected])
     assert request.message.attempt == 0, "the first attempt is kept as it was"
+
+
+def test_retry_that_was_sent_waits_for_its_answer() -> None:
+    session = greeted()
+    open_call(session)
+    session.take(failure(1, UnavailableError("peer")), 0.0)
+    session.tick(BACKOFF_S)
+
+    assert session.tick(BACKOFF_S + 0.1) == ([], [])
 
 
 def test_retry_waits_as_chance_says_within_the_back_off() -> None:
