@@ -106,6 +106,9 @@ class Rival:
         """Be the server: call `announce` when serving, go on until killed."""
         raise NotImplementedError
 
+    def prepare(self, address: str) -> None:
+        """Put what is called in its place, where `serve` has not."""
+
     def connect(self, address: str) -> None:
         """Be a client of the server, ready to call."""
         raise NotImplementedError
@@ -348,6 +351,7 @@ def session(rival: Rival, directory: Path) -> None:
     report("start", lambda: ready_s)
     time.sleep(IDLE_S)
     report("server_rss", server_mb)
+    rival.prepare(address)
     rival.connect(address)
     report("null", lambda: p50_us(rival.null))
     report("pipelined", lambda: pipelined(rival))

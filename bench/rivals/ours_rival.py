@@ -1,4 +1,5 @@
 """Activestore itself, by the same harness."""
+# ruff: noqa: D102 - Rival says what each method is
 
 from __future__ import annotations
 
@@ -41,9 +42,14 @@ class Ours(Rival):
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         assert peer.stdout is not None
-        endpoint = str(json.loads(peer.stdout.readline())["endpoint"])
-        self.prepare(endpoint)
-        return endpoint
+        return str(json.loads(peer.stdout.readline())["endpoint"])
+
+    def prepare(self, address: str) -> None:
+        import activestore
+
+        with activestore.connect(address) as store:
+            store.publish(str(MODELS))
+            store.create("models.Bench", alias="bench")
 
     def connect(self, address: str) -> None:
         import activestore

@@ -1,8 +1,15 @@
 """Run the same rows for rivals, each in its own environment, in a namespace with only lo.
 
-`python bench/rivals/run.py [NAME ...]` installs what is missing under .venv-rivals/, starts
-each rival's server and client by `unshare -n`, and prints one table of ratios. Needs root
-on Linux for the namespace; without it nothing is run, for some rivals open every interface.
+`python bench/rivals/run.py [NAME ...]` installs what is missing under .venv-rivals/, runs
+each rival's driver in new network, process and mount namespaces, and prints one table.
+Our own rows are measured before, between and after, for a machine's speed drifts.
+
+Rules of this file:
+- A rival runs without a network or not at all: some of them open every interface. That
+  needs root on Linux, unshare and ip.
+- What a rival started ends with it: init of its process namespace is killed when this
+  process ends, in whatever way, and the kernel kills the rest.
+- A rival that is not installed, fails or hangs is one line of the report.
 """
 
 from __future__ import annotations
@@ -10,118 +17,147 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import compare
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 VENVS = ROOT / ".venv-rivals"
-RUN_S_MAX = 180.0
+SESSION_S_MAX = 120.0
+# Our sessions among the others: before the first, after so many, and after the last.
+OURS_EVERY = 3
 
-# What each rival is installed as.
+NUMPY = "numpy==2.2.6"  # the newest for every supported Python
 PACKAGES = {
-    "ours": [],
-    "pyro5": ["Pyro5"],
-    "rpyc": ["rpyc"],
-    "zeo": ["ZEO"],
-    "dask": ["distributed"],
-    "ray": ["ray"],
+    "pyro5": ["Pyro5==5.17", NUMPY],
+    "rpyc": ["rpyc==6.0.2", NUMPY],
+    "zeo": ["ZEO==6.2", NUMPY],
+    "dask": ["distributed==2026.8.0", NUMPY],
+    "ray": ["ray==2.60.0", NUMPY],
+    "dataclay": ["dataclay==4.3.1", NUMPY],
 }
 
-# Server and client in one namespace: the server's first line is the client's argument.
+NAMESPACE = ["unshare", "--net", "--uts", "--pid", "--fork", "--kill-child"]
+NAMESPACE += ["--mount-proc", "--"]
+# The shell stays init of the namespace; the name resolves without a network, and nothing
+# is left in shared memory.
 SCRIPT = """
-ip link set lo up
-coproc server { exec "$1" "$2" serve; }
-read -r -u "${server[0]}" address
-timeout 120 "$1" "$2" "$address"
-code=$?
-exec {server[1]}>&-
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-  kill -0 "$server_PID" 2>/dev/null || break
-  sleep 0.3
-done
-kill "$server_PID" 2>/dev/null
-wait "$server_PID" 2>/dev/null
-exit $code
+ip link set lo up && hostname localhost && mount -t tmpfs tmpfs /dev/shm || exit 3
+"$@"
+exit $?
 """
 
+Found = dict[str, Any]
 
-def python_of(name: str) -> str | None:
-    """Return the interpreter of a rival's environment, installing it if needed."""
+
+def python_of(name: str) -> str:
+    """Return the interpreter of a rival's environment, installing it if needed.
+
+    Raises:
+        RuntimeError: it cannot be installed; says why.
+    """
     if name == "ours":
         return sys.executable
     venv = VENVS / name
     python = venv / "bin" / "python"
     stamp = venv / "installed.stamp"
-    if not stamp.exists():
-        print(f"== {name}: installing {' '.join(PACKAGES[name])}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        done = subprocess.run(
-            [str(python), "-m", "pip", "install", "-qq", *PACKAGES[name]], check=False
-        )
+    wanted = " ".join(PACKAGES[name])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return str(python)
+    print(f"== {name}: installing {wanted}", flush=True)
+    commands = [[sys.executable, "-m", "venv", str(venv)]] * (not python.exists())
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+    for command in [*commands, [*pip, *PACKAGES[name]]]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return None
-        stamp.touch()
+            raise RuntimeError(f"not installed: {last_line(done.stderr)}")
+    stamp.write_text(wanted)
     return str(python)
 
 
-def run(name: str) -> list[dict[str, Any]] | str:
-    """Return a rival's figures, or why there are none."""
-    python = python_of(name)
-    if python is None:
-        return "it cannot be installed here"
-    command = ["unshare", "-n", "bash", "-c", SCRIPT, "run", python]
-    command.append(str(HERE / f"{name}_rival.py"))
-    print(f"== {name}: measuring", flush=True)
+def last_line(text: str) -> str:
+    """Return the last line of what a process said, short."""
+    lines = text.strip().splitlines() or ["it said nothing"]
+    return lines[-1].strip()[:120]
+
+
+def run(name: str) -> Found:
+    """Return what a session printed: `rows`, `why`, `version`, `notes`, `failed`."""
+    found: Found = {"rows": {}, "why": {}, "version": "", "notes": {}, "failed": ""}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=RUN_S_MAX, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took more than {RUN_S_MAX:g} s"
-    rows = [
-        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
-    ]
-    if not rows:
-        return (done.stderr.strip().splitlines() or ["it printed nothing"])[-1][:120]
-    return rows
+        python = python_of(name)
+    except RuntimeError as error:
+        return {**found, "failed": str(error)}
+    print(f"== {name}: measuring", flush=True)
+    with tempfile.TemporaryDirectory(prefix="as-", ignore_cleanup_errors=True) as folder:
+        command = [*NAMESPACE, "bash", "-c", SCRIPT, "run", python]
+        command += [str(HERE / f"{name}_rival.py"), folder]
+        ended = {-signal.SIGKILL: f"took more than {SESSION_S_MAX:g} s"}
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=SESSION_S_MAX, check=False,
+            )  # fmt: skip
+            output, errors, code = done.stdout, done.stderr, done.returncode
+        except subprocess.TimeoutExpired as error:
+            output = (error.stdout or b"").decode(errors="replace")
+            errors, code = "", -signal.SIGKILL
+    for line in output.splitlines():
+        if line.startswith('{"row"'):
+            row = json.loads(line)
+            part = "why" if "why" in row else "rows"
+            found[part][row.pop("row")] = row.get("why", row)
+        elif line.startswith('{"version"'):
+            found.update(json.loads(line))
+    if code:
+        found["failed"] = ended.get(code) or last_line(errors)
+    return found
+
+
+def median_of(sessions: list[Found]) -> Found:
+    """Return one session made of several: the median of each row."""
+    merged = {**sessions[0], "rows": {}, "why": {}, "failed": ""}
+    for session in sessions:
+        merged["why"].update(session["why"])
+        merged["failed"] = merged["failed"] or session["failed"]
+    for row in sessions[0]["rows"]:
+        several = [one["rows"][row] for one in sessions if row in one["rows"]]
+        merged["rows"][row] = {
+            key: statistics.median(one[key] for one in several) for key in several[0]
+        }
+        merged["rows"][row]["sessions"] = [one["value"] for one in several]
+    return merged
 
 
 def main() -> None:
     """Run the named rivals, or all."""
     names = sys.argv[1:] or list(PACKAGES)
-    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+    unknown = sorted(set(names) - set(PACKAGES))
+    if unknown:
+        raise SystemExit(f"unknown: {unknown}; expected of {sorted(PACKAGES)}")
+    tools = [tool for tool in ("unshare", "ip", "mount") if not shutil.which(tool)]
+    if os.geteuid() != 0 or tools:
         raise SystemExit(
-            "needs root, unshare and ip: rivals run without a network only"
+            "rivals run only without a network, which needs root on Linux and the tools "
+            f"unshare, ip and mount; missing: {tools or ['root']}"
         )
-    if "ours" not in names:
-        names = ["ours", *names]
-    found = {name: run(name) for name in names}
-    ours = {row["row"]: row for row in found["ours"] if isinstance(row, dict)}
-    table = Table("who", "row", "p50, us", "p99, us", "x ours")
-    for name, rows in found.items():
-        if isinstance(rows, str):
-            table.add_row(name, "-", rows, "", "")
-            continue
-        for row in rows:
-            ratio = (
-                row["p50_us"] / ours[row["row"]]["p50_us"] if row["row"] in ours else 0
-            )
-            table.add_row(
-                name, row["row"], f"{row['p50_us']:.0f}", f"{row['p99_us']:.0f}",
-                f"{ratio:.2f}",
-            )  # fmt: skip
-    Console(width=120).print(table)
-    out = ROOT / "bench" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "rivals.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(f"written to {out / 'rivals.json'}")
+    ours, rivals = [run("ours")], {}
+    for count, name in enumerate(names, 1):
+        rivals[name] = run(name)
+        if count % OURS_EVERY == 0 or count == len(names):
+            ours.append(run("ours"))
+    compare.write({"ours": median_of(ours), **rivals}, ROOT / "bench" / "results")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; nothing is left running") from None

@@ -1,43 +1,82 @@
-"""ZEO: a commit of one small change. Prints JSON; started with "serve" it is the server."""
+"""ZEO: objects of a file storage; it runs no methods, so its calls are reads of it."""
+# ruff: noqa: D102 - Rival says what each method is
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import time
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from client import measure
-
-
-def serve() -> None:
-    """Serve a file storage until killed."""
-    import ZEO
-
-    with tempfile.TemporaryDirectory() as directory:
-        address, stop = ZEO.server(str(Path(directory) / "data.fs"))
-        print(address[1], flush=True)
-        try:
-            sys.stdin.read()
-        finally:
-            stop()
+from harness import Rival, announce, main
 
 
-def main() -> None:
-    """Measure commits."""
-    import transaction
-    import ZEO
+class ZeoRival(Rival):
+    """A server over a file storage, and a database over it."""
 
-    database = ZEO.DB(("127.0.0.1", int(sys.argv[1])))
-    root = database.open().root()
-    root["value"] = 0
+    package = "ZEO"
+    statement = "import ZEO"
+    notes = MappingProxyType({
+        "null": "it runs no methods: asks when an object was changed",
+        "array_back": "an object loaded past the caches",
+    })  # fmt: skip
 
-    def add() -> None:
-        root["value"] += 1
-        transaction.commit()
+    def serve(self, directory: Path) -> None:
+        import ZEO
 
-    measure(add, row="durable", count=300)
-    database.close()
+        address, _ = ZEO.server(str(directory / "data.fs"))
+        announce(address[1])
+        while True:
+            time.sleep(3600)
+
+    def connect(self, address: str) -> None:
+        import transaction
+        import ZEO
+        from BTrees.IOBTree import IOBTree
+
+        # A cache too small for arrays: a client that reads one asks the server.
+        self.database = ZEO.DB(("127.0.0.1", int(address)), cache_size=1_000_000)
+        self.connection = self.database.open()
+        self.root = self.connection.root()
+        self.root["value"] = 0
+        self.root["small"] = IOBTree()
+        self.commit = transaction.commit
+        self.commit()
+
+    def null(self) -> Any:
+        return self.database.storage.getTid(self.root._p_oid)  # noqa: SLF001 - documented
+
+    def durable(self) -> None:
+        self.root["value"] += 1
+        self.commit()
+
+    def make(self, count: int) -> Any:
+        from persistent.mapping import PersistentMapping
+
+        if "array" not in self.root:
+            import numpy as np
+
+            self.root["array"] = PersistentMapping({"array": np.ones(count)})
+            self.commit()
+        self.connection.cacheMinimize()
+        return self.root["array"]["array"]
+
+    def persist_small(self, count: int) -> int:
+        from persistent.mapping import PersistentMapping
+
+        tree = self.root["small"]
+        first = len(tree)
+        for i in range(first, first + count):
+            tree[i] = PersistentMapping({"value": i, "text": "", "array": None})
+        self.commit()
+        return count
+
+    def persist_large(self, array: Any) -> None:
+        from persistent.mapping import PersistentMapping
+
+        self.root["large"] = PersistentMapping({"array": array})
+        self.commit()
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1] == "serve" else main()
+    main(ZeoRival())
