@@ -6,7 +6,8 @@ result. Futures and streams that nobody waits for are served by a pump thread, w
 starts with the first of them and stands back while some thread leads.
 
 Rules of this file: the socket is touched only under `_lock`; whoever touches it drains
-it, because ZeroMQ's descriptor tells of each change once. Nobody polls under the lock.
+it or wakes the leader, because ZeroMQ's descriptor tells of each change once and even
+sending may take that away. Nobody polls under the lock.
 What a user's callback does happens outside the lock.
 
 Source: design section 4; reliability.md section 6.
@@ -74,6 +75,9 @@ class Connection:
         self._socket = self._context.socket(zmq.DEALER)
         self._connect(endpoint)
         self._fd = int(self._socket.getsockopt(zmq.FD))
+        # A byte in this pipe ends the leader's poll; there is never more than one.
+        self._wake_fd, self._wake_end_fd = os.pipe()
+        self._is_roused = False
         self._leader = 0
         self._led_s = 0.0
         self._waiters: list[Any] = []
@@ -154,6 +158,7 @@ class Connection:
                 self._queue([codec.encode(Bye())])
                 self._socket.setsockopt(zmq.LINGER, 100)
             ended = self.session.fail_all(CancelledError("the client was closed"))
+            self._rouse()
         self._tell(ended)
         self._pump_wake.set()
         if self._pump is not None and self._pump is not threading.current_thread():
@@ -161,6 +166,8 @@ class Connection:
         if self._pid == os.getpid():
             self._socket.close()
             self._context.term()
+            os.close(self._wake_fd)
+            os.close(self._wake_end_fd)
 
     def _check(self) -> None:
         if self.is_closed:
@@ -199,6 +206,7 @@ class Connection:
                 self.session.requests.pop(request.sequence, None)
                 raise
             if on_done is not None or is_stream:
+                request.is_counted = True
                 self._unwaited += 1
                 if self._pump is None:
                     self._start_pump()
@@ -249,21 +257,30 @@ class Connection:
         socket, last = self._socket, len(frames) - 1
         i = 0
         try:
-            if not last:
+            if last:
+                for i, frame in enumerate(frames):
+                    flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
+                    socket.send(frame, flags, copy=i == 0)
+            else:
                 _send(socket, frames[0], _NOBLOCK)
-                return True
-            for i, frame in enumerate(frames):
-                flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
-                socket.send(frame, flags, copy=i == 0)
         except zmq.ZMQError as error:
             if error.errno == zmq.EAGAIN and i == 0:
+                self._rouse()  # The leader is to try again soon.
                 return False  # A message is refused at its first frame or not at all.
             if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
                 raise InvalidRequestError(
                     "the store is closed", self.endpoint
                 ) from None
             raise
+        if self._leader and _get(socket, _EVENTS) & _POLLIN:
+            self._rouse()
         return True
+
+    def _rouse(self) -> None:
+        """End the poll of the leader, if there is one; under the lock."""
+        if self._leader and not self._is_roused:
+            self._is_roused = True
+            os.write(self._wake_end_fd, b"\0")
 
     def tell(self, message: Message) -> None:
         """Send a message that has no answer of its own: Cancel, Credit."""
@@ -279,6 +296,7 @@ class Connection:
             if message is not None and not self.is_closed:
                 self._flush_records()
                 self._queue([codec.encode(message)])
+                self._rouse()  # The leader may be waiting for this very request.
         if message is not None:
             self._tell([request])
 
@@ -317,7 +335,7 @@ class Connection:
         return request
 
     def _lead_until_done(self, request: Request, ended: list[Request]) -> None:
-        poll = _poller(self._fd).poll
+        poll = _poller(self._fd, self._wake_fd).poll
         while True:
             if ended:
                 self._tell(ended)
@@ -364,6 +382,8 @@ class Connection:
         except (KeyboardInterrupt, SystemExit):
             self.abandon(request, CancelledError(request.where))
             raise
+        finally:
+            self._pass_on()
         return True
 
     def _lead(self, me: int) -> bool:
@@ -381,6 +401,14 @@ class Connection:
         if waiter is not None:
             waiter.set()
 
+    def _pass_on(self) -> None:
+        """Wake another waiter where nobody leads: we may have been woken for that."""
+        if self._waiters and not self._leader:
+            with self._lock:
+                heir = self._waiters[0] if self._waiters else None
+            if heir is not None:
+                heir.set()
+
     def _turn_until(self, is_over: Callable[[], bool], until_s: float | None) -> None:
         while not is_over():
             wait_s = 0.25
@@ -393,21 +421,25 @@ class Connection:
     def _follow(
         self, request: Request, is_over: Callable[[], bool], until_s: float | None
     ) -> None:
-        waiter = threading.Event()
         with self._lock:
-            if is_over() or self._leader == 0:
+            if self._leader == 0:
                 return
+            waiter = request.waiter  # Several threads may wait for one request.
+            if waiter is None:
+                waiter = request.waiter = threading.Event()
             self._waiters.append(waiter)
-            request.waiter = waiter
             self._flush_records()
         try:
-            waiter.wait(
-                0.25 if until_s is None else max(0.0, min(0.25, until_s - _now()))
-            )
+            # Asked after the waiter can be seen: what ends later will wake it.
+            if not is_over():
+                waiter.wait(
+                    0.25 if until_s is None else max(0.0, min(0.25, until_s - _now()))
+                )
         finally:
             with self._lock:
                 self._waiters.remove(waiter)
-                request.waiter = None
+                if waiter not in self._waiters:
+                    request.waiter = None
 
     # -- one turn ----------------------------------------------------------------------
 
@@ -423,8 +455,7 @@ class Connection:
             wait_s = min(wait_s, next_s - now_s)
             if self._unsent:
                 wait_s = min(wait_s, 0.002)
-            poll = _poller(self._fd)
-            poll.poll(max(0.0, wait_s * 1000))
+            _poller(self._fd, self._wake_fd).poll(max(0.0, wait_s * 1000))
             with self._lock:
                 ended = self._drain()
                 now_s = _now()
@@ -441,6 +472,9 @@ class Connection:
         """Take everything that is there; under the lock."""
         if self.is_closed:
             return []
+        if self._is_roused:
+            self._is_roused = False
+            os.read(self._wake_fd, 1)
         socket, session = self._socket, self.session
         ended: list[Request] = []
         while self._unsent and self._write(self._unsent[0]):
@@ -465,15 +499,24 @@ class Connection:
         return ended
 
     def _tell(self, ended: list[Request]) -> None:
-        """Wake or call those whose requests moved on; outside the lock."""
+        """Call or wake those whose requests moved on; outside the lock.
+
+        A stream may be in `ended` several times.
+        """
+        counted = [request for request in ended if request.is_counted]
+        if counted:
+            with self._lock:
+                for request in counted:
+                    if request.is_done and request.is_counted:
+                        request.is_counted = False
+                        self._unwaited -= 1
         for request in ended:
-            if request.is_done and (request.on_done is not None or request.is_stream):
-                self._unwaited -= 1
+            # First the callback: it makes true what the waiter looks for.
+            if request.on_done is not None and request.is_done:
+                request.on_done(request)
             waiter = request.waiter
             if waiter is not None:
                 waiter.set()
-            if request.on_done is not None and request.is_done:
-                request.on_done(request)
 
     # -- the pump ----------------------------------------------------------------------
 
@@ -511,13 +554,14 @@ class Connection:
 _local = threading.local()
 
 
-def _poller(fd: int) -> Any:
-    """Return this thread's poll object for a descriptor."""
+def _poller(*fds: int) -> Any:
+    """Return this thread's poll object for these descriptors."""
     known = getattr(_local, "pollers", None)
     if known is None:
         known = _local.pollers = {}
-    poll = known.get(fd)
+    poll = known.get(fds)
     if poll is None:
-        poll = known[fd] = select.poll()
-        poll.register(fd, select.POLLIN)
+        poll = known[fds] = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
     return poll

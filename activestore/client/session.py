@@ -60,9 +60,9 @@ class Request:
     """One request on its way, and where its outcome goes."""
 
     __slots__ = (
-        "attempt", "deadline_s", "error", "first_sent_s", "heard_s", "is_done",
-        "is_stream", "items", "message", "next_item", "on_done", "owed_credit", "reply",
-        "retry_s", "sequence", "timeout_s", "waiter", "where",
+        "attempt", "deadline_s", "error", "first_sent_s", "heard_s", "is_counted",
+        "is_done", "is_stream", "items", "message", "next_item", "on_done",
+        "owed_credit", "reply", "retry_s", "sequence", "timeout_s", "waiter", "where",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +81,7 @@ class Request:
         self.items: list[Item] = []
         self.next_item = 0
         self.owed_credit = 0
+        self.is_counted = False  # as one that no thread waits for
         self.is_done = False
         self.reply: Reply | None = None
         self.error: ActiveStoreError | None = None
