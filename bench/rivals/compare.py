@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 170
+PANELS_ACROSS = 2
+REASON_CHARS_MAX = 18  # in a cell; whole below the table
 
 
 def times_better(row: str, theirs: float, ours: float) -> float:
@@ -43,7 +45,7 @@ def number(value: float) -> str:
 def cell(session: dict[str, Any], row: str, ratio: float | None) -> str:
     """Return what the table says of a rival in a row."""
     if row not in session["rows"]:
-        return str(session["why"].get(row, "-"))[:40]
+        return str(session["why"].get(row, "-"))[:REASON_CHARS_MAX]
     mark = "*" if row in session["notes"] else ""
     text = number(session["rows"][row]["value"]) + mark
     return text if ratio is None else f"{text} ({number(ratio)}x)"
@@ -52,9 +54,7 @@ def cell(session: dict[str, Any], row: str, ratio: float | None) -> str:
 def show(found: dict[str, Any]) -> None:
     """Print the table, and beneath it what needs a word."""
     better = ratios(found)
-    table = Table(
-        "row", "unit", title="theirs (how many times better ours is)", show_lines=True
-    )
+    table = Table("row", "unit", title="theirs (how many times better ours is)")
     for name, session in found.items():
         table.add_column(f"{name} {session['version']}".strip(), justify="right")
     for row, what in ROWS.items():
@@ -68,6 +68,9 @@ def show(found: dict[str, Any]) -> None:
     for name, session in found.items():
         for row, note in session["notes"].items():
             console.print(f"* {name}, {ROWS[row].about}: {note}", markup=False)
+        for row, why in session["why"].items():
+            if len(why) > REASON_CHARS_MAX:
+                console.print(f"{name}, {ROWS[row].about}: {why}", markup=False)
         if session["failed"]:
             console.print(f"{name}: {session['failed']}", markup=False)
     console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}")
@@ -101,20 +104,27 @@ def plot(better: dict[str, dict[str, float]], path: Path) -> None:
     rows = [row for row in ROWS if any(row in one for one in better.values())]
     if not rows:
         return
+    lines = -(-len(rows) // PANELS_ACROSS)
     figure, panels = pyplot.subplots(
-        len(rows), 1, figsize=(8, 1.1 * len(rows) + 1), sharex=True, squeeze=False
-    )
-    for row, axes in zip(rows, panels[:, 0], strict=True):
+        lines, PANELS_ACROSS, figsize=(6 * PANELS_ACROSS, 1.6 * lines + 1),
+        sharex=True, squeeze=False,
+    )  # fmt: skip
+    for axes in panels.flat[len(rows) :]:
+        axes.set_visible(False)
+    for row, axes in zip(rows, panels.flat, strict=False):
         shown = {name: one[row] for name, one in better.items() if row in one}
         colours = ["#66c2a5" if ratio >= 1 else "#fc8d62" for ratio in shown.values()]
-        bars = axes.barh(list(shown), list(shown.values()), color=colours)
-        axes.bar_label(bars, [f" {number(r)}" for r in shown.values()], fontsize=7)
+        # From 1, where both are alike: to the right ours is better.
+        widths = [ratio - 1 for ratio in shown.values()]
+        bars = axes.barh(list(shown), widths, left=1, color=colours)
+        axes.bar_label(bars, [f" {number(r)}x " for r in shown.values()], fontsize=7)
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_title(ROWS[row].about, fontsize=8, loc="left", pad=2)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=True)
+        axes.margins(x=0.15)
         axes.invert_yaxis()
-    panels[-1, 0].set_xlabel("times better than theirs")
+    figure.suptitle("how many times better ours is (log scale)", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)

@@ -71,6 +71,7 @@ class DataClayRival(Rival):
             if time.perf_counter() > end_s or any(p.poll() is not None for p in parts):
                 raise LacksError("its services did not start")
             time.sleep(0.05)
+        self.join("127.0.0.1")  # it serves when its backend is registered
         return "127.0.0.1"
 
     def prepare(self, address: str) -> None:

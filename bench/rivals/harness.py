@@ -210,7 +210,7 @@ def pipelined(rival: Rival) -> float:
 
 def pipelined_4(rival: Rival, address: str) -> float:
     """Measure client processes that begin together."""
-    rival.pipelined(0.0)  # where it cannot, say so before any starts
+    rival.pipelined(WARM_UP_S)  # where it cannot, say so before any starts
     command = [sys.executable, inspect.getfile(type(rival)), "client", address]
     clients = [
         subprocess.Popen(
@@ -324,6 +324,12 @@ def server_mb() -> float:
     return total_kb / 1000
 
 
+def reason_of(error: Exception) -> str:
+    """Return why something failed, in one line."""
+    text = str(error) if isinstance(error, LacksError) else repr(error)
+    return " ".join(text.split())[:160]
+
+
 def report(row: str, measured: Callable[[], Any]) -> None:
     """Print what a row's measurement gave, or why there is nothing."""
     line: dict[str, Any] = {"row": row}
@@ -334,9 +340,9 @@ def report(row: str, measured: Callable[[], Any]) -> None:
             value, beside = value
         line.update({"value": value, **beside})
     except LacksError as error:
-        line["why"] = str(error)
+        line["why"] = reason_of(error)
     except Exception as error:  # noqa: BLE001 - a rival fails as it likes
-        line["why"] = f"failed: {type(error).__name__}: {error}"[:160]
+        line["why"] = f"failed: {reason_of(error)}"
     print(json.dumps(line), flush=True)
 
 
@@ -344,7 +350,7 @@ def session(rival: Rival, directory: Path) -> None:
     """Measure every row."""
     line = {"version": rival.version(), "notes": dict(rival.notes)}
     print(json.dumps(line), flush=True)
-    exec(rival.statement, {})  # noqa: S102 - the start is not to pay for our import
+    exec(rival.statement, {})
     start_s = time.perf_counter()
     address = rival.start(directory)
     ready_s = time.perf_counter() - start_s
@@ -384,4 +390,7 @@ def main(rival: Rival) -> None:
     elif role == "client":
         client(rival, rest[0])
     else:
-        session(rival, Path(role))
+        try:
+            session(rival, Path(role))
+        except Exception as error:  # noqa: BLE001 - a rival fails as it likes
+            print(json.dumps({"failed": reason_of(error)}), flush=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +52,6 @@ class RayRival(Rival):
         """Join the node."""
         import ray
 
-        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         self.ray = ray
         self.kept: list[Any] = []
         ray.init(

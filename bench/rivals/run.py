@@ -6,7 +6,7 @@ Our own rows are measured before, between and after, for a machine's speed drift
 
 Rules of this file:
 - A rival runs without a network or not at all: some of them open every interface. That
-  needs root on Linux, unshare and ip.
+  needs root on Linux, unshare, setpriv, ip and mount.
 - What a rival started ends with it: init of its process namespace is killed when this
   process ends, in whatever way, and the kernel kills the rest.
 - A rival that is not installed, fails or hangs is one line of the report.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -44,8 +43,17 @@ PACKAGES = {
     "dataclay": ["dataclay==4.3.1", NUMPY],
 }
 
-NAMESPACE = ["unshare", "--net", "--uts", "--pid", "--fork", "--kill-child"]
-NAMESPACE += ["--mount-proc", "--"]
+NAMESPACE = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--net",
+    "--uts",
+    "--pid",
+    "--fork",
+]
+NAMESPACE += ["--kill-child", "--mount-proc", "--"]
 # The shell stays init of the namespace; the name resolves without a network, and nothing
 # is left in shared memory.
 SCRIPT = """
@@ -96,28 +104,29 @@ def run(name: str) -> Found:
     except RuntimeError as error:
         return {**found, "failed": str(error)}
     print(f"== {name}: measuring", flush=True)
-    with tempfile.TemporaryDirectory(prefix="as-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="as-", ignore_cleanup_errors=True
+    ) as folder:
         command = [*NAMESPACE, "bash", "-c", SCRIPT, "run", python]
         command += [str(HERE / f"{name}_rival.py"), folder]
-        ended = {-signal.SIGKILL: f"took more than {SESSION_S_MAX:g} s"}
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 timeout=SESSION_S_MAX, check=False,
             )  # fmt: skip
-            output, errors, code = done.stdout, done.stderr, done.returncode
+            output = done.stdout
+            if done.returncode:
+                found["failed"] = last_line(done.stderr)
         except subprocess.TimeoutExpired as error:
             output = (error.stdout or b"").decode(errors="replace")
-            errors, code = "", -signal.SIGKILL
+            found["failed"] = f"took more than {SESSION_S_MAX:g} s"
     for line in output.splitlines():
         if line.startswith('{"row"'):
             row = json.loads(line)
             part = "why" if "why" in row else "rows"
             found[part][row.pop("row")] = row.get("why", row)
-        elif line.startswith('{"version"'):
+        elif line.startswith(('{"version"', '{"failed"')):
             found.update(json.loads(line))
-    if code:
-        found["failed"] = ended.get(code) or last_line(errors)
     return found
 
 
@@ -142,11 +151,13 @@ def main() -> None:
     unknown = sorted(set(names) - set(PACKAGES))
     if unknown:
         raise SystemExit(f"unknown: {unknown}; expected of {sorted(PACKAGES)}")
-    tools = [tool for tool in ("unshare", "ip", "mount") if not shutil.which(tool)]
+    tools = [
+        tool for tool in ("unshare", "setpriv", "ip", "mount") if not shutil.which(tool)
+    ]
     if os.geteuid() != 0 or tools:
         raise SystemExit(
             "rivals run only without a network, which needs root on Linux and the tools "
-            f"unshare, ip and mount; missing: {tools or ['root']}"
+            f"unshare, setpriv, ip and mount; missing: {tools or ['root']}"
         )
     ours, rivals = [run("ours")], {}
     for count, name in enumerate(names, 1):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from types import MappingProxyType
@@ -15,33 +16,44 @@ class ZeoRival(Rival):
     """A server over a file storage, and a database over it."""
 
     package = "ZEO"
-    statement = "import ZEO"
+    statement = "import transaction, ZEO.ClientStorage, ZODB.DB"
     notes = MappingProxyType({
         "null": "it runs no methods: asks when an object was changed",
         "array_back": "an object loaded past the caches",
+        "persist_large": "as a blob: it warns of objects this big",
     })  # fmt: skip
 
     def serve(self, directory: Path) -> None:
         import ZEO
 
-        address, _ = ZEO.server(str(directory / "data.fs"))
-        announce(address[1])
+        address, _ = ZEO.server(
+            str(directory / "data.fs"), blob_dir=str(directory / "blobs")
+        )
+        announce(f"{address[1]} {directory}")
         while True:
             time.sleep(3600)
+
+    def prepare(self, address: str) -> None:
+        from BTrees.IOBTree import IOBTree
+
+        self.connect(address)
+        self.root.update(value=0, small=IOBTree())
+        self.commit()
+        self.database.close()
 
     def connect(self, address: str) -> None:
         import transaction
         import ZEO
-        from BTrees.IOBTree import IOBTree
 
         # A cache too small for arrays: a client that reads one asks the server.
-        self.database = ZEO.DB(("127.0.0.1", int(address)), cache_size=1_000_000)
+        port, directory = address.split(" ", 1)
+        self.database = ZEO.DB(
+            ("127.0.0.1", int(port)), cache_size=1_000_000,
+            blob_dir=str(Path(directory) / f"client-{os.getpid()}"),
+        )  # fmt: skip
         self.connection = self.database.open()
         self.root = self.connection.root()
-        self.root["value"] = 0
-        self.root["small"] = IOBTree()
         self.commit = transaction.commit
-        self.commit()
 
     def null(self) -> Any:
         return self.database.storage.getTid(self.root._p_oid)  # noqa: SLF001 - documented
@@ -72,9 +84,11 @@ class ZeoRival(Rival):
         return count
 
     def persist_large(self, array: Any) -> None:
-        from persistent.mapping import PersistentMapping
+        from ZODB.blob import Blob
 
-        self.root["large"] = PersistentMapping({"array": array})
+        self.root["large"] = Blob()
+        with self.root["large"].open("w") as file:
+            file.write(array)
         self.commit()
 
 
