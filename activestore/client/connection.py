@@ -310,28 +310,33 @@ class Connection:
         The common case, one thread and nothing else on its way, takes the lock twice.
         """
         self._check()
-        with self._lock:
-            request = self.session.open(make, _now(), timeout_s, where)
-            try:
-                self._put(request.message, may_wait=False)
-            except ActiveStoreError:
-                self.session.requests.pop(request.sequence, None)
-                raise
-            leads = not self._leader
-            ended: list[Request] = []
+        me = threading.get_ident()
+        request: Request | None = None
+        leads = False
+        try:  # From the first byte sent: an interrupt may come at any point.
+            with self._lock:
+                request = self.session.open(make, _now(), timeout_s, where)
+                try:
+                    self._put(request.message, may_wait=False)
+                except ActiveStoreError:
+                    self.session.requests.pop(request.sequence, None)
+                    raise
+                ended: list[Request] = []
+                leads = not self._leader
+                if leads:
+                    self._leader = me
+                    ended = self._drain()
             if leads:
-                self._leader = threading.get_ident()
-                ended = self._drain()
-        if not leads:
-            self.wait(request)
-            return request
-        try:
-            self._lead_until_done(request, ended)
+                self._lead_until_done(request, ended)
+            else:
+                self.wait(request)
         except (KeyboardInterrupt, SystemExit):
-            self.abandon(request, CancelledError(request.where))
+            if request is not None:
+                self.abandon(request, CancelledError(request.where))
             raise
         finally:
-            self._hand_over()
+            if leads and self._leader == me:
+                self._hand_over()
         return request
 
     def _lead_until_done(self, request: Request, ended: list[Request]) -> None:
