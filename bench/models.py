@@ -45,3 +45,43 @@ class Bench(ActiveObject):
         import numpy as np
 
         return np.ones(count)
+
+    @activemethod(readonly=True)
+    def mean(self) -> float:
+        """Compute over the kept array, where it lies."""
+        return float(self.array.mean())
+
+
+class Perceptron(ActiveObject):
+    """A stack of square layers: as many parameters as are asked for."""
+
+    layers: Any
+
+    def __init__(self, width: int, depth: int) -> None:
+        import torch
+
+        torch.manual_seed(1)
+        row = [torch.nn.Linear(width, width) for _ in range(depth)]
+        self.layers = torch.nn.Sequential(*row)
+
+    @activemethod(readonly=True)
+    def predict(self, rows: Any) -> Any:
+        """Return the output for rows of `width` float32."""
+        import torch
+
+        with torch.no_grad():
+            return self.layers(torch.from_numpy(rows.copy())).numpy()
+
+    @activemethod
+    def step(self, rows: Any) -> float:
+        """Train one step of gradient descent; every parameter changes."""
+        import torch
+
+        self.layers.zero_grad()
+        loss = self.layers(torch.from_numpy(rows.copy())).square().mean()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in self.layers.parameters():
+                parameter.sub_(0.01 * parameter.grad)
+                parameter.grad = None
+        return loss.item()

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def is_met(row: Any, value: float) -> bool:
-    """Return whether a value meets its row's target."""
+def is_met(row: Any, value: float) -> bool | None:
+    """Return whether a value meets its row's target; None where there is none."""
+    if row.target is None:
+        return None
     return value <= row.target if row.at_most else value >= row.target
 
 
@@ -32,13 +34,11 @@ def write(rows: Mapping[str, Any], results: Mapping[str, Any], directory: Path) 
             if key != "value"
         )
         bound = "<=" if row.at_most else ">="
-        target = (
-            f"{bound} {row.target:,g} {row.unit}" if row.target < 1e11 else "measured"
-        )
-        table.add_row(
-            row.about, f"{value:,.2f} {row.unit}", target,
-            "yes" if is_met(row, value) else "NO", beside,
-        )  # fmt: skip
+        target = "measured"
+        if row.target is not None:
+            target = f"{bound} {row.target:,g} {row.unit}"
+        verdict = {True: "yes", False: "NO", None: ""}[is_met(row, value)]
+        table.add_row(row.about, f"{value:,.2f} {row.unit}", target, verdict, beside)
     console = Console(width=150)
     console.print(table)
     console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}")
@@ -66,7 +66,9 @@ def plot(rows: Mapping[str, Any], results: Mapping[str, Any], path: Path) -> Non
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    shown = [n for n in results if rows[n].target < 1e11 and results[n]["value"] > 0]
+    shown = [
+        n for n in results if rows[n].target is not None and results[n]["value"] > 0
+    ]
     scores = [
         rows[n].target / results[n]["value"]
         if rows[n].at_most

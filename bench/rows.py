@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One line of the report. `at_most`: whether the target is an upper bound."""
+    """One line of the report. `at_most`: whether the target is an upper bound.
+
+    A row without a target is there to be known.
+    """
 
     name: str
     unit: str
-    target: float
+    target: float | None
     at_most: bool
     about: str
 
@@ -79,7 +82,7 @@ ROWS = {
         Row(
             "written_single",
             "bytes",
-            1e12,
+            None,
             True,
             "disk bytes per 100-byte change, one by one",
         ),
@@ -97,5 +100,24 @@ ROWS = {
             True,
             "wire bytes of a null call and its reply, each",
         ),
+        *(
+            Row(
+                f"offload_bytes_{size}",
+                "bytes",
+                None,
+                True,
+                f"wire bytes of a call on {size:,} MB where it lies, against fetching it",
+            )
+            for size in (1, 10, 100, 1000)
+        ),
+        Row("model_predict", "x in-process", None, True, "256 MB torch model: predict"),
+        Row(
+            "model_step",
+            "x in-process",
+            None,
+            True,
+            "256 MB torch model: one train step with commit",
+        ),
+        Row("model_activation", "ms", None, True, "256 MB torch model: activation"),
     )
 }

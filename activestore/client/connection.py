@@ -39,7 +39,7 @@ from activestore.errors import (
 from activestore.ids import new_session_id
 from activestore.wire import codec
 from activestore.wire.limits import FRAME_BYTES_MAX, RECORDS_PER_FRAME_MAX
-from activestore.wire.messages import Bye, Message
+from activestore.wire.messages import Bye, Message, bytes_count
 
 HIGH_WATER_MARK = 1000
 # A client wants its peer back fast; peers among themselves back off further.
@@ -215,9 +215,7 @@ class Connection:
         return request
 
     def _put(self, message: Message, *, may_wait: bool) -> None:
-        size = len(message[-2])
-        for buffer in message[-1]:
-            size += memoryview(buffer).nbytes
+        size = len(message[-2]) + sum(map(bytes_count, message[-1]))
         peer = self.session.peer
         if peer is not None and size > peer.message_bytes_max:
             raise TooLargeError(
@@ -490,7 +488,7 @@ class Connection:
                 frames.append(_receive(socket, _NOBLOCK, False).buffer)
             now_s = _now()
             try:
-                for message in codec.decode_frames(frames):
+                for message in codec.decode_frames(frames, codec.joined):
                     more, out = session.take(message, now_s)
                     ended.extend(more)
                     for answer in out:

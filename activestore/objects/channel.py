@@ -30,7 +30,8 @@ from typing import Any
 
 from activestore.wire import packing
 from activestore.wire.limits import BUFFER_BYTES_MIN
-from activestore.wire.state import AnyBuffer, FileBuffer
+from activestore.wire.messages import Buffer, PartedBuffer, whole
+from activestore.wire.state import AnyBuffer, FileBuffer, buffer_bytes_count
 
 SHARED, FRESH, FILE = 0, 1, 2
 
@@ -83,18 +84,23 @@ class RegionPool:
         self._next = 1
         self.gone: list[int] = []  # numbers whose descriptors the other side may close
 
-    def put(self, buffer: Any) -> tuple[list[int], int | None]:
+    def put(self, buffer: Buffer | PartedBuffer) -> tuple[list[int], int | None]:
         """Copy a buffer into a region; return its form on the channel, and a new fd.
 
         The copy is the only one on the way: the other side maps the region.
         """
-        view = memoryview(buffer).cast("B")
-        region = self._take(view.nbytes)
-        region.memory[: view.nbytes] = view
+        parts = buffer.parts if isinstance(buffer, PartedBuffer) else (buffer,)
+        nbytes = buffer_bytes_count(buffer)
+        region = self._take(nbytes)
+        start = 0
+        for part in parts:
+            view = memoryview(part).cast("B")
+            region.memory[start : start + view.nbytes] = view
+            start += view.nbytes
         if region.is_known:
-            return [SHARED, region.number, view.nbytes], None
+            return [SHARED, region.number, nbytes], None
         region.is_known = True
-        return [FRESH, region.number, view.nbytes], region.fd
+        return [FRESH, region.number, nbytes], region.fd
 
     def release(self, number: int) -> None:
         """Note that the other side has let go of a region."""
@@ -221,13 +227,13 @@ class Channel:
                 described.append([FILE, buffer.offset, buffer.nbytes])
             elif isinstance(buffer, int):
                 described.append(buffer)
-            elif memoryview(buffer).nbytes >= BUFFER_BYTES_MIN:
+            elif buffer_bytes_count(buffer) >= BUFFER_BYTES_MIN:
                 form, fd = self.pool.put(buffer)
                 if fd is not None:
                     self._out_fds.append(fd)
                 described.append(form)
             else:
-                described.append(bytes(buffer))
+                described.append(bytes(whole(buffer)))
         return described
 
     def put(self, message: Sequence[Any]) -> None:

@@ -43,7 +43,7 @@ from activestore.wire.messages import (
     Request,
     Welcome,
 )
-from activestore.wire.state import NamedState, decode_states
+from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
 # Sessions known at once; the one that came first goes.
 SESSIONS_MAX = 16_384
@@ -143,9 +143,7 @@ class Incoming(Table):
         self.step(events.SessionEnded(session.session_id))
 
     def _is_too_large(self, origin: Client | Nested, message: Any) -> bool:
-        size = len(message.body)
-        for buffer in message.buffers:
-            size += memoryview(buffer).nbytes
+        size = len(message.body) + sum(map(buffer_bytes_count, message.buffers))
         limit = self.settings.message_bytes_max
         if size <= limit:
             return False

@@ -27,7 +27,7 @@ from activestore.peer import publishing
 from activestore.peer.loop import PeerLoop
 from activestore.storage.engine import Durability, Engine, Head
 from activestore.wire import values
-from activestore.wire.messages import Request
+from activestore.wire.messages import Request, whole
 
 # Rows of one answer to "objects".
 ROWS_MAX = 1000
@@ -71,7 +71,7 @@ class Requests:
                     f"{', '.join(self.operations)}",
                     "Request",
                 )
-            parameters = values.decode(message.body, message.buffers)
+            parameters = values.decode(message.body, list(map(whole, message.buffers)))
             if type(parameters) is not dict:
                 raise RemoteProtocolError("parameters must be a map", "Request")
             operation(origin, parameters)

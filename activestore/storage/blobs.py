@@ -23,6 +23,7 @@ from pathlib import Path
 
 from activestore.errors import CorruptRecordError
 from activestore.storage.records import DIGEST_BYTES
+from activestore.wire.messages import PartedBuffer, whole
 from activestore.wire.state import AnyBuffer, FileBuffer
 
 PIECE_BYTES = 4 * 1024 * 1024
@@ -37,13 +38,23 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def view_of(buffer: AnyBuffer) -> memoryview:
     """Return the bytes of a buffer; a file is mapped, its descriptor stays open."""
     if not isinstance(buffer, FileBuffer):
-        return memoryview(buffer).cast("B")
+        return memoryview(whole(buffer)).cast("B")
     start = buffer.offset - buffer.offset % mmap.ALLOCATIONGRANULARITY
     skipped = buffer.offset - start
     memory = mmap.mmap(
         buffer.fd, buffer.nbytes + skipped, access=mmap.ACCESS_READ, offset=start
     )
     return memoryview(memory)[skipped:]
+
+
+def pieces_of(buffer: AnyBuffer) -> Iterator[memoryview]:
+    """Yield a buffer piece by piece: all but the last have PIECE_BYTES."""
+    # A frame holds whole pieces, so that parts need not be joined.
+    parts = buffer.parts if isinstance(buffer, PartedBuffer) else [view_of(buffer)]
+    for part in parts:
+        view = memoryview(part).cast("B")
+        for start in range(0, view.nbytes, PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
 
 
 class Blobs:
@@ -73,18 +84,15 @@ class Blobs:
         Raises:
             OSError: the disk is full or failed; nothing is left behind.
         """
-        view = view_of(buffer)
         self._next += 1
         path = self._temporary / f"{os.getpid()}-{self._next}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
                 hashes = []
-                for start in range(0, view.nbytes, PIECE_BYTES):
-                    piece = view[start : start + PIECE_BYTES]
+                for piece in pieces_of(buffer):
                     hashes.append(self._hashers.submit(_hash, piece))
-                    while piece.nbytes:
-                        piece = piece[os.write(fd, piece) :]
+                    _write(fd, piece)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -140,8 +148,7 @@ class Blobs:
     def _digest_of(self, fd: int, size: int) -> bytes:
         if not size:
             return _join([])
-        view = view_of(FileBuffer(fd, 0, size))
-        pieces = [view[s : s + PIECE_BYTES] for s in range(0, size, PIECE_BYTES)]
+        pieces = pieces_of(FileBuffer(fd, 0, size))
         return _join(list(self._hashers.map(_hash, pieces)))
 
     def _remember(self, digest: bytes) -> None:
@@ -167,6 +174,11 @@ class Blobs:
     def close(self) -> None:
         """Stop the hashing threads."""
         self._hashers.shutdown()
+
+
+def _write(fd: int, piece: memoryview) -> None:
+    while piece.nbytes:
+        piece = piece[os.write(fd, piece) :]
 
 
 def _hash(piece: memoryview) -> bytes:

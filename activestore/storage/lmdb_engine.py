@@ -360,7 +360,7 @@ class LmdbEngine:
                 return bytes(view_of(buffer))
             finally:
                 os.close(buffer.fd)
-        return bytes(buffer)
+        return bytes(view_of(buffer))
 
     def head(self, object_id: ObjectId) -> Head | None:
         """Return what is known of an object without its fields."""

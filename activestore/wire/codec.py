@@ -27,7 +27,17 @@ from activestore.wire.limits import (
     HEADER_BYTES_MAX,
     RECORDS_PER_FRAME_MAX,
 )
-from activestore.wire.messages import HEADERS, KIND_OF, Buffer, Message
+from activestore.wire.messages import (
+    HEADERS,
+    KIND_OF,
+    Buffer,
+    Message,
+    PartedBuffer,
+    bytes_count,
+)
+
+# Makes one buffer of several frames and their size together.
+Join = Callable[[Sequence[Buffer], int], Any]
 
 _SIZES = struct.Struct("<II")
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
@@ -116,7 +126,7 @@ def encode_frames(message: Message) -> list[Buffer]:
     buffers = message[-1]
     if not buffers:
         return [encode(message)]
-    sizes = [memoryview(buffer).nbytes for buffer in buffers]
+    sizes = [bytes_count(buffer) for buffer in buffers]
     extra = dict(message.extra or ())
     extra["buffers"] = sizes
     frames: list[Buffer] = [encode(message._replace(extra=extra))]
@@ -125,8 +135,11 @@ def encode_frames(message: Message) -> list[Buffer]:
     return frames
 
 
-def cut(buffer: Buffer) -> Iterable[memoryview]:
-    """Cut one contiguous buffer into frames of at most FRAME_BYTES_MAX, without a copy."""
+def cut(buffer: Buffer | PartedBuffer) -> Iterable[Buffer]:
+    """Cut one buffer into frames of at most FRAME_BYTES_MAX, without a copy."""
+    if isinstance(buffer, PartedBuffer):
+        yield from buffer.parts
+        return
     view = memoryview(buffer).cast("B")
     for start in range(0, view.nbytes, FRAME_BYTES_MAX):
         yield view[start : start + FRAME_BYTES_MAX]
@@ -172,10 +185,20 @@ def decode_frame(frame: Buffer) -> list[Message]:
     return messages
 
 
-def decode_frames(frames: Sequence[Buffer]) -> list[Message]:
+def joined(parts: Sequence[Buffer], nbytes: int) -> Buffer:
+    """Return the parts of a buffer as one, a copy: the `join` of who decodes values."""
+    del nbytes
+    return b"".join(parts)
+
+
+def decode_frames(frames: Sequence[Buffer], join: Join = PartedBuffer) -> list[Message]:
     """Return the messages of one ZeroMQ message: a record frame, then buffer frames.
 
     A buffer that came in one frame is handed on as that frame, without a copy.
+
+    Args:
+        frames: As they came.
+        join: Makes one buffer of several frames; without it they stay parted.
 
     Raises:
         RemoteProtocolError: whatever is wrong with the frames.
@@ -197,22 +220,25 @@ def decode_frames(frames: Sequence[Buffer]) -> list[Message]:
     sizes = (message.extra or {}).get("buffers")
     if type(sizes) is not list or not all(map(_is_u64, sizes)):
         raise RemoteProtocolError("buffer frames without a list of sizes in the header")
-    return [message._replace(buffers=_join(frames[1:], sizes))]
+    return [message._replace(buffers=_buffers_of(frames[1:], sizes, join))]
 
 
-def _join(frames: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
+def _buffers_of(
+    frames: Sequence[Buffer], sizes: Sequence[int], join: Join
+) -> list[Buffer]:
     """Put frames together to buffers of the given sizes."""
     buffers: list[Buffer] = []
     rest = iter(frames)
     for size in sizes:
         count = max(-(-size // FRAME_BYTES_MAX), 0)
         parts = [part for _, part in zip(range(count), rest, strict=False)]
-        seen = sum(memoryview(part).nbytes for part in parts)
-        if seen != size:
+        seen = [memoryview(part).nbytes for part in parts]
+        if sum(seen) != size or any(one != FRAME_BYTES_MAX for one in seen[:-1]):
             raise RemoteProtocolError(
-                f"a buffer of {size} bytes came with {seen} bytes"
+                f"a buffer of {size} bytes came with {sum(seen)} bytes in {len(seen)} "
+                f"frames, expected {count} of {FRAME_BYTES_MAX}, the last one shorter"
             )
-        buffers.append(parts[0] if count == 1 else b"".join(parts))
+        buffers.append(parts[0] if count == 1 else join(parts, size))
     if next(rest, None) is not None:
         raise RemoteProtocolError("more buffer frames than the header lists")
     return buffers

@@ -23,6 +23,31 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Extra: TypeAlias = "Mapping[str, object] | None"
 
 
+class PartedBuffer:
+    """A buffer in the parts that it came in; whoever can work on parts saves a copy.
+
+    All parts but the last have FRAME_BYTES_MAX bytes.
+    """
+
+    __slots__ = ("nbytes", "parts")
+
+    def __init__(self, parts: Sequence[Buffer], nbytes: int) -> None:
+        self.parts = parts
+        self.nbytes = nbytes
+
+
+def bytes_count(buffer: Buffer | PartedBuffer) -> int:
+    """Return the size of a buffer in bytes."""
+    if isinstance(buffer, PartedBuffer):
+        return buffer.nbytes
+    return memoryview(buffer).nbytes
+
+
+def whole(buffer: Buffer | PartedBuffer) -> Buffer:
+    """Return a buffer as one piece of memory; a copy where it has parts."""
+    return b"".join(buffer.parts) if isinstance(buffer, PartedBuffer) else buffer
+
+
 class Operation(enum.IntEnum):
     """What a Call does to its object."""
 
@@ -41,7 +66,7 @@ class Hello(NamedTuple):
     capabilities: Sequence[str]
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Call(NamedTuple):
@@ -62,7 +87,7 @@ class Call(NamedTuple):
     deadline_ms: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Cancel(NamedTuple):
@@ -71,7 +96,7 @@ class Cancel(NamedTuple):
     sequence: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Credit(NamedTuple):
@@ -81,7 +106,7 @@ class Credit(NamedTuple):
     items: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Ping(NamedTuple):
@@ -90,7 +115,7 @@ class Ping(NamedTuple):
     token: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Bye(NamedTuple):
@@ -98,7 +123,7 @@ class Bye(NamedTuple):
 
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Create(NamedTuple):
@@ -116,7 +141,7 @@ class Create(NamedTuple):
     deadline_ms: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Persist(NamedTuple):
@@ -127,7 +152,7 @@ class Persist(NamedTuple):
     first_unacked: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Delete(NamedTuple):
@@ -139,7 +164,7 @@ class Delete(NamedTuple):
     first_unacked: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Request(NamedTuple):
@@ -152,7 +177,7 @@ class Request(NamedTuple):
     operation: str
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Welcome(NamedTuple):
@@ -166,7 +191,7 @@ class Welcome(NamedTuple):
     capabilities: Sequence[str]
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Reply(NamedTuple):
@@ -175,7 +200,7 @@ class Reply(NamedTuple):
     sequence: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Failure(NamedTuple):
@@ -185,7 +210,7 @@ class Failure(NamedTuple):
     code: str
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Item(NamedTuple):
@@ -195,7 +220,7 @@ class Item(NamedTuple):
     number: int
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Beat(NamedTuple):
@@ -204,7 +229,7 @@ class Beat(NamedTuple):
     sequences: Sequence[int]
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Pong(NamedTuple):
@@ -215,7 +240,7 @@ class Pong(NamedTuple):
     is_known: bool
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 class Refused(NamedTuple):
@@ -225,7 +250,7 @@ class Refused(NamedTuple):
     reason: str
     extra: Extra = None
     body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
+    buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
 Message: TypeAlias = (

@@ -18,7 +18,7 @@ import msgpack
 from activestore.errors import RemoteProtocolError, TooLargeError
 from activestore.ids import OBJECT_ID_BYTES
 from activestore.wire.limits import VALUE_ELEMENTS_MAX
-from activestore.wire.messages import Buffer
+from activestore.wire.messages import Buffer, PartedBuffer, bytes_count
 from activestore.wire.scan import count_elements
 
 
@@ -33,7 +33,7 @@ class FileBuffer(NamedTuple):
     nbytes: int
 
 
-AnyBuffer: TypeAlias = Buffer | FileBuffer
+AnyBuffer: TypeAlias = Buffer | FileBuffer | PartedBuffer
 
 
 class ObjectState(NamedTuple):
@@ -75,10 +75,10 @@ class StateDelta(NamedTuple):
 
 
 def buffer_bytes_count(buffer: AnyBuffer) -> int:
-    """Return the size of a buffer of either kind in bytes."""
+    """Return the size of a buffer of any kind in bytes."""
     if isinstance(buffer, FileBuffer):
         return buffer.nbytes
-    return memoryview(buffer).nbytes
+    return bytes_count(buffer)
 
 
 def state_bytes_count(state: ObjectState) -> int:
