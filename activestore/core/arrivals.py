@@ -256,7 +256,7 @@ class Arrivals(Desk):
         if event.code:
             self._emit(effects.Refuse(call.origin, None, event.code, event.body))
         else:
-            self._emit(effects.Answer(call.origin, event.body, ()))
+            self._emit(effects.Answer(call.origin, event.body, event.buffers))
         self._close(call)
 
     def _on_object_loaded(self, event: events.ObjectLoaded) -> None:

@@ -53,6 +53,7 @@ class ReplyLookedUp(NamedTuple):
     call_id: int
     code: str | None  # None: no record
     body: bytes = b""
+    buffers: Sequence[object] = ()
 
 
 class CancelArrived(NamedTuple):

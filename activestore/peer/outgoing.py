@@ -47,7 +47,9 @@ class Outgoing(Table):
                 self.step(events.ReplyLookedUp(effect.call_id, None))
             else:
                 self.step(
-                    events.ReplyLookedUp(effect.call_id, record.code, record.body)
+                    events.ReplyLookedUp(
+                        effect.call_id, record.code, record.body, record.buffers
+                    )
                 )
 
         self.storage.read(
@@ -107,15 +109,16 @@ class Outgoing(Table):
     def _record(
         self, client: Client, code: str, body: bytes, buffers: Any
     ) -> ReplyRecord:
-        if buffers or len(body) > REPLY_BYTES_MAX:
-            size = len(body) + sum(memoryview(b).nbytes for b in buffers)
+        size = len(body) + sum(memoryview(b).nbytes for b in buffers)
+        kept = tuple(map(bytes, buffers)) if size <= REPLY_BYTES_MAX else ()
+        if size > REPLY_BYTES_MAX:
             code = "invalid_request"
             body, _ = values.encode([
                 f"the call ran and was committed; its result of {size} bytes is over "
                 f"{REPLY_BYTES_MAX} and was not kept for a retry", "reply",
             ])  # fmt: skip
         return ReplyRecord(
-            client.session, client.sequence, code, body, self.wall_clock()
+            client.session, client.sequence, code, body, self.wall_clock(), kept
         )
 
     def _do_answer(self, effect: effects.Answer) -> None:

@@ -33,7 +33,7 @@ class ReplyRecord:
     """The answer to one request, kept with the state that it produced.
 
     `code`: "" for a result, else the error's code. `body`: the encoded result, or the
-    encoded fields of the error.
+    encoded fields of the error. `buffers`: what travels beside the body.
     """
 
     session: SessionId
@@ -41,6 +41,7 @@ class ReplyRecord:
     code: str
     body: bytes
     written_s: float
+    buffers: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def reply_key(object_id: bytes, session: bytes, sequence: int) -> bytes:
 
 def encode_reply(reply: ReplyRecord) -> bytes:
     """Return a reply as it is stored; its key holds session and sequence."""
-    return seal(_pack((reply.code, reply.body, reply.written_s)))
+    return seal(_pack((reply.code, reply.body, reply.written_s, reply.buffers)))
 
 
 def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
@@ -150,10 +150,11 @@ def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
         CorruptRecordError: the checksum does not fit.
     """
     object_id, session, sequence = _REPLY_KEY.unpack(key)
-    code, body, written_s = packing.unpack(
+    code, body, written_s, *more = packing.unpack(
         unseal(value, object_id, f"reply {sequence}")
     )
-    return ReplyRecord(session, sequence, code, body, written_s)
+    buffers = tuple(more[0]) if more else ()
+    return ReplyRecord(session, sequence, code, body, written_s, buffers)
 
 
 def encode_class(record: ClassRecord) -> bytes:

@@ -407,9 +407,16 @@ class Echo(ActiveObject):
     """Values in and out."""
 
     value: Any
+    calls: int
 
     def __init__(self, value: Any = None):
         self.value = value
+        self.calls = 0
+
+    @activemethod
+    def keep_and_return(self, count: int, size: int) -> list:
+        self.calls += 1
+        return [bytes([i]) * size for i in range(count)]
 
     @activemethod(readonly=True)
     def same(self, value: Any) -> Any:
