@@ -17,7 +17,7 @@ from typing import Any
 from harness import IN_FLIGHT, LacksError, Rival, main
 
 READY_S_MAX = 30.0
-BACKEND_PORT = 6867
+PORTS = (16587, 6867)  # of the metadata service and the backend
 SETTINGS = {
     "DATACLAY_KV_HOST": "127.0.0.1",
     "DATACLAY_METADATA_HOST": "127.0.0.1",
@@ -67,7 +67,7 @@ class DataClayRival(Rival):
             for command in commands
         ]  # fmt: skip
         end_s = time.perf_counter() + READY_S_MAX
-        while not takes_connections(BACKEND_PORT):
+        while not all(takes_connections(port) for port in PORTS):
             if time.perf_counter() > end_s or any(p.poll() is not None for p in parts):
                 raise LacksError("its services did not start")
             time.sleep(0.05)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,17 +44,9 @@ PACKAGES = {
     "dataclay": ["dataclay==4.3.1", NUMPY],
 }
 
-NAMESPACE = [
-    "setpriv",
-    "--pdeathsig",
-    "KILL",
-    "unshare",
-    "--net",
-    "--uts",
-    "--pid",
-    "--fork",
-]
-NAMESPACE += ["--kill-child", "--mount-proc", "--"]
+# When this process ends, unshare is killed; when unshare ends, init of the namespace is.
+NAMESPACE = "setpriv --pdeathsig KILL unshare --net --uts --pid --fork --kill-child"
+NAMESPACE += " --mount-proc --"
 # The shell stays init of the namespace; the name resolves without a network, and nothing
 # is left in shared memory.
 SCRIPT = """
@@ -107,7 +100,7 @@ def run(name: str) -> Found:
     with tempfile.TemporaryDirectory(
         prefix="as-", ignore_cleanup_errors=True
     ) as folder:
-        command = [*NAMESPACE, "bash", "-c", SCRIPT, "run", python]
+        command = [*NAMESPACE.split(), "bash", "-c", SCRIPT, "run", python]
         command += [str(HERE / f"{name}_rival.py"), folder]
         try:
             done = subprocess.run(
@@ -136,7 +129,7 @@ def median_of(sessions: list[Found]) -> Found:
     for session in sessions:
         merged["why"].update(session["why"])
         merged["failed"] = merged["failed"] or session["failed"]
-    for row in sessions[0]["rows"]:
+    for row in dict.fromkeys(row for one in sessions for row in one["rows"]):
         several = [one["rows"][row] for one in sessions if row in one["rows"]]
         merged["rows"][row] = {
             key: statistics.median(one[key] for one in several) for key in several[0]
@@ -168,6 +161,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
