@@ -72,10 +72,7 @@ class Arrivals(Desk):
         self, origin: Client, call: Call, event: events.CallArrived
     ) -> bool:
         """Register a client's call; False where it is known already or refused."""
-        session = self.sessions.get(origin.session)
-        if session is None:
-            session = self.sessions[origin.session] = {}
-        elif origin.sequence in session:
+        if origin.sequence in self.sessions.get(origin.session, ()):
             return False  # A retry of what is still in progress: its answer will come.
         if event.attempt and event.age_s > self.config.reply_keep_s:
             error: ActiveStoreError = SessionExpiredError(
@@ -84,7 +81,7 @@ class Arrivals(Desk):
         elif self.is_draining:
             error = UnavailableError("peer", "it is stopping")
         else:
-            session[origin.sequence] = call
+            self.sessions.setdefault(origin.session, {})[origin.sequence] = call
             return True
         self._emit(effects.Refuse(origin, error))
         return False
@@ -149,8 +146,6 @@ class Arrivals(Desk):
             )
             return
         self.boxes.enqueue(box, call)
-        if call.kind is Kind.DELETE:
-            self._try_delete(box)
 
     def _quarantined_for_s(self, call: Call) -> float:
         if self._quarantine.is_empty:
@@ -271,6 +266,7 @@ class Arrivals(Desk):
         box.state_bytes = event.state_bytes
         box.executed_version = box.committed_version = event.version
         self._pump(box)
+        self.boxes.tidy(box)
 
     def _on_object_missing(self, event: events.ObjectMissing) -> None:
         box = self.boxes.boxes.get(event.object_id)

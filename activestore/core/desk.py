@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Kind, Mailbox, MailboxState, Nested
+from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested
 from activestore.core.commits import Ledger, Step
 from activestore.core.executors import Pool, PoolConfig
 from activestore.core.mailboxes import MailboxConfig, Mailboxes
@@ -51,8 +51,9 @@ class Desk:
         self.pool = Pool(pool or PoolConfig(), self._emit)
         self.ledger = Ledger(self._emit)
         self.boxes = Mailboxes(
-            mailboxes or MailboxConfig(), self.pool, self.timers, self._emit, self._fail
-        )
+            mailboxes or MailboxConfig(), self.pool, self.timers, self._emit,
+            self._fail, self._try_delete,
+        )  # fmt: skip
         self._quarantine = Quarantine(self.config.quarantine_s)
         self.calls: dict[int, Call] = {}
         self.sessions: dict[SessionId, dict[int, Call]] = {}
@@ -70,14 +71,10 @@ class Desk:
 
     def _pump(self, box: Mailbox) -> None:
         self.boxes.pump(box)
-        if box.waiting and box.waiting[0].kind is Kind.DELETE:
-            self._try_delete(box)
 
     def _try_delete(self, box: Mailbox) -> None:
-        """Delete the object if a delete is first in line and nothing runs."""
-        if not box.waiting or box.waiting[0].kind is not Kind.DELETE:
-            return
-        if box.running or box.reader_running or box.state is not MailboxState.READY:
+        """Delete the object, as is first in line, if nothing runs on it."""
+        if box.running or box.reader_running:
             return
         call = box.waiting[0]
         self.boxes.take(box, call)
@@ -125,6 +122,9 @@ class Desk:
         if not call.is_answered:
             self._emit(effects.Refuse(call.origin, error))
         self._close(call)
+        box = self.boxes.boxes.get(call.object_id)
+        if box is not None:
+            self.pool.left.append(box)
 
     def _close(self, call: Call) -> None:
         """Forget a call; its answer is out or ordered."""

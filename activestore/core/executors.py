@@ -68,6 +68,8 @@ class Pool:
         self._next_executor = 1
         self._next_copy = 1
         self.deaths_in_a_row = 0
+        # Mailboxes that have lost a copy or a call, and may have nothing left.
+        self.left: list[Mailbox] = []
 
     def spawn(self, now_s: float) -> Executor:
         """Order one more executor."""
@@ -107,13 +109,22 @@ class Pool:
     ) -> Executor | None:
         """Choose the executor for a new copy: free before occupied, then least loaded.
 
-        Returns None where no executor can load this revision now.
+        Idle copies of another revision give way where no executor is without. Returns
+        None where no executor can load this revision now.
         """
+        ready = list(self.ready())
+        able = [one for one in ready if self._can_load(one, package, revision)]
+        if not able:
+            for executor in ready:
+                copies = self._other_revisions(executor, package, revision)
+                if not any(copy.running for copy in copies):
+                    for copy in copies:
+                        self.passivate(copy)
+                    able = [executor]
+                    break
         best: Executor | None = None
         best_score: tuple[object, ...] = ()
-        for executor in self.ready():
-            if not self._can_load(executor, package, revision):
-                continue
+        for executor in able:
             score = (
                 executor is avoid,
                 executor.is_silent,
@@ -126,16 +137,22 @@ class Pool:
                 best, best_score = executor, score
         return best
 
-    @staticmethod
-    def _can_load(executor: Executor, package: str, revision: bytes) -> bool:
+    def _can_load(self, executor: Executor, package: str, revision: bytes) -> bool:
         """Whether no copy of another revision of the package is there."""
         loaded = executor.packages.get(package)
         if loaded is None or loaded == revision:
             return True
-        return not any(
-            copy.package == package and copy.revision != revision
+        return not self._other_revisions(executor, package, revision)
+
+    @staticmethod
+    def _other_revisions(
+        executor: Executor, package: str, revision: bytes
+    ) -> list[Copy]:
+        return [
+            copy
             for copy in executor.copies.values()
-        )
+            if copy.package == package and copy.revision != revision
+        ]
 
     def free_slot(self, executor: Executor, call: Call, now_s: float) -> Slot | None:
         """Return the slot of `executor` that shall take `call`, None where none can now."""
@@ -240,6 +257,7 @@ class Pool:
             mailbox.state = MailboxState.COLD
         if mailbox.reader is copy:
             mailbox.reader = None
+        self.left.append(mailbox)
 
     def retire_idle(self, now_s: float) -> None:
         """End extra executors that had no call for a while."""

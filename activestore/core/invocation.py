@@ -84,6 +84,8 @@ class InvocationCore(Arrivals, Endings, Supervision):
         out: list[effects.Effect] = []
         self._out = out
         self._handlers[type(event)](event)
+        if self.pool.left:
+            self.boxes.tidy_left()
         return out
 
     def deadline_s(self) -> float | None:
@@ -119,6 +121,7 @@ class InvocationCore(Arrivals, Endings, Supervision):
             assert box.committed_version <= box.executed_version
             assert box.main is None or box.state is MailboxState.READY
             assert len(box.waiting) <= self.boxes.config.mailbox_max + len(self.calls)
+            assert box.main or box.reader or not box.is_idle, "an empty mailbox is kept"
             readers = sum(1 for c in box.waiting if c.is_checked and c.is_readonly)
             assert box.readers_waiting == readers
         for executor in self.pool.executors.values():
@@ -127,6 +130,7 @@ class InvocationCore(Arrivals, Endings, Supervision):
             for slot in executor.slots:
                 assert all(call.slot is slot for call in slot.queue)
         for session in self.sessions.values():
+            assert session, "an empty session is kept"
             assert all(call.call_id in self.calls for call in session.values())
 
 

@@ -70,12 +70,14 @@ class Mailboxes:
         timers: Timers,
         emit: Callable[[Effect], None],
         refuse: Callable[[Call, ActiveStoreError], None],
+        delete: Callable[[Mailbox], None],
     ) -> None:
         self.config = config
         self.pool = pool
         self.timers = timers
         self.emit = emit
         self.refuse = refuse
+        self.delete = delete
         self.now_s = 0.0
         self.boxes: dict[ObjectId, Mailbox] = {}
         self.classes: dict[str, ClassInfo] = {}
@@ -91,9 +93,17 @@ class Mailboxes:
 
     def tidy(self, box: Mailbox) -> None:
         """Forget a mailbox that says nothing that storage does not say."""
-        if box.main is None and box.reader is None and box.is_idle:
-            self.boxes.pop(box.object_id, None)
+        if box.main is not None or box.reader is not None or not box.is_idle:
+            return
+        if self.boxes.get(box.object_id) is box:
+            del self.boxes[box.object_id]
             self._ready.pop(box.object_id, None)
+
+    def tidy_left(self) -> None:
+        """Forget the mailboxes that lost their last copy or call in this step."""
+        for box in self.pool.left:
+            self.tidy(box)
+        self.pool.left.clear()
 
     # -- what runs next ----------------------------------------------------------------
 
@@ -136,7 +146,8 @@ class Mailboxes:
                 self.refuse(call, DeadlineExceededError(call.where(), call.timeout_s))
                 continue
             if call.kind is Kind.DELETE:
-                return  # `invocation` takes it once nothing runs.
+                self.delete(box)  # Waits until nothing runs.
+                return
             slot = self._slot_for(box, call)
             if slot is not None:
                 self.take(box, call)
