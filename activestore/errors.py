@@ -518,7 +518,7 @@ def method_error(
 
     `builtin` is the nearest built-in base of the type that was raised, so that `except
     KeyError` catches a user's own subclass of KeyError too; an unknown name, or one
-    with another memory layout, gives a plain MethodError.
+    with another memory layout or arguments of its own, gives a plain MethodError.
     """
     cls = _METHOD_ERRORS.get(builtin)
     if cls is None:
@@ -535,7 +535,10 @@ def method_error(
                     (MethodError, base),
                     {"__module__": __name__},
                 )
-            except TypeError:
+                cls(
+                    "", ""
+                )  # Some, such as ExceptionGroup, need arguments of their own.
+            except (TypeError, ValueError):
                 cls = MethodError
         if (
             len(_METHOD_ERRORS) < 256

@@ -30,8 +30,9 @@ def dump_value(value: object, ref_of: RefOf) -> tuple[str, bytes]:
             dump = pickles.dump(value, ref_of=ref_of)
         except NeedsValueError:
             dump = pickles.dump(value, ref_of=ref_of, by_value=True)
-    except pickles.PICKLE_ERRORS as error:
-        raise UnsupportedValueError(name, "value", str(error)[:200]) from None
+    except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise UnsupportedValueError(name, "value", reason) from None
     packed = packing.pack([dump.stream, [bytes(b) for b in dump.buffers]])
     return name, bytes(packed)
 

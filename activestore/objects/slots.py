@@ -21,12 +21,19 @@ import select
 import socket
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from activestore import model
-from activestore.errors import CancelledError, InvalidRequestError, error_from_wire
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    InternalError,
+    InvalidRequestError,
+    error_from_wire,
+)
 from activestore.ids import ObjectId
 from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_file
@@ -228,7 +235,11 @@ class Slot:
         if call_id in self._stopped or copy is None:
             self._stopped.discard(call_id)
             self._end(
-                call_id, attempt, Outcome("not_run", b"", is_dropped=copy is None), 0
+                call_id,
+                attempt,
+                Outcome("not_run", b"", is_dropped=copy is None),
+                0,
+                copy_id,
             )
             return
         produce = None
@@ -249,7 +260,7 @@ class Slot:
                 self._deferred.clear()
         if is_stream:
             self._credit.pop(call_id, None)
-        self._end(call_id, attempt, outcome, run_s)
+        self._end(call_id, attempt, outcome, run_s, copy_id)
         self._last_call_s = start_s + run_s
 
     def _guarded(  # noqa: PLR0913 - a call has that many parts
@@ -274,8 +285,11 @@ class Slot:
             # It came after the method had ended, while its outcome was made.
             self._interruptible = outer
             self.host.drop(copy.copy_id)
-            body, _ = values.encode([f"{copy.class_name}.{method}"])
-            return Outcome(CancelledError.code, body, is_dropped=True)
+            told: ActiveStoreError = CancelledError(f"{copy.class_name}.{method}")
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear
+            self.host.drop(copy.copy_id)
+            told = _internal(f"{copy.class_name}.{method}", error)
+        return Outcome(told.code, values.encode_error(told), is_dropped=True)
 
     def interrupt(self, call_id: int, reason: str) -> None:
         """Raise in the slot's thread if it runs this call; from the control thread."""
@@ -304,9 +318,19 @@ class Slot:
                     self._inbox.append(message)
             self._flush()
 
-    def _end(self, call_id: int, attempt: int, outcome: Outcome, run_s: float) -> None:
+    def _end(
+        self, call_id: int, attempt: int, outcome: Outcome, run_s: float, copy_id: int
+    ) -> None:
         with self._inbox_lock:
-            self._put_ended(call_id, attempt, outcome, run_s)
+            try:
+                self._put_ended(call_id, attempt, outcome, run_s)
+            except (MemoryError, ValueError, TypeError) as error:
+                # Nothing of it was sent: what the call left cannot travel, or finds no
+                # memory.
+                self.host.drop(copy_id)
+                told = values.encode_error(_internal("the end of a call", error))
+                lost = Outcome(InternalError.code, told, is_dropped=True)
+                self._put_ended(call_id, attempt, lost, run_s)
             now_s = _perf()
             if not self._first_result_s:
                 self._first_result_s = now_s
@@ -453,3 +477,10 @@ def persist_message(states: Sequence[NamedState]) -> Persist:
     """Return the wire message that keeps states."""
     body, buffers = encode_states(states)
     return Persist(0, 0, 0, None, body, buffers)  # type: ignore[arg-type]  # no files here
+
+
+def _internal(where: str, error: BaseException) -> InternalError:
+    """Return our own failure as an error that names where it came from."""
+    trace = traceback.extract_tb(error.__traceback__)
+    last = f"{trace[-1].filename}:{trace[-1].lineno}" if trace else "?"
+    return InternalError(f"{where}: {type(error).__name__}: {error!r} at {last}"[:2000])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import os
 import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import activestore.errors
@@ -403,6 +405,36 @@ class Untellable(Exception):
         raise RuntimeError("no text")
 
 
+def several() -> Exception:
+    """Return an exception that holds others, where there is such a thing."""
+    group = getattr(builtins, "ExceptionGroup", None)
+    if group is None:
+        return ValueError("several")
+    return group("several", [ValueError(1), KeyError(2)])
+
+
+ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
+    "huge text": lambda: ValueError("x" * 20_000_000),
+    "no text": Untellable,
+    "odd fields": lambda: activestore.errors.ActiveStoreError(threading.Lock()),
+    "huge fields": lambda: activestore.errors.InvalidRequestError("y" * 20_000_000),
+    "odd text": lambda: ValueError("\ud800"),
+    "odd argument": lambda: KeyError(os.fsdecode(b"name-\xff")),
+    "several": several,
+    "base": lambda: BaseException("no Exception"),
+    "keyboard": KeyboardInterrupt,
+    "stop": lambda: StopIteration(3),
+    "group": lambda: OSError(2, "No such file", "somewhere"),
+}
+
+
+class Unpicklable:
+    """Says no in its own way when it is to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise KeyError("I stay here")
+
+
 class Echo(ActiveObject):
     """Values in and out."""
 
@@ -427,22 +459,21 @@ class Echo(ActiveObject):
         return [bytes(size)] * count
 
     @activemethod(readonly=True)
+    def return_odd(self, kind: str) -> Any:
+        return {
+            "odd key": {"\ud800": 1},
+            "odd text": ["\udfff"],
+            "odd pickle": Unpicklable(),
+        }[kind]
+
+    @activemethod
+    def keep_odd(self) -> None:
+        self.value = Unpicklable()
+
+    @activemethod(readonly=True)
     def raise_odd(self, kind: str) -> None:
         """Raise what is hard to tell."""
-        if kind == "huge text":
-            raise ValueError("x" * 20_000_000)
-        if kind == "no text":
-            raise Untellable
-        if kind == "odd fields":
-            raise activestore.errors.ActiveStoreError(threading.Lock())
-        if kind == "huge fields":
-            raise activestore.errors.InvalidRequestError("y" * 20_000_000)
-        if kind == "keyboard":
-            raise KeyboardInterrupt
-        if kind == "stop":
-            raise StopIteration(3)
-        if kind == "group":
-            raise OSError(2, "No such file", "somewhere")
+        raise ODD_ERRORS[kind]()
 
     @activemethod(readonly=True)
     def lock(self) -> Any:

@@ -189,6 +189,10 @@ def test_result_of_many_small_parts_over_a_frame_is_refused(echo):
         ("keyboard", MethodError),
         ("stop", ActiveStoreError),
         ("group", OSError),
+        ("odd text", ValueError),
+        ("odd argument", KeyError),
+        ("several", MethodError),
+        ("base", MethodError),
     ],
 )
 def test_error_that_is_hard_to_tell_is_told_all_the_same(echo, kind, expected):
@@ -197,6 +201,24 @@ def test_error_that_is_hard_to_tell_is_told_all_the_same(echo, kind, expected):
 
     assert len(str(caught.value)) < 40_000
     assert echo.same(1) == 1
+
+
+@pytest.mark.parametrize("kind", ["odd key", "odd text", "odd pickle"])
+def test_result_that_cannot_travel_for_an_odd_reason_is_told(echo, kind):
+    with pytest.raises(UnsupportedValueError, match="result") as caught:
+        echo.return_odd(kind)
+
+    str(caught.value).encode()
+    assert echo.same(1) == 1
+
+
+def test_field_that_cannot_be_kept_for_an_odd_reason_changes_nothing(echo):
+    before = echo.value
+    with pytest.raises((MethodError, UnsupportedValueError)) as caught:
+        echo.keep_odd()
+
+    assert "I stay here" in str(caught.value)
+    assert echo.value == before
 
 
 def test_alias_of_another_object_is_taken(shared):

@@ -8,6 +8,7 @@ Source: design section 3 ("Executors are processes"), section 5.
 from __future__ import annotations
 
 import concurrent.futures
+import statistics
 import time
 
 import pytest
@@ -26,9 +27,8 @@ pytestmark = [
 ]
 
 CALLS = 500
-# How much slower others may get, and what does not count on a shared machine.
+# How much slower others may get; a shared machine is given three tries.
 P99_RATIO_MAX = 5.0
-P99_NOISE_S = 0.002
 ROUNDS_MAX = 3
 
 
@@ -49,14 +49,14 @@ def p99_s(call) -> float:
 
 
 def usual_p99_s(call) -> float:
-    """Return the p99 of an undisturbed peer: the best of three, after a warm-up."""
+    """Return the p99 of an undisturbed peer: the median of three, after a warm-up."""
     p99_s(call)
-    return min(p99_s(call) for _ in range(ROUNDS_MAX))
+    return statistics.median(p99_s(call) for _ in range(ROUNDS_MAX))
 
 
 def assert_others_are_served(call, usual_s: float) -> None:
     """Check that a disturbed peer serves the null call about as usual."""
-    limit_s = P99_RATIO_MAX * usual_s + P99_NOISE_S
+    limit_s = P99_RATIO_MAX * usual_s
     seen_s = []
     for _ in range(ROUNDS_MAX):
         seen_s.append(p99_s(call))
