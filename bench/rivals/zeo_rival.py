@@ -20,7 +20,7 @@ class ZeoRival(Rival):
     notes = MappingProxyType({
         "null": "it runs no methods: asks when an object was changed",
         "array_back": "an object loaded past the caches",
-        "persist_large": "as a blob: it warns of objects this big",
+        "persist_large": "as a blob, which is not synced: it warns of objects this big",
     })  # fmt: skip
 
     def serve(self, directory: Path) -> None:
