@@ -123,7 +123,7 @@ class Ledger:
         for seen, effect in mailbox.unreplied:
             if seen < version:
                 kept.append((seen, effect))
-            else:
+            elif effect.origin not in failed:  # A stream may have several items here.
                 failed.append(effect.origin)
                 self._emit(Refuse(effect.origin, error))
         mailbox.unreplied.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested
+from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested, Slot
 from activestore.core.commits import Ledger, Step
 from activestore.core.executors import Pool, PoolConfig
 from activestore.core.mailboxes import MailboxConfig, Mailboxes
@@ -161,9 +161,12 @@ class Desk:
                 self.boxes.tidy(box)
             return
         self._emit(effects.Refuse(call.origin, error))
+        self._interrupt(call, call.slot, reason)
+
+    def _interrupt(self, call: Call, slot: Slot, reason: str) -> None:
+        """End a running call that has its answer."""
         call.is_answered = True
         call.interrupt = reason
-        slot = call.slot
         self._emit(
             effects.InterruptCall(
                 slot.executor.executor_id, slot.index, call.call_id, reason

@@ -164,7 +164,10 @@ class Endings(Desk):
         box.pending_commits -= 1
         if pending.generation == box.generation:
             self._discard(box)
-        self.ledger.refused(box, pending.version, event.error)
+        failed = self.ledger.refused(box, pending.version, event.error)
+        for call in list(box.running.values()):
+            if call.origin in failed and call.slot is not None:
+                self._interrupt(call, call.slot, "commit failed")
         if not box.pending_commits:
             box.executed_version = box.committed_version
         if pending.checkpoint is not None and pending.call is not None:
