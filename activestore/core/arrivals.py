@@ -265,6 +265,7 @@ class Arrivals(Desk):
         box.state = MailboxState.READY
         box.state_bytes = event.state_bytes
         box.executed_version = box.committed_version = event.version
+        self.boxes.check_waiting(box)
         self._pump(box)
         self.boxes.tidy(box)
 

@@ -113,6 +113,15 @@ class Mailboxes:
         if box.state is not MailboxState.READY or self._check(box, call):
             self.pump(box)
 
+    def check_waiting(self, box: Mailbox) -> None:
+        """Look up the methods of the calls that came while the object was loaded.
+
+        All of them, so that a reader among them is known before a writer runs.
+        """
+        for call in list(box.waiting):
+            if not call.is_checked:
+                self._check(box, call)
+
     def requeue(self, box: Mailbox, call: Call) -> None:
         """Put a call that did not run back where it stood: in order of arrival."""
         waiting = box.waiting
@@ -157,18 +166,29 @@ class Mailboxes:
                     self._serve_readers(box)
                 return
             elif box.state is MailboxState.READY:
+                box.is_queued = True
                 self._ready[box.object_id] = box
                 return
 
     def pump_ready(self) -> None:
-        """Serve the mailboxes that waited for a slot, the oldest first."""
+        """Serve the mailboxes that waited for a slot, the oldest first.
+
+        Who cannot use what is free goes behind the others; who only came too late for
+        it keeps the place, for behind new ones it could wait for ever.
+        """
         failures = 0
+        was_any_served = False
         for object_id in list(self._ready):
-            box = self._ready.pop(object_id, None)
-            if box is None:
-                continue
+            box = self._ready[object_id]
+            box.is_queued = False
             self.pump(box)
-            failures += object_id in self._ready
+            if not box.is_queued:
+                was_any_served = True
+                del self._ready[object_id]
+                continue
+            if not was_any_served:
+                self._ready[object_id] = self._ready.pop(object_id)
+            failures += 1
             if failures >= READY_FAILURES_MAX:
                 return
 
@@ -352,8 +372,6 @@ class Mailboxes:
         wait_s = self.config.reader_wait_s
         writing = set()
         for call in list(box.waiting):
-            if not call.is_checked and not self._check(box, call):
-                continue
             session = call.origin.session if type(call.origin) is Client else None
             if not call.is_readonly:
                 writing.add(session)

@@ -214,6 +214,8 @@ class Supervision(Desk):
                 call.is_abandoned = True
                 if copy is not None and not copy.is_reader and box.main is copy:
                     self._discard(box)
+                elif copy is not None and copy is box.reader and not copy.running:
+                    self.pool.passivate(copy)  # Else it would run here again.
                 self.boxes.requeue(box, call)
                 self._pump(box)
 
