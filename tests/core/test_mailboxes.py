@@ -146,10 +146,12 @@ def test_objects_that_cannot_use_a_free_slot_do_not_stand_in_the_way() -> None:
     stage.call(300, object_id=object_id_of(500))
     stage.load(object_id_of(500))
 
-    out = [*stage.end(other), *stage.step(events.ExecutorStarted(2))]
+    first = stage.end(other)
+    second = stage.end(stage.run(102, object_id=object_id_of(400)))
 
     assert len(on_home) >= READY_FAILURES_MAX
-    assert client(300) in [d.call.origin for d in only(out, effects.Dispatch)]
+    dispatches = only([*first, *second], effects.Dispatch)
+    assert [dispatch.call.origin for dispatch in dispatches] == [client(300)]
 
 
 def test_calls_that_must_not_run_twice_stay_with_a_silent_executor() -> None:
