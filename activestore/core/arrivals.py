@@ -194,9 +194,9 @@ class Arrivals(Desk):
             mine.add(parent.call_id)
             parent = self._parent_of(parent)
         seen: set[int] = set()
-        frontier = [
-            c for c in box.running.values() if not (c.is_readonly and call.is_readonly)
-        ]
+        self.boxes.why_not(box, call)  # Notes whether it reads only.
+        shares = call.is_readonly and not box.waiting
+        frontier = [c for c in box.running.values() if not (shares and c.is_readonly)]
         while frontier:
             holder = frontier.pop()
             if holder.call_id in mine:
