@@ -8,7 +8,17 @@ from activestore.core import effects, events
 from activestore.core.calls import Call, Kind, Nested
 from activestore.core.mailboxes import READY_FAILURES_MAX, MailboxConfig
 from activestore.core.supervision import PING_S, SILENT_S
-from tests.core.stage import OBJECT, OTHER, Stage, answers, client, delta, only
+from tests.core.stage import (
+    CLASS,
+    OBJECT,
+    OTHER,
+    Stage,
+    answers,
+    client,
+    delta,
+    only,
+    state,
+)
 from tests.core.world import object_id_of
 
 READER_WAIT_S = MailboxConfig().reader_wait_s
@@ -98,6 +108,61 @@ def test_two_readers_that_wait_for_the_same_call_are_looked_at_once() -> None:
 
     assert answers(out) == {}
     assert len(stage.boxes[OBJECT].waiting) == 1
+
+
+@pytest.mark.parametrize("has_writer_first", [False, True])
+def test_reader_that_may_share_waits_for_nobody(
+    stage: Stage, *, has_writer_first: bool
+) -> None:
+    """Each chain reads what the other holds for reading; only a writer between locks."""
+    first = stage.run(1, "peek")
+    second = stage.run(2, "peek", OTHER)
+    stage.call(3, object_id=OTHER)
+    stage.nest(first, 1, "peek", OTHER)
+    if has_writer_first:
+        stage.call(4)
+
+    out = stage.nest(second, 1, "peek", OBJECT)
+
+    if has_writer_first:
+        assert answers(out) == {Nested(second.call_id, 1): "busy"}
+    else:
+        assert answers(out) == {}
+        assert dispatched([*out, *stage.wait(0.0)]).object_id == OBJECT
+
+
+def test_thread_that_does_not_wait_for_its_call_gets_no_company(stage: Stage) -> None:
+    """It is busy; the executor's other threads are not its to have."""
+    for number in (1, 2):
+        call = stage.run(number, object_id=object_id_of(number))
+        stage.nest(call, 1, "add", object_id_of(10 + number), waits=False)
+
+    assert only(stage.load(object_id_of(11)), effects.Dispatch) == []
+    assert len(stage.core.pool.executors[1].slots) == 2
+
+
+def test_state_over_the_whole_budget_is_kept_while_it_is_used() -> None:
+    stage = Stage(activation_bytes_max=4)
+
+    stage.call(1)
+    out = stage.load(state_bytes=8)
+
+    assert dispatched(out)
+    assert only(out, effects.DropCopy) == []
+
+
+def test_create_after_one_that_was_not_committed_is_the_first_version(
+    stage: Stage,
+) -> None:
+    created = stage.call(1, "__init__", kind=Kind.CREATE, class_name=CLASS)
+    first = stage.end(dispatched(created), state=state())
+    again = stage.call(2, "__init__", kind=Kind.CREATE, class_name=CLASS)
+    stage.refuse_commit(first)
+
+    redone = dispatched(stage.end(dispatched(again), state=state()))
+    out = stage.end(redone, state=state())
+
+    assert [commit.version for commit in only(out, effects.Commit)] == [1]
 
 
 def test_call_that_comes_back_after_its_holder_has_ended_is_answered(
