@@ -59,6 +59,9 @@ class Endings(Desk):
             self.pool.forget(box.main)
         if call.is_answered:
             self._close(call)
+        elif call.is_reentrant and not event.is_dropped:
+            call.is_reentrant = False  # Its holder has ended: now it stands for itself.
+            self.boxes.requeue(box, call)
         elif call.is_reentrant:
             self._fail(call, UnavailableError(call.where(), "its copy was dropped"))
         else:

@@ -232,7 +232,10 @@ class Slot:
         if not is_short:
             self._flush()
         copy = self.host.copies.get(copy_id) or self.host.copy_of(copy_id)
-        if call_id in self._stopped or copy is None:
+        # A call that came back to a copy whose holder did not wait for it and has ended:
+        # run on top of nothing, nobody would commit what it changes.
+        is_late = is_reentrant and all(entry[2] is not copy for entry in self._stack)
+        if call_id in self._stopped or copy is None or is_late:
             self._stopped.discard(call_id)
             self._end(
                 call_id,
