@@ -165,16 +165,19 @@ def test_create_after_one_that_was_not_committed_is_the_first_version(
     assert [commit.version for commit in only(out, effects.Commit)] == [1]
 
 
-def test_call_that_comes_back_after_its_holder_has_ended_is_answered(
+def test_call_that_comes_back_after_its_holder_has_ended_stands_for_itself(
     stage: Stage,
 ) -> None:
-    """The holder did not wait: its slot is empty when the inner call ends."""
+    """Run on top of a call that is gone, nobody would commit what it changes."""
     outer = stage.run(1)
     inner = dispatched(stage.nest(outer, 1, "add", OBJECT, waits=False))
     stage.end(outer)
 
-    out = stage.end(inner)
+    again = stage.end(inner, code="not_run")
+    ended = stage.end(dispatched(again), change=delta())
+    out = stage.commit(ended)
 
+    assert answers(ended) == {}
     assert answers(out) == {Nested(outer.call_id, 1, waits=False): ""}
     assert stage.boxes[OBJECT].main.running == 0
 
