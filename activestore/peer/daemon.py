@@ -105,6 +105,7 @@ class Daemon:
         for record in self._engine.classes():
             self._loop.step(self._loop.classes.add(record))
         self._stop_due_s = 0.0
+        self._stops_asked = self._stops_heard = 0
         self._expire_due_s = monotonic_s() + EXPIRE_S
         self._collect_due_s = monotonic_s() + COLLECT_S
 
@@ -147,13 +148,19 @@ class Daemon:
         return 0
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.stop()
+        # It runs between any two lines of a turn, in the middle of a step of the core
+        # too: so it only leaves word, and the loop stops between two turns.
+        self._stops_asked += 1
+        self._storage.wake()
 
     def _is_over(self) -> bool:
         """Do what is due between turns; return whether to end."""
         if self._ready is not None and any(self._core.pool.ready()):
             self._ready()
             self._ready = None
+        while self._stops_heard < self._stops_asked:
+            self._stops_heard += 1
+            self.stop()
         now_s = monotonic_s()
         if self._stop_due_s and (self._core.owes_nothing or now_s >= self._stop_due_s):
             return True

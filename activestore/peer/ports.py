@@ -81,6 +81,7 @@ class StoragePort(Protocol):
     """The storage threads."""
 
     engine: Engine
+    is_closing: bool
 
     def commit(self, token: int, changes: Sequence[Change]) -> None:
         """Order changes; answered by CommitsDone. Orders are carried out in order."""
@@ -101,6 +102,16 @@ class StoragePort(Protocol):
         then: Callable[[Any, BaseException | None], None],
     ) -> None:
         """Run a writing function in the writer thread, after commits ordered before."""
+
+    def maintain(
+        self,
+        function: Callable[[Engine], Any],
+        then: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        """Run a function that reads for long; no other read waits behind it.
+
+        It looks at `is_closing` now and then, and raises where that is set.
+        """
 
     def finished(self) -> list[CommitsDone | StorageFailed | Loaded | Called]:
         """Return what has ended since the last time."""

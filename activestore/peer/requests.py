@@ -21,6 +21,7 @@ from activestore.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
     RemoteProtocolError,
+    UnavailableError,
 )
 from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.peer import publishing
@@ -90,8 +91,13 @@ class Requests:
         origin: Origin,
         function: Callable[[Engine], Any],
         answer: Callable[[Any], object],
+        *,
+        run: Callable[..., None] | None = None,
     ) -> None:
-        """Answer with what a reading function finds, made into an answer in the loop."""
+        """Answer with what a reading function finds, made into an answer in the loop.
+
+        `run`: the storage thread that reads; by default the one for short reads.
+        """
 
         def then(found: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -102,7 +108,7 @@ class Requests:
             except ActiveStoreError as refusal:
                 self._refuse(origin, refusal)
 
-        self._loop.storage.read(function, then)
+        (run or self._loop.storage.read)(function, then)
 
     # -- names and listings ------------------------------------------------------------
 
@@ -298,9 +304,14 @@ class Requests:
             done = 0
             for done, _total in engine.backup(directory):
                 self._loop_progress(directory, done, _total)
+                if self._loop.storage.is_closing:
+                    raise UnavailableError("backup", "the peer is stopping")
             return done
 
-        self._read(origin, copy, lambda done: {"bytes": done, "directory": directory})
+        self._read(
+            origin, copy, lambda done: {"bytes": done, "directory": directory},
+            run=self._loop.storage.maintain,
+        )  # fmt: skip
 
     def _loop_progress(self, directory: str, done: int, total: int) -> None:
         self._loop.backups[directory] = (done, total)

@@ -1,9 +1,10 @@
-"""The storage threads: one writes in group commits, one reads; the loop never waits.
+"""The storage threads: one writes in group commits, one reads, one does what takes long.
 
 The writer takes everything that was ordered while the last commit ran, up to a bound,
 and commits it in one transaction: a lone call waits for nobody, many calls share one
 sync. Changes of classes with a relaxed durability wait for company up to their
-interval.
+interval. The keeper copies backups, so that no read waits behind one; it is started
+when it is first needed.
 
 Rules of this file: orders of one object are carried out in order; after a refused
 change all later ones of the same object are refused too, until the core begins anew
@@ -14,6 +15,8 @@ Source: design section 6; reliability.md 4.2.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import queue
 import threading
@@ -27,10 +30,17 @@ from activestore.peer.clock import monotonic_s
 from activestore.peer.ports import Called, CommitsDone, Loaded, StorageFailed
 from activestore.storage.engine import Change, Durability, Engine
 
+_log = logging.getLogger(__name__)
+
 # Changes of one transaction: bounds how long the first one waits for the last.
 CHANGES_PER_COMMIT_MAX = 256
 # How long changes of relaxed durability may wait for a commit, in seconds.
 RELAXED_S = {Durability.INTERVAL: 1.0, Durability.NONE: 60.0}
+
+# At least what a pipe holds: one read empties it.
+PIPE_BYTES_MAX = 1 << 16
+# How long a stop waits for the keeper: a copy of gigabytes cannot be cut short.
+KEEPER_END_S = 5.0
 
 
 class _Order(NamedTuple):
@@ -49,12 +59,13 @@ class _Load(NamedTuple):
 
 
 class StorageThreads:
-    """Writer and reader around one engine."""
+    """Writer, reader and keeper around one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._orders: queue.SimpleQueue[_Order | _Function | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[_Function | _Load | None] = queue.SimpleQueue()
+        self._upkeep: queue.SimpleQueue[_Function | None] = queue.SimpleQueue()
         self._done: deque[Any] = deque()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -64,6 +75,8 @@ class StorageThreads:
         self._relaxed: list[_Order] = []
         self._relaxed_due_s = 0.0
         self.has_failed = False
+        self.is_closing = False
+        self._keeper: threading.Thread | None = None
         self._writer = threading.Thread(
             target=self._write_all, name="writer", daemon=True
         )
@@ -99,14 +112,31 @@ class StorageThreads:
         """Run a writing function in the writer thread, after commits ordered before."""
         self._orders.put(_Function(function, then))
 
+    def maintain(
+        self,
+        function: Callable[[Engine], Any],
+        then: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        """Run a function that reads for long in the keeper thread, one at a time.
+
+        It should look at `is_closing` now and then, and raise where that is set.
+        """
+        if self._keeper is None:
+            self._keeper = threading.Thread(
+                target=self._keep_all, name="keeper", daemon=True
+            )
+            self._keeper.start()
+        self._upkeep.put(_Function(function, then))
+
     def finished(self) -> list[Any]:
         """Return what has ended since the last time."""
-        if not self._done:
-            return []
+        # The pipe is emptied before the news are taken, also where there are none: what is
+        # told from now on writes to it anew, and a byte left in it would keep the loop
+        # from ever blocking.
         if self._is_awake:
             self._is_awake = False
             try:
-                os.read(self._wake_read, 4096)
+                os.read(self._wake_read, PIPE_BYTES_MAX)
             except BlockingIOError:
                 pass
         found = []
@@ -118,12 +148,31 @@ class StorageThreads:
         """Return the descriptor that becomes readable when something has ended."""
         return self._wake_read
 
+    def wake(self) -> None:
+        """Make `wake_fd` readable; for signal handlers too."""
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # The pipe is full of wake-ups already.
+        # The flag comes last: the loop clears it and then empties the pipe, so a byte
+        # that came after its flag would stay there, and the loop would never block.
+        self._is_awake = True
+
     def close(self) -> None:
         """Carry out what is ordered, then stop and close the engine."""
+        self.is_closing = True
         self._orders.put(None)
         self._reads.put(None)
+        self._upkeep.put(None)
         self._writer.join()
         self._reader.join()
+        if self._keeper is not None:
+            self._keeper.join(KEEPER_END_S)
+            if self._keeper.is_alive():
+                # The engine must not be closed under it. Nothing is lost: the process
+                # ends, and with it the lock.
+                _log.warning("stopping in the middle of a backup")
+                return
         self.engine.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -132,11 +181,7 @@ class StorageThreads:
 
     def _tell(self, news: object) -> None:
         self._done.append(news)
-        self._is_awake = True
-        try:
-            os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            pass  # The pipe is full of wake-ups already.
+        self.wake()
 
     def _write_all(self) -> None:
         while True:
@@ -144,9 +189,16 @@ class StorageThreads:
             if batch:
                 self._commit(batch)
             if function is not None:
-                self._tell(_called(function, self.engine))
+                called = _called(function, self.engine)
+                if getattr(called.error, "errno", 0) == errno.EIO:
+                    self._fail(f"{type(called.error).__name__}: {called.error}")
+                self._tell(called)
             if is_last:
                 return
+
+    def _fail(self, reason: str) -> None:
+        self.has_failed = True
+        self._tell(StorageFailed(reason))
 
     def _collect(self) -> tuple[list[_Order], _Function | None, bool]:
         """Wait for orders; return those of one commit, what comes after, whether to end."""
@@ -213,8 +265,7 @@ class StorageThreads:
             results = self.engine.commit(changes) if changes else []
         except Exception as error:  # noqa: BLE001 - a dead thread would answer nobody
             # OSError: the disk. Anything else is our bug; the peer stops all the same.
-            self.has_failed = True
-            self._tell(StorageFailed(f"{type(error).__name__}: {error}"))
+            self._fail(f"{type(error).__name__}: {error}")
             told = UnavailableError("storage", f"the disk failed: {error}")
             self._tell(CommitsDone([(order.token, told) for order in batch]))
             return
@@ -251,13 +302,19 @@ class StorageThreads:
             else:
                 self._tell(self._load(order))
 
+    def _keep_all(self) -> None:
+        while (order := self._upkeep.get()) is not None:
+            self._tell(_called(order, self.engine))
+
     def _load(self, order: _Load) -> Loaded:
         try:
             found = self.engine.load(order.object_id)
         except ActiveStoreError as error:
             return Loaded(order.object_id, order.is_reader, None, None, error)
-        except OSError as error:
-            told = UnavailableError("storage", f"cannot read: {error}")
+        except Exception as error:  # noqa: BLE001 - a dead thread would answer nobody
+            told = UnavailableError(
+                "storage", f"cannot read: {type(error).__name__}: {error}"
+            )
             return Loaded(order.object_id, order.is_reader, None, None, told)
         if found is None:
             missing = ObjectNotFoundError(order.object_id, (self.engine.peer_id,))
