@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from activestore import errors
-from activestore.cli.main import main as command_line
+from activestore.cli.group import group as command_line
+from activestore.cli.output import EXIT_CODES
 from activestore.peer.config import ENV_PREFIX, KINDS, SETTINGS, PeerConfig
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -105,24 +106,27 @@ def errors_page() -> str:
 
 _CLI_INTRODUCTION = """\
 Results go to standard output, everything else to standard error. On a terminal tables are
-drawn, elsewhere they are tab-separated without a heading; `--json` prints one JSON document,
-an error too: `{"error": {"code": ..., "message": ..., "fields": {...}}}`. Bytes are shown as
-hexadecimal digits, arrays as lists, refs as `{"object_id": ...}`.
+drawn, elsewhere they are tab-separated without a heading, and in a cell `\\n`, `\\t`,
+`\\x1b`, `\\\\` stand for what would break the row. `--json` prints one JSON document, an
+error too: `{"error": {"code": ..., "message": ..., "fields": {...}}}`; only wrong usage is
+told as text, and a generator method gives a document per line. Bytes are shown as
+hexadecimal digits, arrays as lists, refs as `{"object_id": ...}`, numbers that JSON lacks
+as `"nan"`, `"inf"`, `"-inf"`.
+
+A command finds its peer within `--connect-timeout`, then waits as long as `--timeout`
+allows. What takes long shows a bar on standard error where that is a terminal, without
+`--json`. An argument of `call` and `create` is JSON or else text; `-5` is a number, and
+after `--` everything is an argument.
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
-| 1 | the operation failed: the text says why |
-| 2 | wrong usage |
-| 3 | the peer cannot be reached: the text says which address was tried |
-| 4 | the configuration forbids it, or the peer could not start |
-| 130 | interrupted |
 """
 
 
 def commands_page() -> str:
     """Return the page of all commands."""
-    lines = ["# Commands", "", _NOTE, _CLI_INTRODUCTION]
+    codes = [f"| {number} | {text} |" for number, text in EXIT_CODES.items()]
+    lines = ["# Commands", "", _NOTE, _CLI_INTRODUCTION + "\n".join(codes), ""]
     for name, command in command_line.commands.items():
         context = click.Context(command, info_name=f"activestore-node {name}")
         usage = " ".join(command.collect_usage_pieces(context))

@@ -5,37 +5,30 @@ Rules of this file: they ask a running peer; what works on a directory is in `of
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from activestore.cli.output import (
-    connected,
-    peer_options,
-    plain,
-    progress,
-    show,
-    size_text,
-    table,
-)
-from activestore.client.client import connect
+from activestore.cli.options import WORK_S, Target, peer_options
+from activestore.cli.output import echo, plain, show, size_text, table
+from activestore.cli.waiting import ASK_S, Step, spinner, watched
+from activestore.client.client import Store
 from activestore.errors import ActiveStoreError, UnavailableError
 
-# How often a long operation is asked for its progress.
-ASK_S = 0.2
+# A peer that ends answers the next greeting at once or never.
+ANSWER_S = 0.3
 # Erase cycles of cheap flash, for the projection of its life.
 FLASH_CYCLES = 3000
 YEAR_S = 365.25 * 86400
 
 
 @click.command()
-@peer_options
-def status(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
+@peer_options()
+def status(target: Target, *, as_json: bool) -> None:
     """Show how the peer is."""
-    with connected(endpoint, timeout_s) as store:
+    with target.connected() as store:
         about = store.status()
     about["flash"] = _flash(about)
     if as_json:
@@ -93,10 +86,10 @@ def _flash(about: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command()
-@peer_options
-def peers(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
+@peer_options()
+def peers(target: Target, *, as_json: bool) -> None:
     """List the peers that this one knows."""
-    with connected(endpoint, timeout_s) as store:
+    with target.connected() as store:
         rows = store.peers()
     if as_json:
         show(rows, as_json=True)
@@ -108,36 +101,40 @@ def peers(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
 
 
 @click.command()
-@peer_options
-def drain(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
+@peer_options()
+def drain(target: Target, *, as_json: bool) -> None:
     """Let running calls end, take no new ones, then stop the peer."""
-    _end(endpoint, timeout_s, "drain", as_json=as_json)
+    _end(target, "drain", as_json=as_json)
 
 
 @click.command()
-@peer_options
-def stop(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
+@peer_options()
+def stop(target: Target, *, as_json: bool) -> None:
     """Stop the peer, and wait until it is gone."""
-    _end(endpoint, timeout_s, "stop", as_json=as_json)
+    _end(target, "stop", as_json=as_json)
 
 
-def _end(endpoint: str, timeout_s: float, operation: str, *, as_json: bool) -> None:
-    with connected(endpoint, timeout_s) as store:
+def _end(target: Target, operation: str, *, as_json: bool) -> None:
+    with target.connected() as store:
         pid = store.status()["pid"]
         store.request(operation)
-    until_s = time.monotonic() + timeout_s
-    while _answers(endpoint):
-        if time.monotonic() > until_s:
-            raise UnavailableError(endpoint, f"it still answers after {timeout_s:g} s")
+    until_s = time.monotonic() + target.timeout_s
+    with spinner(operation, quiet=as_json):
+        while _answers(target):
+            if time.monotonic() > until_s:
+                raise UnavailableError(
+                    f"{operation} {target.endpoint}",
+                    f"it still answers after {target.timeout_s:g} s",
+                )
     if as_json:
-        show({"stopped": endpoint, "pid": pid}, as_json=True)
+        show({"stopped": target.endpoint, "pid": pid}, as_json=True)
     else:
-        click.echo(f"stopped the peer at {endpoint} (pid {pid})")
+        echo(f"stopped the peer at {target.endpoint} (pid {pid})")
 
 
-def _answers(endpoint: str) -> bool:
+def _answers(target: Target) -> bool:
     try:
-        connect(endpoint, timeout_s=0.3, name="cli").close()
+        target._replace(connect_s=ANSWER_S).connected().close()
     except ActiveStoreError:
         return False
     time.sleep(ASK_S)
@@ -146,33 +143,21 @@ def _answers(endpoint: str) -> bool:
 
 @click.command()
 @click.argument("directory", type=click.Path())
-@peer_options
-def backup(endpoint: str, timeout_s: float, directory: str, *, as_json: bool) -> None:
+@peer_options(work_s=WORK_S)
+def backup(target: Target, directory: str, *, as_json: bool) -> None:
     """Copy a consistent snapshot to an empty DIRECTORY on the peer's machine."""
-    with connected(endpoint, timeout_s) as store:
-        outcome: dict[str, Any] = {}
+    # The peer works elsewhere than we do, most often on the same machine.
+    directory = os.path.abspath(directory)
 
-        def run() -> None:
-            try:
-                outcome["done"] = store.request("backup", directory=directory)
-            except ActiveStoreError as error:
-                outcome["error"] = error
+    def work(store: Store) -> Any:
+        return store.request("backup", directory=directory)
 
-        thread = threading.Thread(target=run)
-        thread.start()
+    def progress(store: Store) -> Step | None:
+        step = store.status()["backups"].get(directory)
+        return None if step is None else (step[0], step[1])
 
-        def steps() -> Iterator[tuple[int, int]]:
-            while thread.is_alive():
-                done = store.status()["backups"].get(directory)
-                if done is not None:
-                    yield done[0], done[1]
-                thread.join(ASK_S)
-
-        progress("backup", steps(), quiet=as_json)
-        thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
+    done = watched(target, "backup", work, progress=progress, quiet=as_json)
     if as_json:
-        show(outcome["done"], as_json=True)
+        show(done, as_json=True)
     else:
-        click.echo(f"{size_text(outcome['done']['bytes'])} copied to {directory}")
+        echo(f"{size_text(done['bytes'])} copied to {directory}")

@@ -6,41 +6,50 @@ guessed.
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import click
 
-from activestore.cli.output import connected, peer_options, show, table
+from activestore.cli.options import TEXT, WORK_S, Target, peer_options
+from activestore.cli.output import echo, show, table
+from activestore.cli.waiting import watched
 
 
 @click.command()
-@click.argument("what", metavar="MODULE_OR_FILE")
+@click.argument("what", metavar="MODULE_OR_FILE", type=TEXT)
 @click.option(
-    "--data-files", multiple=True, help='Other files to ship, e.g. "data/*.json".'
+    "--data-files",
+    multiple=True,
+    type=TEXT,
+    help='Other files to ship, e.g. "data/*.json".',
 )
-@peer_options
+@peer_options(work_s=WORK_S)
 def publish(
-    endpoint: str,
-    timeout_s: float,
-    what: str,
-    data_files: tuple[str, ...],
-    *,
-    as_json: bool,
+    target: Target, what: str, data_files: tuple[str, ...], *, as_json: bool
 ) -> None:
     """Publish the classes of a module, a .py file or a package directory."""
-    with connected(endpoint, timeout_s) as store:
-        names = store.publish(what, data_files=data_files)
+    # Said by its path, `pk` is found although the program's directory comes first.
+    code = Path(what).absolute() if os.path.exists(what) else what
+    names = watched(
+        target,
+        "publish",
+        lambda store: store.publish(code, data_files=data_files),
+        quiet=as_json,
+    )
     if as_json:
         show({"classes": names}, as_json=True)
     else:
-        click.echo("\n".join(names))
+        for name in names:
+            echo(name)
 
 
 @click.command()
-@peer_options
-def classes(endpoint: str, timeout_s: float, *, as_json: bool) -> None:
+@peer_options()
+def classes(target: Target, *, as_json: bool) -> None:
     """List the published classes."""
-    with connected(endpoint, timeout_s) as store:
+    with target.connected() as store:
         rows = store.request("classes")
     if as_json:
         show(rows, as_json=True)

@@ -1,47 +1,42 @@
-"""The entry point: the group of all commands.
+"""The entry point: where a thin client is installed it says what is missing.
 
-Rules of this file: names and order of commands only.
+Rules of this file: it imports nothing beyond the standard library for sure; the rest
+is there with `activestore[node]`.
 """
 
 from __future__ import annotations
 
-import click
+import sys
+from collections.abc import Sequence
 
-from activestore.cli import admin, code, objects, offline, start
-from activestore.version import VERSION
+# As in `output.EXIT_CODES`, which cannot be imported where this is needed.
+EXIT_NOT_INSTALLED = 2
 
-
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run and use activestore peers. A command talks to the peer at --endpoint.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 no peer, 4 configuration, "
-    "130 interrupted.",
-)
-@click.version_option(VERSION, prog_name="activestore-node")
-@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
-def main(debug: bool) -> None:
-    """Run and use activestore peers."""
-    del debug  # Read from the context by `output.guarded`.
+_missing: ModuleNotFoundError | None = None
+try:
+    from activestore.cli.group import group, run
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] == "activestore":
+        raise
+    _missing = error
 
 
-for _command in (
-    start.start,
-    admin.status,
-    admin.peers,
-    objects.objects,
-    objects.show_command,
-    objects.call,
-    objects.create,
-    objects.delete,
-    code.publish,
-    code.classes,
-    admin.drain,
-    admin.stop,
-    admin.backup,
-    offline.restore,
-    offline.doctor,
-):
-    main.add_command(_command)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code.
+
+    Args:
+        arguments: What follows the program's name; None for those of this process.
+    """
+    if _missing is not None:
+        sys.stderr.write(
+            f"error: the command line needs the module {_missing.name!r}, which this "
+            "thin installation lacks: pip install 'activestore[node]'\n"
+        )
+        sys.exit(EXIT_NOT_INSTALLED)
+    sys.exit(run(arguments))
+
+
+__all__ = ["group", "main"]
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """Commands on objects: list, show, call, create, delete.
 
-Rules of this file: an argument that is JSON is that value, any other is text.
+Rules of this file: an argument that is JSON is that value, any other is text; what
+cannot be read of one field hides nothing of the others.
 """
 
 from __future__ import annotations
@@ -12,28 +13,40 @@ from typing import Any
 import click
 
 from activestore import remote
-from activestore.cli.output import (
-    connected,
+from activestore.cli.options import (
+    REF,
+    SECONDS,
+    TEXT,
+    Target,
+    ValuesCommand,
     peer_options,
-    plain,
-    show,
-    size_text,
-    table,
+    value_of,
 )
-from activestore.errors import ActiveStoreError
+from activestore.cli.output import echo, plain, say, show, size_text, table
+from activestore.cli.waiting import spinner
+from activestore.client.client import Store
+from activestore.errors import (
+    ActiveStoreError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from activestore.ids import ObjectId
 
 # Fields up to this size are read and shown.
 SHOWN_BYTES_MAX = 4096
 
 
 @click.command()
-@click.option("--alias-prefix", default="", help="Only objects whose alias begins so.")
-@peer_options
-def objects(
-    endpoint: str, timeout_s: float, alias_prefix: str, *, as_json: bool
-) -> None:
+@click.option(
+    "--alias-prefix",
+    default="",
+    type=TEXT,
+    help="Only objects whose alias begins so.",
+)
+@peer_options()
+def objects(target: Target, alias_prefix: str, *, as_json: bool) -> None:
     """List what is stored."""
-    with connected(endpoint, timeout_s) as store:
+    with target.connected() as store:
         rows = store.objects(alias_prefix)
         if as_json:
             show(list(rows), as_json=True)
@@ -54,46 +67,62 @@ def objects(
 
 
 @click.command("show")
-@click.argument("ref")
-@peer_options
-def show_command(endpoint: str, timeout_s: float, ref: str, *, as_json: bool) -> None:
+@click.argument("ref", type=REF)
+@peer_options()
+def show_command(target: Target, ref: str, *, as_json: bool) -> None:
     """Show one object: REF is an alias or an id of 32 digits."""
-    with connected(endpoint, timeout_s) as store:
-        obj = store.get(ref)
-        about: dict[str, Any] = store.request("show", object_id=remote.id_of(obj))
-        fields = {}
-        for name, size in about.pop("fields").items():
-            fields[name] = {"bytes": size["bytes"]}
-            if size["bytes"] <= SHOWN_BYTES_MAX:
-                fields[name]["value"] = plain(getattr(obj, name))
+    with target.connected() as store, spinner("show", quiet=as_json):
+        object_id, _ = store.identify(ref)
+        about: dict[str, Any] = store.request("show", object_id=object_id)
+        fields = {
+            name: _field(store, object_id, name, size["bytes"])
+            for name, size in about.pop("fields").items()
+        }
         for name in about.pop("graph_fields"):
             fields[name] = {"in_graph": True}
-        if as_json:
-            show({**about, "fields": fields}, as_json=True)
-            return
-        for name in ("created_s", "changed_s"):
-            stamp = time.localtime(about[name])
-            about[name.replace("_s", "")] = time.strftime("%Y-%m-%d %H:%M:%S", stamp)
-            del about[name]
-        about["size"] = size_text(about.pop("bytes"))
-        rows = [(name, plain(value)) for name, value in about.items()]
-        rows += [
-            (f"field {name}", entry.get("value", "(pickled)" if "in_graph" in entry else
-             size_text(entry["bytes"])))
-            for name, entry in fields.items()
-        ]  # fmt: skip
-        table(("what", "value"), rows)
+    if as_json:
+        show({**about, "fields": fields}, as_json=True)
+        return
+    for name in ("created_s", "changed_s"):
+        stamp = time.localtime(about.pop(name))
+        about[name.replace("_s", "")] = time.strftime("%Y-%m-%d %H:%M:%S", stamp)
+    about["size"] = size_text(about.pop("bytes"))
+    rows = [(name, plain(value)) for name, value in about.items()]
+    rows += [(f"field {name}", _field_text(entry)) for name, entry in fields.items()]
+    table(("what", "value"), rows)
 
 
-@click.command()
-@click.argument("ref")
-@click.argument("method")
-@click.argument("arguments", nargs=-1)
-@click.option("--deadline", "deadline_s", type=float, help="Seconds the call may take.")
-@peer_options
+def _field(store: Store, object_id: ObjectId, name: str, size: int) -> dict[str, Any]:
+    about: dict[str, Any] = {"bytes": size}
+    if size <= SHOWN_BYTES_MAX:
+        try:
+            about["value"] = plain(store.get_field(object_id, name))
+        except UnavailableError:
+            raise
+        except ActiveStoreError as error:
+            # Stored by an earlier revision of the class, or of a class that fails.
+            about["error"] = str(error)
+    return about
+
+
+def _field_text(about: dict[str, Any]) -> Any:
+    if "in_graph" in about:
+        return "(pickled)"
+    if "error" in about:
+        return f"{size_text(about['bytes'])}, not readable: {about['error']}"
+    return about.get("value", size_text(about["bytes"]))
+
+
+@click.command(cls=ValuesCommand)
+@click.argument("ref", type=REF)
+@click.argument("method", type=TEXT)
+@click.argument("arguments", nargs=-1, type=TEXT)
+@click.option(
+    "--deadline", "deadline_s", type=SECONDS, help="Seconds the call may take."
+)
+@peer_options()
 def call(
-    endpoint: str,
-    timeout_s: float,
+    target: Target,
     ref: str,
     method: str,
     arguments: tuple[str, ...],
@@ -103,39 +132,44 @@ def call(
 ) -> None:
     """Run METHOD of the object REF; each further argument is JSON, or else text.
 
-    A generator method prints a line per item.
+    A generator method prints a line of JSON per item. A field as METHOD, without
+    arguments, prints its value.
     """
-    with connected(endpoint, timeout_s) as store:
+    args = tuple(map(value_of, arguments))
+    options = remote.CallOptions(deadline_s)
+    with target.connected() as store, spinner("call", quiet=as_json) as end_spinner:
         obj = store.get(ref)
-        bound = getattr(obj, method, None)
-        args = [_argument(text) for text in arguments]
-        if not isinstance(bound, remote.RemoteMethod):
-            # A field, or nothing: the peer says which.
-            object_id = remote.id_of(obj)
-            assert object_id is not None
-            result = store.invoke(
-                object_id, method, tuple(args), {}, remote.DEFAULT_OPTIONS
-            )
-        else:
-            if deadline_s is not None:
-                bound = bound.options(timeout_s=deadline_s)
-            result = bound(*args)
-        if hasattr(result, "__next__"):
-            for item in result:
-                click.echo(json.dumps(plain(item)))
+        object_id = remote.id_of(obj)
+        assert object_id is not None
+        known = getattr(type(obj), method, None)
+        if isinstance(known, remote.RemoteField):
+            if args:
+                raise InvalidRequestError(
+                    "is a field, not a method: without arguments `call` prints it",
+                    method,
+                )
+            result = store.get_field(object_id, method)
+        elif isinstance(known, remote.MethodSpec) and known.is_stream:
+            for item in store.stream(object_id, method, args, {}, options):
+                end_spinner()
+                echo(json.dumps(plain(item)))
             return
+        else:
+            result = store.invoke(object_id, method, args, {}, options)
+        end_spinner()
         show(result, as_json=as_json)
 
 
-@click.command()
-@click.argument("class_name", metavar="CLASS")
-@click.argument("arguments", nargs=-1)
-@click.option("--alias", default="", help="A name for the object.")
-@click.option("--peer", default="", help="Name of the peer that shall keep it.")
-@peer_options
+@click.command(cls=ValuesCommand)
+@click.argument("class_name", metavar="CLASS", type=TEXT)
+@click.argument("arguments", nargs=-1, type=TEXT)
+@click.option("--alias", default="", type=TEXT, help="A name for the object.")
+@click.option(
+    "--peer", default="", type=TEXT, help="Name of the peer that shall keep it."
+)
+@peer_options()
 def create(
-    endpoint: str,
-    timeout_s: float,
+    target: Target,
     class_name: str,
     arguments: tuple[str, ...],
     alias: str,
@@ -144,42 +178,33 @@ def create(
     as_json: bool,
 ) -> None:
     """Make an object of the published CLASS ("module.Class")."""
-    with connected(endpoint, timeout_s) as store:
-        args = [_argument(text) for text in arguments]
+    args = [value_of(text) for text in arguments]
+    with target.connected() as store, spinner("create", quiet=as_json):
         made = store.create(class_name, *args, alias=alias, peer=peer)
         object_id = remote.id_of(made)
-        assert object_id is not None
-        if as_json:
-            show({"object_id": object_id, "alias": alias}, as_json=True)
-        else:
-            click.echo(object_id.hex())
+    assert object_id is not None
+    if as_json:
+        show({"object_id": object_id, "alias": alias}, as_json=True)
+    else:
+        echo(object_id.hex())
 
 
 @click.command()
-@click.argument("refs", nargs=-1, required=True)
-@peer_options
-def delete(
-    endpoint: str, timeout_s: float, refs: tuple[str, ...], *, as_json: bool
-) -> None:
+@click.argument("refs", nargs=-1, required=True, type=REF)
+@peer_options()
+def delete(target: Target, refs: tuple[str, ...], *, as_json: bool) -> None:
     """Delete objects, each an alias or an id."""
     done: list[str] = []
-    with connected(endpoint, timeout_s) as store:
+    with target.connected() as store, spinner("delete", quiet=as_json):
         try:
             for ref in refs:
                 store.delete(ref)
                 done.append(ref)
         except ActiveStoreError:
             if done:
-                click.echo(f"deleted before the error: {', '.join(done)}", err=True)
+                say(f"deleted before the error: {', '.join(done)}")
             raise
     if as_json:
         show({"deleted": done}, as_json=True)
     else:
-        click.echo(f"deleted {len(done)} object{'s' if len(done) != 1 else ''}")
-
-
-def _argument(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        echo(f"deleted {len(done)} object{'s' if len(done) != 1 else ''}")

@@ -5,36 +5,32 @@ Rules of this file: restore never writes over data; doctor reads and never mends
 
 from __future__ import annotations
 
+import json
 import shutil
-import time
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from activestore.cli.output import (
-    EXIT_FAILED,
-    connected,
-    guarded,
-    json_option,
-    peer_options,
-    plain,
-    progress,
-    show,
-    size_text,
-    table,
-)
-from activestore.storage.engine import Damage
-from activestore.storage.lmdb_engine import LmdbEngine
+from activestore.cli.options import Target, guarded, json_option, peer_options
+from activestore.cli.output import EXIT_FAILED, echo, show, size_text, table
+from activestore.cli.waiting import bar, go_through
+from activestore.errors import error_from_wire
 from activestore.storage.maintenance import restore as restore_backup
 
 # doctor warns when less than this share of the disk, or of the budget, is free.
 FREE_SHARE_MIN = 0.10
+RESTORE_IT = "restore it from a backup, or delete the object"
+RESTORE_ALL = "restore a backup into a new directory"
 
 
 @click.command()
 @click.argument("source", metavar="BACKUP", type=click.Path())
-@click.argument("target", metavar="DATA_DIR", type=click.Path())
+@click.argument("directory", metavar="DATA_DIR", type=click.Path())
 @click.option(
     "--keep-identity",
     is_flag=True,
@@ -42,38 +38,38 @@ FREE_SHARE_MIN = 0.10
 )
 @json_option
 @guarded
-def restore(source: str, target: str, *, keep_identity: bool, as_json: bool) -> None:
+def restore(source: str, directory: str, *, keep_identity: bool, as_json: bool) -> None:
     """Make the data directory DATA_DIR of a BACKUP; it must not hold data."""
-    steps = restore_backup(source, target, new_identity=not keep_identity)
-    done = progress("restore", steps, quiet=as_json)
+    steps = restore_backup(source, directory, new_identity=not keep_identity)
+    done = go_through("restore", steps, quiet=as_json)
     if as_json:
-        show({"bytes": done, "data_dir": target}, as_json=True)
+        show({"bytes": done, "data_dir": directory}, as_json=True)
     else:
-        click.echo(
+        echo(
             f"{size_text(done)} restored; start it with "
-            f"`activestore-node start --data-dir {target}`"
+            f"`activestore-node start --data-dir {directory}`"
         )
 
 
 @click.command()
 @click.option(
-    "--data-dir", type=click.Path(exists=True), help="Check a stopped peer's data."
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False),
+    help="Check a stopped peer's data.",
 )
-@peer_options
+@peer_options()
 @click.pass_context
 def doctor(
-    context: click.Context,
-    endpoint: str,
-    timeout_s: float,
-    data_dir: str | None,
-    *,
-    as_json: bool,
+    context: click.Context, target: Target, data_dir: str | None, *, as_json: bool
 ) -> None:
-    """Look for what is wrong: with --data-dir every checksum, else a running peer."""
+    """Look for what is wrong: with --data-dir every checksum, else a running peer.
+
+    Exits with 1 where something is wrong, with 4 where DATA_DIR is no data directory.
+    """
     if data_dir is not None:
         findings = _check_directory(data_dir, quiet=as_json)
     else:
-        findings = _check_peer(endpoint, timeout_s)
+        findings = _check_peer(target)
     wrong = [finding for finding in findings if finding["level"] == "wrong"]
     if as_json:
         show({"findings": findings, "is_well": not wrong}, as_json=True)
@@ -99,43 +95,44 @@ def _finding(what: str, found: str, do: str = "") -> dict[str, Any]:
 
 
 def _check_directory(data_dir: str, *, quiet: bool) -> list[dict[str, Any]]:
-    engine = LmdbEngine.open(data_dir, disk_budget_bytes=1 << 60, wall_clock=_wall_s)
     findings: list[dict[str, Any]] = []
-    checked = 0
-    try:
-        usage = engine.usage()
-        total = max(usage.used_bytes, 1)
-
-        def steps() -> Iterator[tuple[int, int]]:
-            nonlocal checked
-            for one in engine.verify():
-                if isinstance(one, Damage):
-                    where = (
-                        f"{plain(one.object_id)} {one.where}"
-                        if one.object_id
-                        else one.where
-                    )
-                    findings.append(
-                        _finding(
-                            where,
-                            one.reason,
-                            "restore it from a backup, or delete the object",
-                        )
-                    )
-                else:
-                    checked += one
-                    yield min(checked, total), total
-
-        progress("checking", steps(), quiet=quiet)
-        findings.append(
-            _finding(
-                "records and files", f"{usage.objects} objects, {size_text(checked)}"
-            )
-        )
-        findings.append(_disk(data_dir))
-    finally:
-        engine.close()
+    objects: int | None = None
+    checked = total = 0
+    with bar("checking", quiet=quiet) as move:
+        for line in _lines_of_check(data_dir):
+            if "error" in line:
+                raise error_from_wire(line["error"], tuple(line["fields"]))
+            if "where" in line:
+                do = RESTORE_ALL if objects is None else RESTORE_IT
+                findings.append(_finding(line["where"], line["reason"], do))
+            elif "checked" in line:
+                checked += line["checked"]
+                move(min(checked, total), total)
+            else:
+                objects, total = line["objects"], line["total"]
+    if objects is not None:
+        text = f"{objects} objects, {size_text(checked)}"
+        findings.append(_finding("records and files", text))
+    findings.append(_disk(data_dir))
     return findings
+
+
+def _lines_of_check(data_dir: str) -> Iterator[dict[str, Any]]:
+    """Yield what the process that checks says, and how it ended where it died."""
+    path = str(Path(data_dir).absolute())
+    command = [sys.executable, "-m", "activestore.cli.checking", path]
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        by = f"exit code {process.returncode}"
+        if process.returncode < 0:
+            by = signal.Signals(-process.returncode).name
+        reason = f"reading them ended with {by}: data.mdb is damaged or cut off"
+        yield {"where": "tables", "reason": reason}
 
 
 def _disk(data_dir: str) -> dict[str, Any]:
@@ -146,8 +143,8 @@ def _disk(data_dir: str) -> dict[str, Any]:
     return _finding("disk", text)
 
 
-def _check_peer(endpoint: str, timeout_s: float) -> list[dict[str, Any]]:
-    with connected(endpoint, timeout_s) as store:
+def _check_peer(target: Target) -> list[dict[str, Any]]:
+    with target.connected() as store:
         about = store.status()
     storage = about["storage"]
     used = f"{size_text(storage['used_bytes'])} of {size_text(storage['budget_bytes'])}"
@@ -175,7 +172,3 @@ def _check_peer(endpoint: str, timeout_s: float) -> list[dict[str, Any]]:
         else:
             findings.append(_finding(name, f"{one['state']}, {one['copies']} objects"))
     return findings
-
-
-def _wall_s() -> float:
-    return time.clock_gettime(time.CLOCK_REALTIME)

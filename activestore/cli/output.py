@@ -1,25 +1,23 @@
-"""What commands share: options, connecting, printing, and errors as exit codes.
-
-    0  done                       3  the peer cannot be reached
-    1  the operation failed       4  the configuration forbids it, or the start failed
-    2  wrong usage                130  interrupted
+"""What commands print: results, tables, errors, and the exit codes that go with them.
 
 Rules of this file: results on standard output, everything else on standard error; no
-traceback reaches a user who did not ask for it.
+traceback reaches a user who did not ask for it; what an object is called or holds
+cannot break a row, colour a terminal or stop a command.
 """
 
 from __future__ import annotations
 
-import functools
 import json
+import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from activestore import remote
-from activestore.client.client import Store, connect
 from activestore.errors import (
     ActiveStoreError,
     ConfigurationError,
@@ -28,95 +26,83 @@ from activestore.errors import (
 )
 from activestore.wire.values import Ref
 
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:7400"
-EXIT_FAILED, EXIT_UNREACHABLE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 3, 4, 130
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_CONFIGURATION = range(5)
+# As sysexits.h has it; the other two as shells report a death by SIGINT and SIGPIPE.
+EXIT_UNEXPECTED, EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED = 70, 130, 141
+
+# docs/reference/cli.md is made from this.
+EXIT_CODES = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "the operation failed: the text says why",
+    EXIT_USAGE: "wrong usage, or `activestore[node]` is not installed",
+    EXIT_UNREACHABLE: "the peer cannot be reached, or was lost: the text says which "
+    "address was tried",
+    EXIT_CONFIGURATION: "the configuration forbids it, a directory cannot be used, or "
+    "the peer could not start",
+    EXIT_UNEXPECTED: "an error that nobody foresaw, which is a bug: "
+    "`activestore-node --debug COMMAND ...` shows where",
+    EXIT_INTERRUPTED: "interrupted",
+    EXIT_OUTPUT_CLOSED: "whoever read the output closed it",
+}
 
 
 class UnreachableError(UnavailableError):
-    """No peer answered at the endpoint of a command."""
+    """No peer answers at the endpoint of a command."""
 
 
-def peer_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command that talks to a peer, and its error handling."""
-    options = (
-        click.option(
-            "--endpoint",
-            envvar="ACTIVESTORE_ENDPOINT",
-            default=DEFAULT_ENDPOINT,
-            show_default=True,
-            help="Address of any peer; also $ACTIVESTORE_ENDPOINT.",
-        ),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            type=click.FloatRange(min=0.1),
-            default=30.0,
-            show_default=True,
-            help="Seconds without a sign of life from the peer.",
-        ),
-        json_option,
-    )
-    wrapped = guarded(function)
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped
+class OutputError(Exception):
+    """Standard output takes no more; `is_closed` where its reader has gone."""
+
+    def __init__(self, reason: str, *, is_closed: bool) -> None:
+        super().__init__(reason)
+        self.is_closed = is_closed
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
-)
+# -- printing --------------------------------------------------------------------------
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors of the store into one line and an exit code."""
+def echo(text: str) -> None:
+    """Print a line of results.
 
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except ActiveStoreError as error:
-            if click.get_current_context().find_root().params.get("debug"):
-                raise
-            fail(error, as_json=bool(kwargs.get("as_json")))
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            sys.exit(0)  # Whoever read the output has enough.
-
-    return run
-
-
-def fail(error: ActiveStoreError, *, as_json: bool) -> None:
-    """Print an error and exit with its code."""
-    if as_json:
-        about = {
-            "code": error.code,
-            "message": str(error),
-            "fields": plain(error.fields),
-        }
-        click.echo(json.dumps({"error": about}))
-    else:
-        click.echo(f"error: {error}", err=True)
-    if isinstance(error, UnreachableError):
-        sys.exit(EXIT_UNREACHABLE)
-    if isinstance(error, (ConfigurationError, DirectoryLockedError)):
-        sys.exit(EXIT_CONFIGURATION)
-    sys.exit(EXIT_FAILED)
-
-
-def connected(endpoint: str, timeout_s: float) -> Store:
-    """Connect, or say which address was tried and what to start."""
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        return connect(endpoint, timeout_s=min(timeout_s, 5.0), name="cli")
-    except UnavailableError as error:
-        raise UnreachableError(endpoint, error.reason) from None
+        try:
+            click.echo(text)
+        except UnicodeEncodeError:
+            encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+            click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+    except BrokenPipeError:
+        raise OutputError("its reader has gone", is_closed=True) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(reason, is_closed=False) from None
+
+
+def say(text: str) -> None:
+    """Print a line that is no result; where nobody can read it, that is no failure."""
+    try:
+        click.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+    except (OSError, ValueError):
+        pass
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether people look at a stream; a closed one is None."""
+    try:
+        return bool(stream is not None and stream.isatty())
+    except ValueError:
+        return False
 
 
 def plain(value: Any) -> Any:
     """Return a value as JSON can say it: bytes as hex, arrays as lists, refs as ids."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, float):
+        # JSON has no such numbers, and its readers stumble over Python's.
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, (bytes, bytearray)):
         return bytes(value).hex()
     if isinstance(value, Mapping):
@@ -129,51 +115,47 @@ def plain(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"object_id": value.object_id.hex()}
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        return value.tolist()
+        return plain(value.tolist())
     return str(value)
 
 
 def show(value: Any, *, as_json: bool) -> None:
     """Print one result."""
     if as_json:
-        click.echo(json.dumps(plain(value)))
+        echo(json.dumps(plain(value)))
     elif isinstance(value, (Mapping, list, tuple)):
-        click.echo(json.dumps(plain(value), indent=2))
+        echo(json.dumps(plain(value), indent=2))
     else:
-        click.echo(str(plain(value)))
+        echo(str(plain(value)))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table: drawn on a terminal, tab-separated elsewhere."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         for row in rows:
-            click.echo("\t".join(str(cell) for cell in row))
+            echo("\t".join(escaped(str(cell)) for cell in row))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(*headers)
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        # Not as markup: an alias may be "[red]".
+        drawn.add_row(*(Text(escaped(str(cell))) for cell in row))
     Console().print(drawn)
 
 
-def progress(title: str, steps: Iterable[tuple[int, int]], *, quiet: bool) -> int:
-    """Go through (done, total) byte counts with a bar on standard error; return done."""
-    done = 0
-    if quiet or not sys.stderr.isatty():
-        for step in steps:
-            done = step[0]
-        return done
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress
-
-    columns = (*Progress.get_default_columns(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        for done, total in steps:
-            bar.update(task, completed=done, total=total)
-    return done
+def escaped(text: str) -> str:
+    r"""Return a text as one cell of a row: what does not print as \n, \x1b, \ as \\."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        sign
+        if sign.isprintable() and sign != "\\"
+        else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 def size_text(count: float) -> str:
@@ -183,3 +165,57 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+# -- errors ----------------------------------------------------------------------------
+
+
+def ended_by(error: BaseException, *, as_json: bool, is_debugging: bool) -> int:
+    """Say what ended a command; return its exit code."""
+    if is_debugging:
+        say("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, KeyboardInterrupt):
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    if isinstance(error, OutputError):
+        _drop_output()
+        if error.is_closed:
+            return EXIT_OUTPUT_CLOSED  # Whoever read the output has enough.
+        say(f"error: cannot write the output: {error}")
+        return EXIT_FAILED
+    if isinstance(error, ActiveStoreError):
+        _tell(error.code, str(error), error.fields, as_json=as_json)
+        if isinstance(error, UnreachableError):
+            return EXIT_UNREACHABLE
+        if isinstance(error, (ConfigurationError, DirectoryLockedError)):
+            return EXIT_CONFIGURATION
+        return EXIT_FAILED
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, OSError):
+        _tell("system", text, {}, as_json=as_json)
+        return EXIT_FAILED
+    where = "" if is_debugging else "; `activestore-node --debug ...` shows where"
+    _tell("unexpected", f"unexpected {text}{where}", {}, as_json=as_json)
+    return EXIT_UNEXPECTED
+
+
+def _tell(code: str, message: str, fields: Mapping[str, Any], *, as_json: bool) -> None:
+    if not as_json:
+        say(f"error: {message}")
+        return
+    about = {"code": code, "message": message, "fields": plain(fields)}
+    try:
+        echo(json.dumps({"error": about}))
+    except OutputError:
+        _drop_output()
+        say(f"error: {message}")
+
+
+def _drop_output() -> None:
+    """Have what is still buffered go nowhere, or the interpreter complains at its end."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError, AttributeError):
+        pass  # No descriptor, no buffer that outlives us.

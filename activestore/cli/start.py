@@ -14,10 +14,20 @@ from typing import Any
 
 import click
 
-from activestore.cli.output import guarded
+from activestore.cli.options import guarded
+from activestore.cli.output import echo, say
+from activestore.errors import (
+    ActiveStoreError,
+    ConfigurationError,
+    CorruptRecordError,
+)
 from activestore.peer.config import PeerConfig, load_config
 from activestore.peer.daemon import Daemon
 from activestore.version import VERSION
+
+_log = logging.getLogger(__name__)
+
+JOIN_IS_MISSING = "--join is not built yet; this peer stays alone"
 
 
 @click.command()
@@ -27,13 +37,16 @@ from activestore.version import VERSION
 )
 @click.option("--advertise", help="Address that others are told, where it differs.")
 @click.option(
-    "--join", multiple=True, help="Address of a peer to join; may be repeated."
+    "--join",
+    multiple=True,
+    help="Address of a peer to join; may be repeated. Not built yet: the peer says so, "
+    "and stays alone.",
 )
 @click.option("--data-dir", type=click.Path(), help="Where its objects live.")
 @click.option(
     "--config", "path", type=click.Path(), help="A peer.toml, e.g. of nodes/."
 )
-@click.option("--executors", type=int, help="Processes that run methods.")
+@click.option("--executors", type=int, help="Processes that run methods, 1 to 256.")
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 @guarded
@@ -46,8 +59,44 @@ def start(path: str | None, *, as_json: bool, **flags: Any) -> None:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    daemon = Daemon(config, version=VERSION)
-    sys.exit(daemon.run(lambda: _say_ready(daemon, config, as_json=as_json)))
+    if config.join:
+        say(f"warning: {JOIN_IS_MISSING}")
+    daemon = _opened(config)
+    try:
+        code = daemon.run(lambda: _say_ready(daemon, config, as_json=as_json))
+    except ActiveStoreError:
+        raise
+    except Exception:
+        # Whoever runs a daemon reads its log, and needs to see where it broke.
+        _log.critical("stopped by an error that nobody foresaw", exc_info=True)
+        raise
+    sys.exit(code)
+
+
+def _opened(config: PeerConfig) -> Daemon:
+    """Return the daemon on its data directory, or say what is wrong with that."""
+    try:
+        return Daemon(config, version=VERSION)
+    except CorruptRecordError as error:
+        raise _unusable(config, f"{error.where}: {error.reason}") from error
+    except ActiveStoreError:
+        raise
+    except OSError as error:
+        reason = f"{config.data_dir} cannot be used: {error.strerror or error}"
+        raise ConfigurationError("data_dir", reason) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "lmdb":
+            raise
+        raise _unusable(config, f"{type(error).__name__}: {error}") from error
+
+
+def _unusable(config: PeerConfig, reason: str) -> ConfigurationError:
+    path = config.data_dir
+    return ConfigurationError(
+        "data_dir",
+        f"{path} is damaged: {reason}; `activestore-node doctor --data-dir {path}` "
+        "checks it, `activestore-node restore` brings a backup back",
+    )
 
 
 def _say_ready(daemon: Daemon, config: PeerConfig, *, as_json: bool) -> None:
@@ -59,10 +108,9 @@ def _say_ready(daemon: Daemon, config: PeerConfig, *, as_json: bool) -> None:
             "endpoint": daemon.endpoint,
             "pid": os.getpid(),
         }
-        click.echo(json.dumps(event))
+        echo(json.dumps(event))
     else:
-        click.echo(
+        echo(
             f"peer {config.name} ({daemon.peer_id.hex()}) serves at {daemon.endpoint}, "
             f"pid {os.getpid()}, data in {config.data_dir}"
         )
-    sys.stdout.flush()

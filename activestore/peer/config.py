@@ -501,7 +501,8 @@ def _check_range(name: str, value: Any, where: str = "") -> None:
         raise ConfigurationError(name, f"is {value!r}{at}, expected one of {expected}")
     if about.low is None or about.high is None:
         return
-    if about.automatic is not None and value == 0:
+    # A default of 0 stands for "choose one"; a 0 that somebody wrote is out of range.
+    if about.automatic is not None and value == 0 and not where:
         return
     # Written so that NaN, which compares false with everything, is refused.
     if not about.low <= value <= about.high:
