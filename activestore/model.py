@@ -216,6 +216,25 @@ class ActiveObject:
     resources: ClassVar[Mapping[str, float]] = {}
     durability: ClassVar[str] = "commit"
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _refuse_slots(cls)
+
+    if not TYPE_CHECKING:  # Checkers take the arguments from `__init__`.
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+            """Make a bare instance with copies of its mutable defaults."""
+            make = super().__new__
+            if make is object.__new__:
+                if (args or kwargs) and cls.__init__ is object.__init__:
+                    raise TypeError(f"{cls.__name__}() takes no arguments")
+                obj = make(cls)
+            else:
+                obj = make(cls, *args, **kwargs)
+            for name in copied_defaults(cls):
+                obj.__dict__[name] = _copy_of(getattr(cls, name))
+            return obj
+
     def make_persistent(
         self, alias: str = "", *, peer: str = "", replicas: int = 1, store: Any = None
     ) -> Self:
@@ -294,6 +313,61 @@ def fields_of(cls: type) -> dict[str, Field]:
             found[name] = Field(name, text, is_final)
     cls._activestore_fields = found  # type: ignore[attr-defined]  # our cache
     return found
+
+
+def copied_defaults(cls: type) -> tuple[str, ...]:
+    """Return the fields whose default on the class can change in place.
+
+    Each object gets a copy of them when it is made: one list shared by all objects of a
+    class would be the state of none. A Final default is a constant and stays shared.
+    The result is cached on the class.
+    """
+    cached: tuple[str, ...] | None = cls.__dict__.get("_activestore_defaults")
+    if cached is None:
+        cached = tuple(
+            name
+            for name, field in fields_of(cls).items()
+            if not field.is_final and _can_change(getattr(cls, name, None))
+        )
+        cls._activestore_defaults = cached  # type: ignore[attr-defined]  # our cache
+    return cached
+
+
+# What a glance at the type tells to be unchangeable; of others a copy tells.
+_UNCHANGEABLE = frozenset({
+    type(None), bool, int, float, complex, str, bytes, range, type, type(Ellipsis),
+})  # fmt: skip
+
+
+def _can_change(value: object) -> bool:
+    kind = type(value)
+    if kind in _UNCHANGEABLE or isinstance(value, ActiveObject):
+        return False
+    if hasattr(kind, "__get__") or hasattr(kind, "__set__"):
+        return False  # A property, a slot, a function.
+    return _copy_of(value) is not value
+
+
+def _copy_of(value: Any) -> Any:
+    """Return a deep copy, or the value itself where it cannot be copied."""
+    import copy
+
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - whatever a user's __deepcopy__ raises
+        return value  # A module or a lock: no state that could be kept.
+
+
+def _refuse_slots(cls: type) -> None:
+    """Raise for slots: what they hold is outside of what is stored and compared."""
+    slots = cls.__dict__.get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    own = [name for name in names if not name.startswith("__")]
+    if own:
+        raise TypeError(
+            f"{cls.__qualname__}: an ActiveObject keeps its fields in __dict__, not in "
+            f"__slots__; annotate {own[0]!r} in the class and drop the slots"
+        )
 
 
 def _annotations_of(cls: type) -> Mapping[str, object]:

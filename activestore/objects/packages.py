@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from activestore.errors import InvalidRequestError, TooLargeError, UnsupportedValueError
-from activestore.model import ActiveObject, class_name_of, fields_of
+from activestore.model import ActiveObject, class_name_of, copied_defaults
 from activestore.objects import pickles, rebuild
 
 # One package, its data files included. Models and data sets belong into objects.
@@ -109,7 +109,7 @@ def pack_value(cls: type) -> Package:
     for known in found:
         # Cached on the class, and hence in the pickle: always or never.
         if issubclass(known, ActiveObject):
-            fields_of(known)
+            copied_defaults(known)
     order = sorted(found, key=lambda known: (known.__module__, known.__qualname__))
     pickled = _dump_value({"class": cls, "classes": order}, found)
     if len(pickled) > PACKAGE_BYTES_MAX:

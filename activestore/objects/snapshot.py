@@ -17,8 +17,9 @@ changed is the whole graph pickled anew, and then a buffer that is reached throu
 fields alone keeps the digest it had. So a large Final array costs nothing per call.
 
 Rules of this file: stored values are those of the instance (a default on the class is
-code, not state); nothing is imported for a value that is not there; buffers that `take`
-and `changes` return are live memory.
+code, not state; of one that can change in place each instance has its own copy);
+nothing is imported for a value that is not there; buffers that `take` and `changes`
+return are live memory.
 
 Source: design sections 4 and 5.
 """
@@ -39,7 +40,7 @@ from activestore.errors import (
     RequirementError,
     UnsupportedValueError,
 )
-from activestore.model import ActiveObject, fields_of
+from activestore.model import ActiveObject, copied_defaults, fields_of
 from activestore.objects import pickles
 from activestore.objects.digests import BufferDigest, address_of, digest_of, owned
 from activestore.objects.pickles import Dump, LargeBytes, NeedsValueError, RefOf
@@ -142,6 +143,7 @@ class Snapshotter:
         self._finals = frozenset(
             name for name, field in fields.items() if field.is_final
         )
+        self._defaults = copied_defaults(cls)
 
     # -- to bytes and back -------------------------------------------------------------
 
@@ -204,17 +206,23 @@ class Snapshotter:
             value = values.decode(encoded, (), resolve=self._resolve)
             attributes[name] = held[name] = value
         encodings = dict(state.fields)
-        if not state.graph:
+        if not state.graph and not self._defaults:
             return Snapshot(held, encodings)
         stream, taken = _join_stream(state)
         blocks: Any = state.buffers
         memory = [owned(block) for block in blocks[taken:]]
-        attributes.update(self._unpickle(stream, memory))
+        if state.graph:
+            attributes.update(self._unpickle(stream, memory))
         graph = {
             name: attributes[name] for name in state.graph_fields if name in self._names
         }
+        # What the state lacks and the class brings is as good as stored: it is written
+        # when it changes.
+        added = [n for n in self._defaults if n in attributes and n not in held]
+        added = [name for name in added if name not in graph]
+        graph.update((name, attributes[name]) for name in added)
         self._hold(held, graph)
-        fields, size = tuple(state.graph_fields), len(state.graph)
+        fields, size = (*state.graph_fields, *added), len(state.graph)
         if is_reader:
             return Snapshot(held, encodings, fields, None, size)
         # Pickled again, because pickle records which equal strings are one object, and
