@@ -282,10 +282,13 @@ class StorageFullError(ActiveStoreError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if not self.budget_bytes:  # No store is open yet: only the disk is known.
+            return f"storage is full: {self.reason}"
         why = f": {self.reason}" if self.reason else ""
         return (
             f"storage is full: {self.used_bytes:,} of {self.budget_bytes:,} bytes used{why}; "
-            "reads and deletes still work; delete objects or raise disk_budget_mb"
+            "reads and deletes still work; delete objects, or raise disk_budget_mb where "
+            "the disk has room"
         )
 
 
@@ -302,6 +305,8 @@ class CorruptRecordError(ActiveStoreError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if not self.object_id:  # Of the store itself: the reason says what to do.
+            return f"{self.where} is damaged on disk: {self.reason}"
         return (
             f"object {self.object_id.hex()} is damaged on disk ({self.where}): {self.reason}; "
             "run `activestore-node doctor`, restore it from a backup, or delete it"
