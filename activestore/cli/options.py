@@ -213,7 +213,12 @@ def peer_options(
             *args: Any, endpoint: str, connect_s: float, timeout_s: float, **kwargs: Any
         ) -> None:
             target = Target(endpoint, connect_s, timeout_s)
-            function(*args, target=target, **kwargs)
+            try:
+                function(*args, target=target, **kwargs)
+            except UnavailableError as error:
+                if error.where == endpoint:  # Silence after it had answered.
+                    raise UnreachableError(endpoint, error.reason) from None
+                raise
 
         wrapped = guarded(run)
         for option in reversed(options):

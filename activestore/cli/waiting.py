@@ -99,15 +99,22 @@ def watched(
 
     Raises:
         UnreachableError: the peer cannot be reached, or was lost during the work.
+        UnavailableError: the work took longer than `target.timeout_s`.
     """
     with target.connected() as store:
         watcher = _Watcher(target, progress, lost=store.close)
         beside = _Beside(title, quiet=quiet, look=watcher.look)
         try:
             return work(store)
-        except ActiveStoreError:
+        except ActiveStoreError as error:
             if watcher.loss is not None:
                 raise UnreachableError(target.endpoint, watcher.loss) from None
+            if getattr(error, "where", "") == target.endpoint:
+                raise UnavailableError(
+                    title,
+                    f"not done within {target.timeout_s:g} s (--timeout); the peer "
+                    "lives, and may still finish it",
+                ) from None
             raise
         finally:
             watcher.close()
