@@ -21,6 +21,7 @@ from activestore.errors import InvalidRequestError, UnavailableError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from types import FrameType
     from typing import Concatenate, Generic, ParamSpec
 
     from typing_extensions import Self
@@ -368,6 +369,42 @@ def _refuse_slots(cls: type) -> None:
             f"{cls.__qualname__}: an ActiveObject keeps its fields in __dict__, not in "
             f"__slots__; annotate {own[0]!r} in the class and drop the slots"
         )
+
+
+def check_attributes(cls: type, attributes: Mapping[str, Any]) -> None:
+    """Refuse, or warn of, public attributes that look like fields and are none.
+
+    Attributes without an annotation are transient. A class that annotates nothing was
+    not meant so; one that does may be, above all if its `on_activate` rebuilds them.
+
+    Raises:
+        InvalidRequestError: the class has no fields, but its object has attributes.
+    """
+    if hasattr(cls, "on_activate"):
+        return
+    fields = fields_of(cls)
+    for name in [n for n in attributes if n not in fields and not n.startswith("_")]:
+        advice = (
+            f"annotate it in the class ({name}: {type(attributes[name]).__name__}) to "
+            "keep it, or begin its name with an underscore"
+        )
+        where = f"{class_name_of(cls)}.{name}"
+        if not fields:
+            reason = "it is not annotated, so it is no field and would be lost"
+            raise InvalidRequestError(f"{reason}: {advice}", where)
+        warn(f"{where} is not annotated, so it is no field and is not stored; {advice}")
+
+
+def warn(text: str) -> None:
+    """Warn the user, at the line outside this package that led here."""
+    import sys
+    import warnings
+
+    level = 1
+    frame: FrameType | None = sys._getframe(0)  # noqa: SLF001 - warnings uses it too
+    while frame and frame.f_globals.get("__name__", "").startswith("activestore."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _annotations_of(cls: type) -> Mapping[str, object]:

@@ -215,19 +215,28 @@ class RemoteField:
 class Proxy:
     """Base of the proxies made from published interfaces."""
 
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Proxy:
+        """Refuse: there is no code here to make an object with."""
+        name = getattr(cls, "_activestore_interface", {}).get("class_name", "a class")
+        raise InvalidRequestError(
+            f"there is no code of {name} here; make a new object with "
+            f"store.create({name!r}, ...)",
+            cls.__name__,
+        )
+
+    def __copy__(self) -> Proxy:
+        return self  # The stand-in of an object is one; so is a copy.
+
+    def __deepcopy__(self, _memo: object) -> Proxy:
+        return self
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.__dict__[ID_SLOT].hex()}>"
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A typing error in an assignment must not vanish into a local attribute.
         if not isinstance(getattr(type(self), name, None), RemoteField):
-            fields = [
-                n for n, v in vars(type(self)).items() if isinstance(v, RemoteField)
-            ]
-            raise InvalidRequestError(
-                f"no such field; fields: {', '.join(fields) or 'none'}",
-                f"{type(self).__name__}.{name}",
-            )
+            raise _no_such_field(type(self), name)
         object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -278,9 +287,61 @@ def stand_in_class(cls: type) -> type:
         namespace[name] = RemoteField(name, field.annotation)
     for name in methods_of(cls):
         namespace[name] = _spec_of_function(cls, name)
+    # `type(c)(...)` and a classmethod's `cls(...)` make a new local object. Python
+    # calls no __init__ on it, as it is no instance of the stand-in class.
+    namespace["__new__"] = lambda _cls, *args, **kwargs: cls(*args, **kwargs)
+    namespace["__setattr__"] = _set_attribute
+    # The stand-in of an object is one; so is a copy.
+    namespace["__copy__"] = lambda self: self
+    namespace["__deepcopy__"] = lambda self, _memo: self
     made = type(cls.__name__, (cls,), namespace)
     _class_stand_ins[cls] = made
     return made
+
+
+def _set_attribute(self: Any, name: str, value: Any) -> None:
+    """Set a remote field, or a transient; a typing error is neither."""
+    kind = type(self)
+    if not name.startswith("_") and name not in self.__dict__:
+        known = getattr(kind, name, None)
+        if not hasattr(type(known), "__set__") and name not in _set_here(kind):
+            raise _no_such_field(kind, name)
+    super(kind, self).__setattr__(name, value)
+
+
+def _set_here(kind: type) -> frozenset[str]:
+    """Return the attributes that undecorated methods set, which run in the caller."""
+    known: frozenset[str] | None = kind.__dict__.get("_activestore_set_here")
+    if known is None:
+        import dis
+
+        known = frozenset(
+            step.argval
+            for base in kind.__mro__
+            if base is not ActiveObject
+            for name, function in vars(base).items()
+            if name != "__init__" and not hasattr(function, "__activestore__")
+            for step in dis.get_instructions(getattr(function, "__code__", _NO_CODE))
+            if step.opname == "STORE_ATTR"
+        )
+        type.__setattr__(kind, "_activestore_set_here", known)
+    return known
+
+
+_NO_CODE = (lambda: None).__code__
+
+
+def _no_such_field(kind: type, name: str) -> InvalidRequestError:
+    fields = [
+        field
+        for base in reversed(kind.__mro__)
+        for field, value in vars(base).items()
+        if isinstance(value, RemoteField)
+    ]
+    return InvalidRequestError(
+        f"no such field; fields: {', '.join(fields) or 'none'}",
+        f"{kind.__name__}.{name}",
+    )
 
 
 def original_class(cls: type) -> type:

@@ -26,10 +26,7 @@ Source: design sections 4 and 5.
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import struct
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,31 +37,23 @@ from activestore.errors import (
     RequirementError,
     UnsupportedValueError,
 )
-from activestore.model import ActiveObject, copied_defaults, fields_of
+from activestore.model import (
+    ID_SLOT,
+    check_attributes,
+    copied_defaults,
+    fields_of,
+)
 from activestore.objects import pickles
 from activestore.objects.digests import BufferDigest, address_of, digest_of, owned
 from activestore.objects.pickles import Dump, LargeBytes, NeedsValueError, RefOf
-from activestore.remote import Proxy
+from activestore.objects.plain import is_plain
 from activestore.wire import values
 from activestore.wire.state import ObjectState, StateDelta
-
-# Longer texts and bytes are no plain values: every change would write them whole.
-PLAIN_BYTES_MAX = 64 * 1024
-# Longer tuples and frozensets go to the graph.
-PLAIN_ELEMENTS_MAX = 1000
 
 STREAM_INLINE_BYTES_MAX = 1024 * 1024
 STREAM_CHUNK_BYTES = 256 * 1024
 _CUT = b"cut1"  # A pickle of protocol 5 begins with 80 05.
 _CUT_COUNT = struct.Struct("<4sI")
-
-_ATOMS = frozenset({
-    type(None), bool, int, float, complex, decimal.Decimal, datetime.date,
-    datetime.timedelta, uuid.UUID,
-})  # fmt: skip
-_TEXTS = frozenset({str, bytes})
-_CLOCKS = frozenset({datetime.datetime, datetime.time})
-_ROWS = frozenset({tuple, frozenset})
 
 _MISSING: Any = object()
 _IN_GRAPH: Any = object()  # Never the value of a field, so always looked at.
@@ -144,6 +133,8 @@ class Snapshotter:
             name for name, field in fields.items() if field.is_final
         )
         self._defaults = copied_defaults(cls)
+        # Attributes that were looked at: fields, and what is known to be transient.
+        self._checked = {*self._names, ID_SLOT}
 
     # -- to bytes and back -------------------------------------------------------------
 
@@ -152,8 +143,11 @@ class Snapshotter:
 
         Raises:
             UnsupportedValueError: a field holds what cannot be kept; names the path.
+            InvalidRequestError: it has attributes, but its class annotates none.
         """
         attributes = obj.__dict__
+        if not attributes.keys() <= self._checked:
+            self._check(attributes)
         fields: dict[str, bytes] = {}
         held: dict[str, Any] = {}
         graph: dict[str, Any] | None = None
@@ -278,7 +272,10 @@ class Snapshotter:
 
         Raises:
             UnsupportedValueError: a field holds what cannot be kept; names the path.
+            InvalidRequestError: it has attributes, but its class annotates none.
         """
+        if not obj.__dict__.keys() <= self._checked:
+            self._check(obj.__dict__)
         current = obj.__dict__.get
         held = before.values.get
         for name in self._names if only is None else only:
@@ -408,17 +405,17 @@ class Snapshotter:
         )  # fmt: skip
         return delta, _snapshot(held, encodings, compared, written)
 
+    def _check(self, attributes: dict[str, Any]) -> None:
+        new = {n: v for n, v in attributes.items() if n not in self._checked}
+        check_attributes(self._cls, new)
+        self._checked.update(new)
+
     # -- plain values ------------------------------------------------------------------
 
     def _encode(self, value: Any) -> bytes | None:
         """Return the encoding of a plain value, None for one of the graph."""
-        kind = type(value)
-        if kind not in _ATOMS:
-            if kind in _TEXTS:
-                if len(value) >= PLAIN_BYTES_MAX:
-                    return None
-            elif not _is_plain(value, PLAIN_ELEMENTS_MAX):
-                return None
+        if not is_plain(value):
+            return None
         try:
             encoded, buffers = values.encode(value, ref_of=self._ref_of)
         except (UnsupportedValueError, UnicodeError):
@@ -548,25 +545,6 @@ def _snapshot(
         held, encodings, written.graph_fields, compared.digest, len(written.graph),
         written.digests, written.final_digests,
     )  # fmt: skip
-
-
-def _is_plain(value: Any, elements_max: int) -> bool:
-    """Return whether a value is plain that is neither atom nor text."""
-    kind = type(value)
-    if kind in _CLOCKS:
-        # A named zone and the second pass of an hour are more than an offset can say.
-        return not value.fold and type(value.tzinfo) in (type(None), datetime.timezone)
-    if kind in _ROWS:
-        if len(value) > elements_max:
-            return False
-        rest = elements_max - len(value)
-        return all(
-            len(part) < PLAIN_BYTES_MAX // (len(value) + 1) or len(value) == 1
-            if type(part) in _TEXTS
-            else type(part) in _ATOMS or _is_plain(part, rest // len(value))
-            for part in value
-        )
-    return isinstance(value, (ActiveObject, Proxy))
 
 
 def _cut_stream(stream: bytes) -> list[memoryview]:

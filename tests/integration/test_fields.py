@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from activestore.errors import InvalidRequestError
+
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(40)]
 
 SHELVES = """
@@ -143,3 +145,97 @@ def test_default_list_that_came_with_a_newer_class_is_kept_when_it_changes(
     peer.restart()
 
     assert peer.connect().get("old").content() == (["x"], {"by": {"x": 1}})
+
+
+BARE = """
+from activestore import ActiveObject, activemethod
+
+class Bare(ActiveObject):
+    def __init__(self, size=0):
+        self.size = size
+
+class LateBare(ActiveObject):
+    @activemethod
+    def grow(self):
+        self.size = 1
+
+class Mixed(ActiveObject):
+    size: int
+
+    def __init__(self, size=0):
+        self.size = size
+        self.cache = {}
+        self._hidden = 1
+
+    def fill(self):
+        self.cache = {"filled": self.size}
+
+class Rebuilt(Mixed):
+    def on_activate(self):
+        self.cache = {}
+"""
+
+
+def test_class_that_annotates_nothing_is_refused_with_the_attribute(
+    store, import_from, tmp_path
+):
+    bare = import_from("bare", BARE)
+
+    with pytest.raises(InvalidRequestError, match=r"bare.Bare.size.*annotate it"):
+        bare.Bare(3).make_persistent(store=store)
+    with pytest.raises(InvalidRequestError, match=r"bare.Bare.size.*underscore"):
+        store.create("bare.Bare", 3)
+
+
+def test_attribute_that_a_method_sets_without_any_field_is_refused(store, import_from):
+    import_from("bare", BARE)
+    store.publish("bare")
+    late = store.create("bare.LateBare")
+
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match=r"LateBare.size.*annotate it"):
+            late.grow()
+
+
+def test_attribute_without_annotation_is_told_of_once(store, import_from):
+    bare = import_from("bare", BARE)
+    first, second = bare.Mixed(1), bare.Mixed(2)
+
+    with pytest.warns(UserWarning, match=r"bare.Mixed.cache is not annotated") as told:
+        store.persist([first, second])
+
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_transient_that_on_activate_rebuilds_is_nothing_to_tell(store, import_from):
+    bare = import_from("bare", BARE)
+
+    assert bare.Rebuilt(4).make_persistent(store=store).size == 4
+
+
+def test_typing_error_in_an_assignment_to_a_stand_in_is_refused(store, import_from):
+    bare = import_from("bare", BARE)
+    here = bare.Rebuilt(4).make_persistent(store=store, alias="here")
+    found = bare.Rebuilt.get_by_alias("here")
+    assert found is here
+    del here, found
+    found = bare.Rebuilt.get_by_alias("here")
+
+    with pytest.raises(InvalidRequestError, match=r"Rebuilt.szie.*fields: size"):
+        found.szie = 5
+
+    found.size = 5
+    found.fill()
+    assert found.cache == {"filled": 5}, "an undecorated method sets its transient"
+    found._note = "a name with an underscore stays here"
+
+
+def test_slots_are_refused_where_the_class_is_written():
+    from activestore import ActiveObject
+
+    with pytest.raises(TypeError, match="__slots__"):
+
+        class Slotted(ActiveObject):
+            __slots__ = ("value",)
+            value: int

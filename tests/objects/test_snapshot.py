@@ -206,10 +206,10 @@ def test_a_default_on_the_class_is_not_stored() -> None:
 
 def test_transient_attributes_are_neither_stored_nor_compared() -> None:
     taker, obj = snapshotter(Box), box(a=1)
-    obj.lock = threading.Lock()  # type: ignore[attr-defined]
+    obj._lock = threading.Lock()  # type: ignore[attr-defined]
     state, before = taker.take(obj)
 
-    obj.lock = None  # type: ignore[attr-defined]
+    obj._lock = None  # type: ignore[attr-defined]
 
     assert list(state.fields) == ["a"]
     assert taker.changes(obj, before) is None
