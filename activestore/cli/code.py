@@ -14,7 +14,7 @@ import click
 
 from activestore.cli.options import TEXT, WORK_S, Target, peer_options
 from activestore.cli.output import echo, show, table
-from activestore.cli.waiting import watched
+from activestore.cli.waiting import spinner, watched
 
 
 @click.command()
@@ -49,7 +49,7 @@ def publish(
 @peer_options()
 def classes(target: Target, *, as_json: bool) -> None:
     """List the published classes."""
-    with target.connected() as store:
+    with spinner("classes", quiet=as_json), target.connected() as store:
         rows = store.request("classes")
     if as_json:
         show(rows, as_json=True)

@@ -7,13 +7,16 @@ cannot be read of one field hides nothing of the others.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from activestore import remote
 from activestore.cli.options import (
+    METHOD,
     REF,
     SECONDS,
     TEXT,
@@ -22,7 +25,7 @@ from activestore.cli.options import (
     peer_options,
     value_of,
 )
-from activestore.cli.output import echo, plain, say, show, size_text, table
+from activestore.cli.output import echo, is_terminal, plain, say, show, size_text, table
 from activestore.cli.waiting import spinner
 from activestore.client.client import Store
 from activestore.errors import (
@@ -46,10 +49,14 @@ SHOWN_BYTES_MAX = 4096
 @peer_options()
 def objects(target: Target, alias_prefix: str, *, as_json: bool) -> None:
     """List what is stored."""
-    with target.connected() as store:
-        rows = store.objects(alias_prefix)
+    title = "objects"
+    with spinner(title, quiet=as_json) as end_spinner, target.connected() as store:
+        rows: Iterable[dict[str, Any]] = store.objects(alias_prefix)
+        if as_json or is_terminal(sys.stdout):
+            rows = list(rows)  # A table is drawn as wide as its widest row.
+        end_spinner()
         if as_json:
-            show(list(rows), as_json=True)
+            show(rows, as_json=True)
             return
         table(
             ("alias", "class", "id", "size", "version"),
@@ -71,7 +78,7 @@ def objects(target: Target, alias_prefix: str, *, as_json: bool) -> None:
 @peer_options()
 def show_command(target: Target, ref: str, *, as_json: bool) -> None:
     """Show one object: REF is an alias or an id of 32 digits."""
-    with target.connected() as store, spinner("show", quiet=as_json):
+    with spinner("show", quiet=as_json), target.connected() as store:
         object_id, _ = store.identify(ref)
         about: dict[str, Any] = store.request("show", object_id=object_id)
         fields = {
@@ -115,7 +122,7 @@ def _field_text(about: dict[str, Any]) -> Any:
 
 @click.command(cls=ValuesCommand)
 @click.argument("ref", type=REF)
-@click.argument("method", type=TEXT)
+@click.argument("method", type=METHOD)
 @click.argument("arguments", nargs=-1, type=TEXT)
 @click.option(
     "--deadline", "deadline_s", type=SECONDS, help="Seconds the call may take."
@@ -137,7 +144,7 @@ def call(
     """
     args = tuple(map(value_of, arguments))
     options = remote.CallOptions(deadline_s)
-    with target.connected() as store, spinner("call", quiet=as_json) as end_spinner:
+    with spinner("call", quiet=as_json) as end_spinner, target.connected() as store:
         obj = store.get(ref)
         object_id = remote.id_of(obj)
         assert object_id is not None
@@ -179,7 +186,7 @@ def create(
 ) -> None:
     """Make an object of the published CLASS ("module.Class")."""
     args = [value_of(text) for text in arguments]
-    with target.connected() as store, spinner("create", quiet=as_json):
+    with spinner("create", quiet=as_json), target.connected() as store:
         made = store.create(class_name, *args, alias=alias, peer=peer)
         object_id = remote.id_of(made)
     assert object_id is not None
@@ -195,7 +202,7 @@ def create(
 def delete(target: Target, refs: tuple[str, ...], *, as_json: bool) -> None:
     """Delete objects, each an alias or an id."""
     done: list[str] = []
-    with target.connected() as store, spinner("delete", quiet=as_json):
+    with spinner("delete", quiet=as_json), target.connected() as store:
         try:
             for ref in refs:
                 store.delete(ref)

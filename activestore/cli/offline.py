@@ -18,7 +18,7 @@ import click
 
 from activestore.cli.options import Target, guarded, json_option, peer_options
 from activestore.cli.output import EXIT_FAILED, echo, show, size_text, table
-from activestore.cli.waiting import bar, go_through
+from activestore.cli.waiting import bar, go_through, spinner
 from activestore.errors import error_from_wire
 from activestore.storage.maintenance import restore as restore_backup
 
@@ -69,7 +69,7 @@ def doctor(
     if data_dir is not None:
         findings = _check_directory(data_dir, quiet=as_json)
     else:
-        findings = _check_peer(target)
+        findings = _check_peer(target, quiet=as_json)
     wrong = [finding for finding in findings if finding["level"] == "wrong"]
     if as_json:
         show({"findings": findings, "is_well": not wrong}, as_json=True)
@@ -143,8 +143,8 @@ def _disk(data_dir: str) -> dict[str, Any]:
     return _finding("disk", text)
 
 
-def _check_peer(target: Target) -> list[dict[str, Any]]:
-    with target.connected() as store:
+def _check_peer(target: Target, *, quiet: bool) -> list[dict[str, Any]]:
+    with spinner("doctor", quiet=quiet), target.connected() as store:
         about = store.status()
     storage = about["storage"]
     used = f"{size_text(storage['used_bytes'])} of {size_text(storage['budget_bytes'])}"

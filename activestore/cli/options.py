@@ -83,14 +83,15 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
 
     name = "text"
 
-    def __init__(self, *, may_be_empty: bool = True) -> None:
-        self._may_be_empty = may_be_empty
+    def __init__(self, *, expected: str = "") -> None:
+        """`expected` says what may not be left empty."""
+        self._expected = expected
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Refuse what is no text."""
         text = str(value)
-        if not text and not self._may_be_empty:
-            self.fail("is empty; `activestore-node objects` lists names.", param, ctx)
+        if not text and self._expected:
+            self.fail(f"is empty, expected {self._expected}.", param, ctx)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -99,7 +100,8 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
 
 
 TEXT = Words()
-REF = Words(may_be_empty=False)
+REF = Words(expected="an alias or an id; `activestore-node objects` lists them")
+METHOD = Words(expected="a method or a field; `activestore-node show` lists fields")
 SECONDS = Seconds()
 
 
