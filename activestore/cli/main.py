@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-# As in `output.EXIT_CODES`, which cannot be imported where this is needed.
-EXIT_NOT_INSTALLED = 2
+# As in `output.EXIT_CODES`, which cannot be imported where these are needed.
+EXIT_NOT_INSTALLED, EXIT_INTERRUPTED = 2, 130
 
 _missing: ModuleNotFoundError | None = None
 try:
@@ -19,6 +19,10 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] == "activestore":
         raise
     _missing = error
+except KeyboardInterrupt:
+    # Loading takes long enough for people to think better of it.
+    sys.stderr.write("interrupted\n")
+    raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -148,11 +148,12 @@ def test_file_that_cannot_be_read_is_told(
 def test_interrupt_ends_a_command_with_130(
     peer: Any, command: list[str], environment: Callable[..., dict[str, str]]
 ) -> None:
-    words = ["call", "g", "rest", "20", "--endpoint", peer.endpoint]
+    made = peer.run("create", "gadgets.Gauge").out.strip()
+    words = ["call", made, "rest", "20", "--endpoint", peer.endpoint]
     process = subprocess.Popen(
         [*command, *words], stderr=subprocess.PIPE, text=True, env=environment()
     )
-    while peer.run("status", "--json").json["calls"]["running"] == 0:
+    while not peer.run("show", made, "--json").json["running"]:
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -160,6 +161,25 @@ def test_interrupt_ends_a_command_with_130(
 
     assert process.returncode == 130
     assert err == "interrupted\n"
+
+
+@pytest.mark.slow
+def test_interrupt_while_it_loads_leaves_no_traceback() -> None:
+    """Loading takes a third of a second, and people change their minds."""
+    source = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "activestore.cli.admin":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from activestore.cli.main import main
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.net

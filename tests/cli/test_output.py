@@ -29,15 +29,25 @@ def test_cell_holds_no_sign_that_breaks_its_row(text: str, shown: str) -> None:
     assert escaped(text) == shown
 
 
+def test_row_with_a_line_break_is_one_line() -> None:
+    """A store of an earlier version may hold such an alias."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        table(("alias", "class"), [("a\tb\nc", "C"), ("d", "D")])
+
+    assert out.getvalue() == "a\\tb\\nc\tC\nd\tD\n"
+
+
 @pytest.mark.net
-def test_alias_with_a_line_break_is_one_row_of_objects(peer: Any) -> None:
-    peer.run("create", "gadgets.Gauge", "--alias", "h\tx\ny")
+def test_alias_with_odd_signs_is_escaped_in_text_and_exact_in_json(peer: Any) -> None:
+    alias = "h\\n\u00a0x"
+    peer.run("create", "gadgets.Gauge", "--alias", alias)
     rows = peer.run("objects", "--alias-prefix", "h").out.splitlines()
     exact = peer.run("objects", "--alias-prefix", "h", "--json").json
-    gone = peer.run("delete", "h\tx\ny")
+    gone = peer.run("delete", alias)
 
-    assert [row.split("\t")[0] for row in rows] == ["h\\tx\\ny"]
-    assert exact[0]["alias"] == "h\tx\ny"
+    assert [row.split("\t")[0] for row in rows] == ["h\\\\n\\xa0x"]
+    assert exact[0]["alias"] == alias
     assert gone.code == 0
 
 
