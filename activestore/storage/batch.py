@@ -9,7 +9,7 @@ engine's cache of heads is read here and written only after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from activestore.errors import (
@@ -18,9 +18,8 @@ from activestore.errors import (
     CorruptRecordError,
     InvalidRequestError,
     ObjectNotFoundError,
-    StorageFullError,
 )
-from activestore.ids import ObjectId, PeerId
+from activestore.ids import ObjectId, PeerId, check_alias
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import Change
 from activestore.storage.records import (
@@ -37,33 +36,9 @@ from activestore.storage.records import (
     reply_key,
     seal,
 )
+from activestore.storage.room import RECORD_BYTES, Room
 from activestore.wire import packing
-from activestore.wire.state import AnyBuffer, buffer_bytes_count
-
-# Shares of the budget at which new objects, then growth, are refused.
-NEW_SHARE, GROWTH_SHARE = 0.80, 0.95
-
-
-class Room:
-    """How full the store is."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.table_bytes = 0
-        self.blob_bytes = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """What tables and files take."""
-        return self.table_bytes + self.blob_bytes
-
-    def is_over(self, share: float) -> bool:
-        """Whether more than this share of the budget is used."""
-        return self.used_bytes > share * self.budget_bytes
-
-    def full(self, reason: str) -> StorageFullError:
-        """Return the error that names the numbers."""
-        return StorageFullError(self.used_bytes, self.budget_bytes, reason)
+from activestore.wire.state import AnyBuffer, StateDelta, buffer_bytes_count
 
 
 class _Refused(Exception):  # noqa: N818 - carries an error to where it is kept
@@ -106,6 +81,12 @@ class Batch:
         self._wall_clock = wall_clock
         self._works: dict[ObjectId, _Work] = {}
         self._aliases: dict[str, ObjectId | None] = {}
+        # What the files in use, and those in use by nothing, grow by with this batch.
+        self.blob_bytes = 0
+        self.dead_bytes = 0
+        # A damaged head was deleted: what files it used is not known.
+        self.lost_references = False
+        self._grown_bytes = 0
 
     def apply(
         self, changes: Sequence[Change], refusals: Mapping[int, ActiveStoreError]
@@ -148,17 +129,29 @@ class Batch:
     def _why_not_group(self, group: Sequence[Change]) -> ActiveStoreError | None:
         """Return what refuses a member of a group, before any of it is applied."""
         claimed: dict[str, ObjectId | None] = dict(self._aliases)
-        for change in group:
-            try:
+        pending_bytes = self._room.pending_bytes
+        try:
+            for change in group:
                 self._check(change, claimed)
-            except _Refused as refused:
-                return refused.error
-            if change.alias:
-                claimed[change.alias] = change.object_id
+                self._room.pending_bytes += self._grown_bytes
+                if change.alias:
+                    claimed[change.alias] = change.object_id
+        except _Refused as refused:
+            return refused.error
+        except (
+            ActiveStoreError
+        ) as error:  # A head is damaged, or an alias cannot be one.
+            return error
+        finally:
+            self._room.pending_bytes = pending_bytes
         return None
 
     def _check(self, change: Change, aliases: dict[str, ObjectId | None]) -> bool:
-        """Raise what refuses a change; return whether it was done before."""
+        """Raise what refuses a change; return whether it was done before.
+
+        Leaves in `_grown_bytes` by how much the change makes the store larger.
+        """
+        self._grown_bytes = 0
         work = self._work_of(change.object_id)
         exists = work.document is not None
         if change.state is not None and exists and change.is_new:
@@ -172,19 +165,49 @@ class Batch:
         if (change.delta is not None or change.is_delete) and not exists:
             raise _Refused(ObjectNotFoundError(change.object_id, (self._peer_id,)))
         if change.alias:
+            check_alias(change.alias)
             holder = self._holder(change.alias, aliases)
             if holder is not None and holder != change.object_id:
                 raise _Refused(AliasExistsError(change.alias, holder))
-        if change.state is not None and not exists and self._room.is_over(NEW_SHARE):
-            raise _Refused(self._room.full("new objects are refused at 80 %"))
-        if change.delta is not None and self._room.is_over(GROWTH_SHARE):
-            grown = sum(
-                0 if isinstance(b, int) else buffer_bytes_count(b)
-                for b in change.delta.buffers
-            ) + sum(map(len, change.delta.fields.values()))
-            if work.document and grown > sum(map(part_bytes, work.document.parts())):
-                raise _Refused(self._room.full("growth is refused at 95 %"))
+        full = None
+        if change.state is not None or change.delta is not None:
+            grown = self._table_growth(change)
+            why_not = self._room.why_not_grow if exists else self._room.why_not_new
+            self._grown_bytes = max(0, grown + self._file_bytes(change))
+            # Files are on the disk by now; only the budget may refuse them.
+            full = why_not(self._grown_bytes) or self._room.why_not_on_disk(grown, 0)
+        if full is not None:
+            raise _Refused(full)
         return False
+
+    def _table_growth(self, change: Change) -> int:
+        """Return how much larger the tables get; files are counted where they are written."""
+        stored = self._work_of(change.object_id).document
+        if change.state is not None:
+            state = change.state
+            buffers = [*state.fields.values(), state.graph, *state.buffers]
+            old = 0 if stored is None else sum(map(_table_bytes, stored.parts()))
+            return self._new_bytes(buffers) - old + (RECORD_BYTES if not stored else 0)
+        if change.delta is None or stored is None:
+            return 0
+        return self._new_bytes(_values_of(change.delta)) - sum(
+            map(_table_bytes, _replaced(stored, change.delta))
+        )
+
+    def _file_bytes(self, change: Change) -> int:
+        source = change.state or change.delta
+        return sum(
+            buffer_bytes_count(buffer)
+            for buffer in (source.buffers if source is not None else ())
+            if not isinstance(buffer, int) and id(buffer) in self._files
+        )
+
+    def _new_bytes(self, buffers: Sequence[AnyBuffer]) -> int:
+        return sum(
+            buffer_bytes_count(buffer)
+            for buffer in buffers
+            if id(buffer) not in self._files
+        )
 
     def _was_done(self, change: Change) -> bool:
         """Whether this very request made the object: a retry of what was committed."""
@@ -211,11 +234,15 @@ class Batch:
                 return None
         except _Refused as refused:
             return refused.error
+        except InvalidRequestError as error:
+            return error
         except CorruptRecordError as error:
             if not change.is_delete:
                 return error
-            self._works[change.object_id] = _Work(None)
-            self._transaction.delete(change.object_id, db=self._tables["heads"])
+            self._sweep(change.object_id)
+        self._room.pending_bytes += self._grown_bytes
+        if change.reply is not None:
+            self._room.pending_bytes += len(change.reply.body) + RECORD_BYTES
         work = self._works[change.object_id]
         if change.is_delete:
             if work.document is not None:
@@ -231,6 +258,27 @@ class Batch:
             self._apply_delta(work, change)
         self._apply_reply(change)
         return None
+
+    def _sweep(self, object_id: ObjectId) -> None:
+        """Take away an object whose head cannot be read: by its keys, not by its head.
+
+        The files that it used stay counted until the engine counts them anew.
+        """
+        self._works[object_id] = _Work(None)
+        self.lost_references = True
+        transaction, tables = self._transaction, self._tables
+        transaction.delete(object_id, db=tables["heads"])
+        cursor = transaction.cursor(db=tables["parts"])
+        chunks = []
+        if cursor.set_range(object_id):
+            for key in cursor.iternext(values=False):
+                if not bytes(key).startswith(object_id):
+                    break
+                chunks.append(bytes(key))
+        for key in chunks:
+            transaction.delete(key, db=tables["parts"])
+        for alias in aliases_of(transaction, tables, object_id):
+            self._aliases[alias] = None
 
     def _apply_reply(self, change: Change) -> None:
         table = self._tables["replies"]
@@ -350,7 +398,11 @@ class Batch:
             value = self._transaction.get(digest, db=table)
             references = packing.unpack(value)[0] if value is not None else 0
             if value is None:
-                self._room.blob_bytes += size
+                self.blob_bytes += size
+            elif references <= 0 < references + step:
+                self.dead_bytes -= size
+            if references + step <= 0 < references or (value is None and step < 0):
+                self.dead_bytes += size
             now = [references + step, size, self._wall_clock()]
             self._transaction.put(digest, packing.pack(now), db=table)
 
@@ -388,6 +440,46 @@ def _is_chunked(part: Part) -> TypeGuard[tuple[int, int]]:
 
 def _is_file(part: Part) -> TypeGuard[tuple[int, bytes]]:
     return not isinstance(part, bytes) and isinstance(part[1], bytes)
+
+
+def _table_bytes(part: Part) -> int:
+    return 0 if _is_file(part) else part_bytes(part)
+
+
+def _values_of(delta: StateDelta) -> list[AnyBuffer]:
+    """Return what a delta brings."""
+    found: list[AnyBuffer] = list(delta.fields.values())
+    if delta.graph is not None:
+        found.append(delta.graph)
+        found.extend(entry for entry in delta.buffers if not isinstance(entry, int))
+    return found
+
+
+def _replaced(stored: Document, delta: StateDelta) -> Iterator[Part]:
+    """Yield the parts that a delta takes the place of."""
+    for name in {*delta.fields, *delta.removed}:
+        if name in stored.fields:
+            yield stored.fields[name]
+    if delta.graph is not None:
+        yield stored.graph
+        kept = {entry for entry in delta.buffers if isinstance(entry, int)}
+        for index, part in enumerate(stored.buffers):
+            if index not in kept:
+                yield part
+
+
+def aliases_of(
+    transaction: Any, tables: Mapping[str, Any], object_id: bytes
+) -> list[str]:
+    """Return the aliases that name an object, by looking at all of them.
+
+    For an object whose head, which says its alias, cannot be read.
+    """
+    return [
+        bytes(alias).decode()
+        for alias, named in transaction.cursor(db=tables["aliases"])
+        if bytes(named) == object_id
+    ]
 
 
 def _group_end(changes: Sequence[Change], start: int) -> int:

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ VERIFIED_MAX = 65_536
 
 # What the operating system says when there is no room.
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+FILE_MISSING = "the file is missing"
 
 
 def view_of(buffer: AnyBuffer) -> memoryview:
@@ -65,6 +68,7 @@ class Blobs:
         self._temporary = temporary
         self._next = 0
         self._verified: OrderedDict[bytes, None] = OrderedDict()
+        self._verified_lock = threading.Lock()  # Writer and readers note what they saw.
         self._hashers = concurrent.futures.ThreadPoolExecutor(
             HASH_THREADS, thread_name_prefix="hash"
         )
@@ -123,7 +127,7 @@ class Blobs:
         try:
             fd = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise CorruptRecordError(object_id, where, "the file is missing") from None
+            raise CorruptRecordError(object_id, where, FILE_MISSING) from None
         if digest not in self._verified:
             try:
                 if os.fstat(fd).st_size != size or self._digest_of(fd, size) != digest:
@@ -138,7 +142,7 @@ class Blobs:
 
     def is_intact(self, digest: bytes, size: int) -> bool:
         """Return whether the file is there and is what its name says; always reads it."""
-        self._verified.pop(digest, None)
+        self._forget(digest)
         try:
             os.close(self.open(digest, size, b"").fd)
         except CorruptRecordError:
@@ -152,14 +156,19 @@ class Blobs:
         return _join(list(self._hashers.map(_hash, pieces)))
 
     def _remember(self, digest: bytes) -> None:
-        self._verified[digest] = None
-        self._verified.move_to_end(digest)
-        if len(self._verified) > VERIFIED_MAX:
-            self._verified.popitem(last=False)
+        with self._verified_lock:
+            self._verified[digest] = None
+            self._verified.move_to_end(digest)
+            if len(self._verified) > VERIFIED_MAX:
+                self._verified.popitem(last=False)
+
+    def _forget(self, digest: bytes) -> None:
+        with self._verified_lock:
+            self._verified.pop(digest, None)
 
     def remove(self, digest: bytes) -> None:
         """Remove a file that nothing references."""
-        self._verified.pop(digest, None)
+        self._forget(digest)
         self.path_of(digest).unlink(missing_ok=True)
 
     def files(self) -> Iterator[tuple[bytes, os.stat_result]]:
@@ -170,6 +179,12 @@ class Blobs:
                     name = path.name
                     if len(name) == 2 * DIGEST_BYTES:
                         yield bytes.fromhex(name), path.stat()
+
+    def unnamed_before(self, before_s: float) -> Iterator[tuple[bytes, int]]:
+        """Yield address and size of files that were written before a wall-clock time."""
+        for digest, about in self.files():
+            if about.st_mtime <= before_s:
+                yield digest, about.st_size
 
     def close(self) -> None:
         """Stop the hashing threads."""

@@ -1,7 +1,7 @@
 """The storage engine, as the rest of the peer knows it.
 
-One thread writes (`commit`), one other thread may read at the same time. A commit is
-atomic and durable when it returns; every acknowledged write went through one.
+One thread writes (`commit`), others may read at the same time. A commit is atomic and
+durable when it returns; every acknowledged write went through one.
 
 Rules of this file: names and promises only, no bytes and no files.
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from activestore.errors import ActiveStoreError
+from activestore.errors import ActiveStoreError, CorruptRecordError
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.wire.state import ObjectState, StateDelta
 
@@ -70,7 +70,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is known of an object without its fields' bytes."""
+    """What is known of an object without its fields' bytes.
+
+    `damage`: what is wrong with a head that cannot be read, in a list; all else but id
+    and alias is then empty.
+    """
 
     object_id: ObjectId
     class_name: str
@@ -85,6 +89,7 @@ class Head:
     changed_s: float
     fields: Mapping[str, int] = field(default_factory=dict)  # name to encoded bytes
     graph_fields: Sequence[str] = ()
+    damage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +146,8 @@ class Engine(Protocol):
         the same.
 
         Raises:
-            OSError: the disk failed. Nothing of the batch is durable; the peer must
-            stop
-                accepting writes.
+            OSError: the disk failed, which a full disk is not. Nothing of the batch that
+                was not reported is durable; the peer must stop accepting writes.
         """
 
     def load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
@@ -175,7 +179,8 @@ class Engine(Protocol):
         """Return up to `limit` heads in id order after `after`.
 
         With `alias_prefix` only objects whose alias begins so, in alias order; `after`
-        is then the object id of the last head seen.
+        is then the object id of the last head seen. A damaged head is listed, with
+        `damage`.
         """
 
     def reply(
@@ -189,13 +194,22 @@ class Engine(Protocol):
     def put_code(
         self, package: bytes, archive: bytes, records: Sequence[ClassRecord]
     ) -> None:
-        """Keep a package and the classes it defines, durable on return; repeatable."""
+        """Keep a package and the classes it defines, durable on return; repeatable.
+
+        Raises:
+            InvalidRequestError: the name of a class is too long.
+            StorageFullError: there is no room.
+            OSError: the disk failed.
+        """
 
     def code(self, package: bytes) -> bytes | None:
         """Return the archive of a package."""
 
     def classes(self) -> list[ClassRecord]:
-        """Return the latest published revision of every class."""
+        """Return the latest published revision of every class that can be read."""
+
+    def damaged_classes(self) -> list[CorruptRecordError]:
+        """Return what is wrong with each class that cannot be read."""
 
     def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
         """Return one revision of a class."""

@@ -170,14 +170,19 @@ def backup(
     wanted = list(_referenced(target / DATA))
     total = done + sum(size for _, size in wanted)
     yield done, total
-    for digest, size in wanted:
-        source = blobs.path_of(digest)
-        place = target / BLOBS / source.relative_to(directory.path / BLOBS)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(source, place)
-        done += size
-        yield done, total
-    write_format(target, directory.peer_id, directory.incarnation)
+    try:
+        for digest, size in wanted:
+            source = blobs.path_of(digest)
+            place = target / BLOBS / source.relative_to(directory.path / BLOBS)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source, place)
+            done += size
+            yield done, total
+        write_format(target, directory.peer_id, directory.incarnation)
+    except OSError as error:
+        raise ConfigurationError(
+            "backup directory", f"{target}: {error.strerror or error}"
+        ) from None
     yield total, total
 
 

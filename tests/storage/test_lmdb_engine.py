@@ -24,7 +24,7 @@ from activestore.errors import (
     StorageFullError,
 )
 from activestore.ids import ObjectId, SessionId
-from activestore.storage import maintenance
+from activestore.storage import lmdb_engine, maintenance
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import Change, ClassRecord, Damage, ReplyRecord
 from activestore.storage.lmdb_engine import LmdbEngine
@@ -240,7 +240,6 @@ def test_new_objects_are_refused_when_the_budget_is_nearly_used(tmp_path):
     kept = 0
     for number in range(1, 200):
         (result,) = engine.commit([new(number, state(buffers=[os.urandom(200_000)]))])
-        engine._until_usage = 0
         if result is not None:
             refused = result
             break
@@ -252,20 +251,58 @@ def test_new_objects_are_refused_when_the_budget_is_nearly_used(tmp_path):
     assert engine.head(oid(kept)) is not None
     for number in range(1, kept + 1):
         assert engine.commit([Change(oid(number), version=2, is_delete=True)]) == [None]
-    engine._until_usage = 0
     engine.commit([Change(oid(1))])
     assert engine.commit([new(500)]) == [None]
     engine.close()
 
 
-def test_map_grows_by_itself(engine):
+@pytest.fixture
+def little_address_space(monkeypatch):
+    """Let no map be larger than 64 MiB at first, as `ulimit -v` does."""
+    really_open = lmdb.open
+
+    def bounded_open(*args: Any, **options: Any) -> Any:
+        if options.get("map_size", 0) > 64 << 20:
+            raise lmdb.MemoryError("mmap: Cannot allocate memory")
+        return really_open(*args, **options)
+
+    monkeypatch.setattr(lmdb, "open", bounded_open)
+
+
+def test_map_has_room_for_the_budget_from_the_start(engine):
+    """A map that grows would pull the ground from under a backup."""
+    assert engine.usage().map_bytes > 4 * GIB
+
+
+@pytest.mark.usefixtures("little_address_space")
+def test_map_grows_by_itself(tmp_path):
+    engine = opened(tmp_path / "data")
     before = engine.usage().map_bytes
 
-    for number in range(120):
-        engine.commit([new(number, state(buffers=[os.urandom(900_000)]))])
+    for number in range(8):
+        blocks = [os.urandom(900_000) for _ in range(10)]
+        assert engine.commit([new(number, state(buffers=blocks))]) == [None]
 
     assert engine.usage().map_bytes > before
-    assert len(content_of(engine, 119)[2][0]) == 900_000
+    assert len(content_of(engine, 7)[2][9]) == 900_000
+    engine.close()
+
+
+@pytest.mark.usefixtures("little_address_space")
+def test_map_does_not_grow_under_a_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdb_engine, "GROW_WAIT_S", 0.01)
+    engine = opened(tmp_path / "data")
+    engine.commit([new(1)])
+    large = state(buffers=[os.urandom(900_000) for _ in range(80)])
+
+    with engine._reading() as transaction:
+        (refused,) = engine.commit([new(2, large)])
+        kept = transaction.get(oid(1), db=engine._tables["heads"])
+
+    assert isinstance(refused, StorageFullError)
+    assert kept is not None
+    assert engine.commit([new(2, large)]) == [None]
+    engine.close()
 
 
 @pytest.mark.skipif(

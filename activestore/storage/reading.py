@@ -1,0 +1,224 @@
+"""Reading what the tables hold: one object, a list of them, replies, code.
+
+Each function works inside a read transaction that the engine begins and ends; `tables`
+are its handles by name.
+
+Rules of this file: it reads and never writes; what is damaged is an error that names the
+object, except in a list, where it is marked and the others are listed all the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from activestore.errors import CorruptRecordError
+from activestore.ids import ObjectId
+from activestore.storage.batch import aliases_of
+from activestore.storage.blobs import view_of
+from activestore.storage.engine import ClassRecord, Durability, Head
+from activestore.storage.records import (
+    CHUNK_BYTES,
+    Document,
+    Part,
+    chunk_key,
+    decode_class,
+    decode_document,
+    head_of,
+    unseal,
+)
+from activestore.wire.state import AnyBuffer, FileBuffer, ObjectState
+
+# What LMDB takes as a key, in bytes; what is longer is in no table.
+KEY_BYTES_MAX = 511
+
+Tables = Mapping[str, Any]
+OpenFile = Callable[[bytes, int, bytes], AnyBuffer]
+
+
+def as_key(text: str) -> bytes | None:
+    """Return the key that stands for a name, None where no table can hold it."""
+    try:
+        key = text.encode()
+    except UnicodeEncodeError:  # Half a character, as file names may have.
+        return None
+    return key if 0 < len(key) <= KEY_BYTES_MAX else None
+
+
+def document_of(
+    transaction: Any, tables: Tables, object_id: ObjectId
+) -> Document | None:
+    """Return the head record of an object, None where it does not exist."""
+    value = transaction.get(object_id, db=tables["heads"])
+    return None if value is None else decode_document(value, object_id)
+
+
+def load(
+    transaction: Any, tables: Tables, object_id: ObjectId, open_file: OpenFile
+) -> tuple[Head, ObjectState] | None:
+    """Return the state of an object; large buffers as `open_file` gives them.
+
+    Raises:
+        CorruptRecordError: a checksum fails.
+    """
+    document = document_of(transaction, tables, object_id)
+    if document is None:
+        return None
+    reader = _Parts(transaction, tables, object_id, open_file)
+    opened: list[FileBuffer] = []
+    try:
+        fields = {name: reader.small(p) for name, p in document.fields.items()}
+        graph = reader.small(document.graph)
+        buffers: list[AnyBuffer] = []
+        for part in document.buffers:
+            buffer = reader.buffer(part)
+            if isinstance(buffer, FileBuffer):
+                opened.append(buffer)
+            buffers.append(buffer)
+    except BaseException:
+        for buffer in opened:
+            os.close(buffer.fd)
+        raise
+    state = ObjectState(
+        document.class_name, document.revision, document.class_version, fields, graph,
+        document.graph_fields, buffers,
+    )  # fmt: skip
+    return head_of(object_id, document), state
+
+
+class _Parts:
+    """Reads the parts of one object."""
+
+    def __init__(
+        self, transaction: Any, tables: Tables, object_id: bytes, open_file: OpenFile
+    ) -> None:
+        self._transaction = transaction
+        self._table = tables["parts"]
+        self._object_id = object_id
+        self._open_file = open_file
+
+    def buffer(self, part: Part) -> AnyBuffer:
+        if isinstance(part, bytes):
+            return part
+        size, where = part
+        if isinstance(where, bytes):
+            return self._open_file(where, size, self._object_id)
+        chunks = []
+        for chunk in range(-(-size // CHUNK_BYTES)):
+            key = chunk_key(self._object_id, where, chunk)
+            value = self._transaction.get(key, db=self._table)
+            if value is None:
+                raise CorruptRecordError(
+                    self._object_id, f"part {where}", f"chunk {chunk} is missing"
+                )
+            place = f"part {where} chunk {chunk}"
+            chunks.append(unseal(value, self._object_id, place))
+        return b"".join(chunks)
+
+    def small(self, part: Part) -> bytes:
+        buffer = self.buffer(part)
+        if isinstance(buffer, FileBuffer):
+            try:
+                return bytes(view_of(buffer))
+            finally:
+                os.close(buffer.fd)
+        return bytes(view_of(buffer))
+
+
+# -- listings --------------------------------------------------------------------------
+
+
+def heads(
+    transaction: Any,
+    tables: Tables,
+    after: ObjectId | None,
+    alias_prefix: str,
+    limit: int,
+) -> list[Head]:
+    """Return up to `limit` heads after `after`: in id order, or by alias."""
+    if alias_prefix:
+        ids = _ids_by_alias(transaction, tables, after, alias_prefix)
+    else:
+        ids = _ids(transaction, tables, after)
+    found = []
+    for object_id in ids:
+        value = transaction.get(object_id, db=tables["heads"])
+        if value is None:
+            continue
+        try:
+            found.append(head_of(object_id, decode_document(value, object_id)))
+        except CorruptRecordError as error:
+            names = aliases_of(transaction, tables, object_id)
+            found.append(damaged_head(object_id, names[0] if names else "", error))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def damaged_head(object_id: ObjectId, alias: str, error: CorruptRecordError) -> Head:
+    """Return what can be said of an object whose head cannot be read."""
+    return Head(
+        object_id, "", b"", 0, 0, 0, alias, Durability.COMMIT, 0, 0.0, 0.0,
+        damage=f"{error.where}: {error.reason}",
+    )  # fmt: skip
+
+
+def _ids(
+    transaction: Any, tables: Tables, after: ObjectId | None
+) -> Iterator[ObjectId]:
+    cursor = transaction.cursor(db=tables["heads"])
+    if not cursor.set_range(after or b"\x00"):
+        return
+    for key in cursor.iternext(values=False):
+        if key != after:
+            yield ObjectId(bytes(key))
+
+
+def _ids_by_alias(
+    transaction: Any, tables: Tables, after: ObjectId | None, alias_prefix: str
+) -> Iterator[ObjectId]:
+    prefix = as_key(alias_prefix)
+    if prefix is None:
+        return
+    start = prefix
+    if after is not None:
+        alias = _alias_of(transaction, tables, after)
+        start = max(start, alias.encode() + b"\x00")
+    cursor = transaction.cursor(db=tables["aliases"])
+    if not cursor.set_range(start):
+        return
+    for key, value in cursor:
+        if not bytes(key).startswith(prefix):
+            return
+        yield ObjectId(bytes(value))
+
+
+def _alias_of(transaction: Any, tables: Tables, object_id: ObjectId) -> str:
+    try:
+        document = document_of(transaction, tables, object_id)
+    except CorruptRecordError:
+        return next(iter(aliases_of(transaction, tables, object_id)), "")
+    return "" if document is None else document.alias
+
+
+# -- classes ---------------------------------------------------------------------------
+
+
+def classes(
+    transaction: Any, tables: Tables
+) -> tuple[list[ClassRecord], list[CorruptRecordError]]:
+    """Return the latest revision of every class, and what is damaged of them."""
+    found, damaged = [], []
+    for name, revision in transaction.cursor(db=tables["latest"]):
+        key = bytes(name) + b"\x00" + bytes(revision)
+        try:
+            value = transaction.get(key, db=tables["classes"])
+            if value is None:
+                raise CorruptRecordError(b"", "", "it is missing")
+            found.append(decode_class(value))
+        except CorruptRecordError as error:
+            where = f"class {bytes(name).decode(errors='replace')}"
+            reason = f"{error.reason}; publish it again"
+            damaged.append(CorruptRecordError(b"", where, reason))
+    return found, damaged

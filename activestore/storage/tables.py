@@ -1,0 +1,495 @@
+"""What every engine does alike: commits, readings and upkeep, over named tables.
+
+    heads     object id            -> head record        aliases   alias  -> object id
+    parts     id | part | chunk    -> chunk               blobs     digest -> refs, size, since
+    replies   id | session | seq   -> reply
+    classes   name | 0 | revision  -> record
+    packages  digest               -> archive             latest    name   -> revision
+
+A commit first writes large buffers as files, then applies all changes in memory, then
+puts each touched object once. Where there is no room, what grows is refused and the rest
+is done; files that a refused change left behind are removed at once.
+
+Rules of this file: `commit`, `put_code`, `expire_replies`, `collect_garbage` belong to
+one thread, reads to any other; a record is never changed in place. Where the tables lie
+is the subclass's business.
+
+Source: design section 6; reliability.md section 4.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from activestore.errors import (
+    ActiveStoreError,
+    CorruptRecordError,
+    InvalidRequestError,
+    StorageFullError,
+)
+from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.storage import reading, upkeep
+from activestore.storage.batch import Batch
+from activestore.storage.blobs import FILE_MISSING, NO_SPACE
+from activestore.storage.engine import Change, ClassRecord, Head, ReplyRecord
+from activestore.storage.reading import KEY_BYTES_MAX, as_key
+from activestore.storage.records import (
+    CHUNKED_BYTES_MAX,
+    Document,
+    decode_class,
+    decode_reply,
+    encode_class,
+    head_of,
+    reply_key,
+    seal,
+    unseal,
+)
+from activestore.storage.room import Room
+from activestore.wire.state import AnyBuffer, ObjectState, buffer_bytes_count
+
+TABLES = (
+    "heads", "parts", "aliases", "blobs", "replies", "classes", "latest", "packages",
+)  # fmt: skip
+
+# Decoded heads that the writer keeps: an update need not read and check them again.
+HEADS_CACHED_MAX = 4096
+# What a change writes beside its content, in pages: a leaf of heads, replies, aliases and
+# of the list of free pages.
+CHANGE_BYTES = 4 * 4096
+# How often a load begins anew because a file went while it was looked for.
+LOADS_MAX = 3
+
+_T = TypeVar("_T")
+
+
+class Files(Protocol):
+    """Where large buffers lie, each at the digest of its content."""
+
+    def write(self, buffer: AnyBuffer) -> bytes:
+        """Keep a buffer and return its address; durable on return."""
+
+    def open(self, digest: bytes, size: int, object_id: bytes) -> AnyBuffer:
+        """Return the content; CorruptRecordError where it is not there or damaged."""
+
+    def remove(self, digest: bytes) -> None:
+        """Remove what nothing references."""
+
+    def unnamed_before(self, before_s: float) -> Iterator[tuple[bytes, int]]:
+        """Yield address and size of what was written before a wall-clock time."""
+
+
+class TableEngine:
+    """Keeps objects, aliases, replies and published code of one peer in tables."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, Any],
+        files: Files,
+        room: Room,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._tables = tables
+        self._files = files
+        self._room = room
+        self._wall_clock = wall_clock
+        self._documents: OrderedDict[bytes, Document] = OrderedDict()
+        self._expired_to = b""
+        self._is_recount_due = False
+        # Copies that are being made: no file may go while they look for theirs.
+        self._copies_count = 0
+        self.commits = 0
+        self.changes = 0
+        with self._reading() as transaction:
+            room.blob_bytes, room.dead_bytes = upkeep.sum_files(transaction, tables)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The id made with the data."""
+        raise NotImplementedError
+
+    # -- what a subclass gives ---------------------------------------------------------
+
+    def _reading(self, object_id: bytes = b"") -> AbstractContextManager[Any]:
+        """Return a read transaction."""
+        raise NotImplementedError
+
+    def _write(self, work: Callable[[Any], _T]) -> _T:
+        """Do work in a write transaction, durable on return; may do it again.
+
+        Raises:
+            StorageFullError: there is no room; nothing was done.
+            OSError: the disk failed; nothing was done.
+        """
+        raise NotImplementedError
+
+    def _count_tables(self, transaction: Any) -> int:
+        """Return the bytes that the tables take."""
+        raise NotImplementedError
+
+    def _look_at_disk(self, needed_bytes: int) -> None:
+        """Get room for a commit; tell `_room` what the disk still has where it is full."""
+        raise NotImplementedError
+
+    # -- commit ------------------------------------------------------------------------
+
+    def commit(self, changes: Sequence[Change]) -> list[ActiveStoreError | None]:
+        """Apply changes in order, in one transaction, durable on return.
+
+        Returns one entry per change: None, or why it alone was refused. Where the disk
+        turns out to be full the deletes are done and the rest is refused.
+
+        Raises:
+            OSError: the disk failed; nothing that was not reported is durable.
+        """
+        self._room.pending_bytes = 0
+        if self._room.is_garbage_due:
+            self._collect_unreferenced(self._wall_clock())
+        self._look_at_disk(_needed_bytes(changes))
+        refusals: dict[int, ActiveStoreError] = {}
+        files: dict[int, bytes] = {}
+        try:
+            self._write_files(changes, files, refusals)
+            results = self._apply(changes, files, refusals)
+        except StorageFullError as full:
+            self._drop_unnamed(files)
+            return self._only_shrinking(changes, full)
+        except BaseException:
+            self._drop_unnamed(files)
+            raise
+        finally:
+            self._room.pending_bytes = 0
+        if any(results):
+            self._drop_unnamed(files)
+        self.commits += 1
+        self.changes += len(changes)
+        return results
+
+    def _apply(
+        self,
+        changes: Sequence[Change],
+        files: Mapping[int, bytes],
+        refusals: Mapping[int, ActiveStoreError],
+    ) -> list[ActiveStoreError | None]:
+        room = self._room
+
+        def work(transaction: Any) -> tuple[Any, Any, Batch]:
+            room.table_bytes = self._count_tables(transaction)
+            room.pending_bytes = 0  # The batch adds its files again, one by one.
+            batch = Batch(
+                transaction, self._tables, self._documents, files, room, self.peer_id,
+                self._wall_clock,
+            )  # fmt: skip
+            results = batch.apply(changes, refusals)
+            return results, batch.put(), batch
+
+        try:
+            results, documents, batch = self._write(work)
+        except BaseException:
+            for change in changes:
+                self._documents.pop(change.object_id, None)
+            raise
+        for object_id, document in documents.items():
+            self._remember(object_id, document)
+        room.blob_bytes += batch.blob_bytes
+        room.dead_bytes += batch.dead_bytes
+        self._is_recount_due |= batch.lost_references
+        found: list[ActiveStoreError | None] = results
+        return found
+
+    def _only_shrinking(
+        self, changes: Sequence[Change], full: StorageFullError
+    ) -> list[ActiveStoreError | None]:
+        """Commit the deletes alone, then in ever smaller parts: a few need little room."""
+        deletes = [change for change in changes if change.is_delete]
+        if len(deletes) < len(changes):
+            done = iter(self.commit(deletes) if deletes else [])
+            return [next(done) if change.is_delete else full for change in changes]
+        if len(changes) == 1:
+            return [full]
+        half = len(changes) // 2
+        return [*self.commit(changes[:half]), *self.commit(changes[half:])]
+
+    def _write_files(
+        self,
+        changes: Sequence[Change],
+        files: dict[int, bytes],
+        refusals: dict[int, ActiveStoreError],
+    ) -> None:
+        """Write the large buffers of a batch; put buffer identity and digest in `files`."""
+        for index, change in enumerate(changes):
+            source = change.state or change.delta
+            if source is None:
+                continue
+            large = [
+                buffer
+                for buffer in source.buffers
+                if not isinstance(buffer, int)
+                and buffer_bytes_count(buffer) > CHUNKED_BYTES_MAX
+            ]
+            if not large:
+                continue
+            size = sum(map(buffer_bytes_count, large))
+            room = self._room
+            why_not = (
+                room.why_not_new if change.state is not None else room.why_not_grow
+            )
+            full = why_not(size) or room.why_not_on_disk(0, size)
+            if full is None:
+                full = self._write_large(large, files)
+            if full is not None:
+                refusals[index] = full
+
+    def _write_large(
+        self, large: Sequence[AnyBuffer], files: dict[int, bytes]
+    ) -> StorageFullError | None:
+        for buffer in large:
+            try:
+                files[id(buffer)] = self._files.write(buffer)
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                return self._room.full(str(error.strerror))
+            self._room.pending_bytes += buffer_bytes_count(buffer)
+            self._room.disk_file_bytes -= buffer_bytes_count(buffer)
+        return None
+
+    def _drop_unnamed(self, files: Mapping[int, bytes]) -> None:
+        """Remove what a batch wrote and no record names."""
+        if not files:
+            return
+        with self._reading() as transaction:
+            table = self._tables["blobs"]
+            unnamed = [
+                digest
+                for digest in files.values()
+                if transaction.get(digest, db=table) is None
+            ]
+        for digest in unnamed:
+            self._files.remove(digest)
+
+    def _remember(self, object_id: ObjectId, document: Document | None) -> None:
+        if document is None:
+            self._documents.pop(object_id, None)
+            return
+        self._documents[object_id] = document
+        self._documents.move_to_end(object_id)
+        if len(self._documents) > HEADS_CACHED_MAX:
+            self._documents.popitem(last=False)
+
+    # -- reading -----------------------------------------------------------------------
+
+    def load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
+        """Return the last committed state, None where the object does not exist.
+
+        Raises:
+            CorruptRecordError: a checksum fails.
+        """
+        for _ in range(LOADS_MAX - 1):
+            try:
+                return self._load(object_id)
+            except CorruptRecordError as error:  # noqa: PERF203 - three times at most
+                # The writer may have replaced the state, and removed its file, between
+                # the look at the record and the look for the file.
+                if error.reason != FILE_MISSING:
+                    raise
+        return self._load(object_id)
+
+    def _load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
+        with self._reading(object_id) as transaction:
+            return reading.load(transaction, self._tables, object_id, self._files.open)
+
+    def head(self, object_id: ObjectId) -> Head | None:
+        """Return what is known of an object without its fields.
+
+        Raises:
+            CorruptRecordError: a checksum fails.
+        """
+        with self._reading(object_id) as transaction:
+            found = reading.document_of(transaction, self._tables, object_id)
+            return None if found is None else head_of(object_id, found)
+
+    def resolve(self, alias: str) -> ObjectId | None:
+        """Return the object that `alias` names."""
+        value = self._get("aliases", as_key(alias))
+        return None if value is None else ObjectId(value)
+
+    def heads(
+        self,
+        *,
+        after: ObjectId | None = None,
+        alias_prefix: str = "",
+        limit: int = 1000,
+    ) -> list[Head]:
+        """Return up to `limit` heads after `after`: in id order, or by alias."""
+        with self._reading() as transaction:
+            return reading.heads(transaction, self._tables, after, alias_prefix, limit)
+
+    def reply(
+        self, object_id: ObjectId, session: SessionId, sequence: int
+    ) -> ReplyRecord | None:
+        """Return the recorded answer to a request, if it is still kept."""
+        key = reply_key(object_id, session, sequence)
+        value = self._get("replies", key)
+        return None if value is None else decode_reply(key, value)
+
+    def code(self, package: bytes) -> bytes | None:
+        """Return the archive of a package."""
+        value = self._get("packages", package)
+        where = f"package {package.hex()}"
+        return None if value is None else unseal(value, b"", where)
+
+    def classes(self) -> list[ClassRecord]:
+        """Return the latest published revision of every class that can be read."""
+        with self._reading() as transaction:
+            return reading.classes(transaction, self._tables)[0]
+
+    def damaged_classes(self) -> list[CorruptRecordError]:
+        """Return what is wrong with each class that cannot be read."""
+        with self._reading() as transaction:
+            return reading.classes(transaction, self._tables)[1]
+
+    def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
+        """Return one revision of a class."""
+        name = as_key(class_name)
+        value = self._get("classes", name and name + b"\x00" + revision)
+        return None if value is None else decode_class(value)
+
+    def _get(self, table: str, key: bytes | None) -> bytes | None:
+        if not key or len(key) > KEY_BYTES_MAX:
+            return None  # LMDB would take it for an error; it is only not there.
+        with self._reading() as transaction:
+            value = transaction.get(key, db=self._tables[table])
+            return None if value is None else bytes(value)
+
+    # -- code --------------------------------------------------------------------------
+
+    def put_code(
+        self, package: bytes, archive: bytes, records: Sequence[ClassRecord]
+    ) -> None:
+        """Keep a package and the classes it defines, durable on return; repeatable.
+
+        Raises:
+            InvalidRequestError: the name of a class is too long.
+            StorageFullError: there is no room.
+            OSError: the disk failed.
+        """
+        keys = [_class_key(record) for record in records]
+        size = len(archive) + sum(len(record.interface) for record in records)
+        self._look_at_disk(size + CHANGE_BYTES * (len(records) + 1))
+
+        def work(transaction: Any) -> None:
+            self._room.table_bytes = self._count_tables(transaction)
+            full = self._room.why_not_grow(size) or self._room.why_not_on_disk(size, 0)
+            if full is not None:
+                raise full
+            tables = self._tables
+            transaction.put(package, seal(archive), db=tables["packages"])
+            for record, (name, key) in zip(records, keys, strict=True):
+                transaction.put(key, encode_class(record), db=tables["classes"])
+                transaction.put(name, record.revision, db=tables["latest"])
+
+        self._write(work)
+
+    # -- upkeep ------------------------------------------------------------------------
+
+    def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
+        """Drop old replies among the next `limit`; goes round the table call by call."""
+        old, self._expired_to = self._old_replies(written_before_s, limit)
+        if old:
+            self._write(lambda transaction: upkeep.delete(
+                transaction, self._tables["replies"], old
+            ))  # fmt: skip
+        return len(old)
+
+    def _old_replies(
+        self, written_before_s: float, limit: int
+    ) -> tuple[list[bytes], bytes]:
+        with self._reading() as transaction:
+            return upkeep.old_replies(
+                transaction, self._tables, self._expired_to, written_before_s, limit
+            )
+
+    def collect_garbage(self, unreferenced_for_s: float = 3600.0) -> int:
+        """Remove large files that nothing references; return the bytes freed."""
+        if self._copies_count:
+            return 0
+        before_s = self._wall_clock() - unreferenced_for_s
+        if self._is_recount_due:
+            self._is_recount_due = False
+            self._recount()
+        freed = self._collect_unreferenced(before_s)
+        with self._reading() as transaction:
+            table = self._tables["blobs"]
+            orphans = [
+                (digest, size)
+                for digest, size in self._files.unnamed_before(before_s)
+                if transaction.get(digest, db=table) is None
+            ]
+        for digest, size in orphans:
+            self._files.remove(digest)
+            freed += size
+        return freed
+
+    def _collect_unreferenced(self, before_s: float) -> int:
+        """Remove files whose record says that nothing has used them since `before_s`."""
+        if self._copies_count:
+            return 0
+        self._room.has_refused = False
+        with self._reading() as transaction:
+            gone = upkeep.unreferenced(transaction, self._tables, before_s)
+        if gone:
+            self._write(lambda transaction: upkeep.delete(
+                transaction, self._tables["blobs"], list(gone)
+            ))  # fmt: skip
+        for digest in gone:
+            self._files.remove(digest)
+        freed = sum(gone.values())
+        self._room.blob_bytes -= freed
+        self._room.dead_bytes -= freed
+        return freed
+
+    def _recount(self) -> None:
+        """Count references to files anew, after an object went that could not be read."""
+        with self._reading() as transaction:
+            wrong = upkeep.wrong_counts(transaction, self._tables, self._wall_clock())
+        if wrong:
+            self._write(lambda transaction: upkeep.put(
+                transaction, self._tables["blobs"], wrong
+            ))  # fmt: skip
+        with self._reading() as transaction:
+            sums = upkeep.sum_files(transaction, self._tables)
+            self._room.blob_bytes, self._room.dead_bytes = sums
+
+
+def _needed_bytes(changes: Sequence[Change]) -> int:
+    """Return how much of the data file a batch may write, rather too much."""
+    size = 0
+    for change in changes:
+        size += CHANGE_BYTES
+        source = change.state or change.delta
+        if source is not None:
+            size += sum(map(buffer_bytes_count, source.fields.values()))
+            size += 0 if source.graph is None else buffer_bytes_count(source.graph)
+            for buffer in source.buffers:
+                if not isinstance(buffer, int):
+                    count = buffer_bytes_count(buffer)
+                    size += count if count <= CHUNKED_BYTES_MAX else 0
+        if change.reply is not None:
+            size += len(change.reply.body) + sum(map(len, change.reply.buffers))
+    return size + size // 8
+
+
+def _class_key(record: ClassRecord) -> tuple[bytes, bytes]:
+    """Return the keys of a class and of this revision of it."""
+    name = as_key(record.class_name)
+    key = b"" if name is None else name + b"\x00" + record.revision
+    if name is None or len(key) > KEY_BYTES_MAX:
+        raise InvalidRequestError(
+            f"the name of the class has {len(record.class_name)} characters; it must have "
+            f"at most {KEY_BYTES_MAX - 1 - len(record.revision)} bytes of UTF-8",
+            record.class_name[:80],
+        )
+    return name, key

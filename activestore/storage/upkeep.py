@@ -1,0 +1,91 @@
+"""What goes with time: old replies, files that nothing uses, counts that went wrong.
+
+Rules of this file: what to do is found in a read transaction, and done in a short write
+transaction after it; both belong to the engine's writing thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from activestore.errors import CorruptRecordError
+from activestore.storage.records import decode_document, decode_reply
+from activestore.wire import packing
+
+Tables = Mapping[str, Any]
+
+
+def delete(transaction: Any, table: Any, keys: Iterable[bytes]) -> None:
+    """Delete keys of a table."""
+    for key in keys:
+        transaction.delete(key, db=table)
+
+
+def put(transaction: Any, table: Any, rows: Mapping[bytes, bytes]) -> None:
+    """Put rows into a table."""
+    for key, value in rows.items():
+        transaction.put(key, value, db=table)
+
+
+def old_replies(
+    transaction: Any, tables: Tables, after: bytes, written_before_s: float, limit: int
+) -> tuple[list[bytes], bytes]:
+    """Return the old ones of the next `limit` replies, and where to go on: b"" anew."""
+    cursor = transaction.cursor(db=tables["replies"])
+    old: list[bytes] = []
+    if not cursor.set_range(after or b"\x00"):
+        return old, b""
+    for seen, (key, value) in enumerate(cursor):
+        if seen >= limit:
+            return old, bytes(key)
+        try:
+            is_old = decode_reply(bytes(key), value).written_s < written_before_s
+        except CorruptRecordError:
+            is_old = True
+        if is_old:
+            old.append(bytes(key))
+    return old, b""
+
+
+def sum_files(transaction: Any, tables: Tables) -> tuple[int, int]:
+    """Return the bytes of all files that records name, and of those nothing uses."""
+    total = dead = 0
+    for _, value in transaction.cursor(db=tables["blobs"]):
+        references, size, _since = packing.unpack(value)
+        total += size
+        dead += size if references <= 0 else 0
+    return total, dead
+
+
+def unreferenced(transaction: Any, tables: Tables, before_s: float) -> dict[bytes, int]:
+    """Return address and size of files that nothing has used since a wall-clock time."""
+    gone = {}
+    for digest, value in transaction.cursor(db=tables["blobs"]):
+        references, size, since_s = packing.unpack(value)
+        if references <= 0 and since_s <= before_s:
+            gone[bytes(digest)] = int(size)
+    return gone
+
+
+def wrong_counts(transaction: Any, tables: Tables, now_s: float) -> dict[bytes, bytes]:
+    """Return the rows of files whose count of references is not what all heads say.
+
+    None at all while another head is damaged: what it uses must not go.
+    """
+    counts: dict[bytes, int] = {}
+    for object_id, value in transaction.cursor(db=tables["heads"]):
+        try:
+            document = decode_document(value, bytes(object_id))
+        except CorruptRecordError:
+            return {}
+        for part in document.parts():
+            if not isinstance(part, bytes) and isinstance(part[1], bytes):
+                counts[part[1]] = counts.get(part[1], 0) + 1
+    wrong = {}
+    for digest, value in transaction.cursor(db=tables["blobs"]):
+        references, size, _since = packing.unpack(value)
+        counted = counts.get(bytes(digest), 0)
+        if counted != references:
+            wrong[bytes(digest)] = packing.pack([counted, size, now_s])
+    return wrong

@@ -1,0 +1,48 @@
+"""What the storage tests share: an engine in a fresh directory, states, changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from activestore.storage.lmdb_engine import LmdbEngine
+
+GIB = 1 << 30
+
+Open = Callable[..., LmdbEngine]
+
+
+@pytest.fixture
+def open_engine(tmp_path: Path) -> Iterator[Open]:
+    """Return a function that opens an engine and closes the one before."""
+    opened: list[LmdbEngine] = []
+
+    def open_one(path: Path = tmp_path / "data", *, budget: int = GIB) -> LmdbEngine:
+        while opened:
+            opened.pop().close()
+        opened.append(
+            LmdbEngine.open(path, disk_budget_bytes=budget, wall_clock=lambda: 1000.0)
+        )
+        return opened[0]
+
+    yield open_one
+    for engine in opened:
+        engine.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory on a disk of 24 MiB; only root can make one."""
+    if os.geteuid() != 0:
+        pytest.skip("a small disk can be mounted by root only")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
