@@ -99,6 +99,8 @@ class NoSuchMethodError(InvalidRequestError):
 
     code = "no_such_method"
     FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "method", "available")
+    # What whoever meets it can do here; no field, for it does not travel.
+    hint = ""
 
     def __init__(
         self, class_name: str, method: str, available: tuple[str, ...] = ()
@@ -110,7 +112,10 @@ class NoSuchMethodError(InvalidRequestError):
 
     def __str__(self) -> str:
         has = ", ".join(self.available) or "none"
-        return f"{self.class_name} has no active method or field {self.method!r}; it has: {has}"
+        return (
+            f"{self.class_name} has no active method or field {self.method!r}; "
+            f"it has: {has}{self.hint}"
+        )
 
 
 class NotActiveMethodError(InvalidRequestError):

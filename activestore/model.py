@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
 from activestore.errors import InvalidRequestError, UnavailableError
+from activestore.sources import code_digest, file_of, module_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -273,8 +274,11 @@ class ActiveObject:
 
 
 def class_name_of(cls: type) -> str:
-    """Return the name under which a class is published: "module.Class"."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """Return the name under which a class is published: "module.Class".
+
+    A class of a script is named after the script: see activestore.sources.
+    """
+    return f"{module_of(cls)}.{cls.__qualname__}"
 
 
 class Field(NamedTuple):
@@ -445,7 +449,10 @@ class Interface(NamedTuple):
     `fields`: name to annotation text. `methods`: name to a dict of `readonly`, `stream`
     (a generator), `timeout_s`, `changes`, `doc`, `parameters` (a list of [name, kind,
     default text, annotation text]; kind as inspect.Parameter's integer; default and
-    annotation None where there is none) and `returns`.
+    annotation None where there is none) and `returns`. `filled`: the fields that the
+    class brings where an older object lacks them. `code`: activestore.sources'
+    code_digest. `file`: where a class that came by value was written. `package`: what
+    is loaded and replaced as one, "" for the top-level module.
     """
 
     class_name: str
@@ -456,6 +463,10 @@ class Interface(NamedTuple):
     resources: Mapping[str, float]
     fields: Mapping[str, str]
     methods: Mapping[str, Mapping[str, Any]]
+    filled: tuple[str, ...] = ()
+    code: str = ""
+    file: str = ""
+    package: str = ""
 
 
 def interface_of(cls: type) -> Interface:
@@ -496,6 +507,13 @@ def interface_of(cls: type) -> Interface:
         },
         fields={field.name: field.annotation for field in fields.values()},
         methods=methods,
+        filled=tuple(
+            field
+            for field in fields
+            if hasattr(cls, field) or hasattr(cls, "__migrate__")
+        ),
+        code=code_digest(cls),
+        file=file_of(cls),
     )
 
 

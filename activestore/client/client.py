@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from activestore import ids, model, remote
+from activestore.client import codewatch
 from activestore.client.connection import Connection
+from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.session import STREAM_CREDIT, Request
 from activestore.errors import (
@@ -22,21 +24,16 @@ from activestore.errors import (
     CancelledError,
     ConfigurationError,
     InvalidRequestError,
+    NoSuchMethodError,
     UnavailableError,
     UnsupportedValueError,
 )
 from activestore.ids import ObjectId
 from activestore.remote import CallOptions
 from activestore.wire import messages, values
-from activestore.wire.limits import NAME_CHARS_MAX
 from activestore.wire.messages import Operation
-from activestore.wire.state import encode_states
 
 ENDPOINT_VARIABLE = "ACTIVESTORE_ENDPOINT"
-# Objects of one Persist of an iterable: one commit each, many on their way.
-PERSIST_BATCH = 256
-# Persists of an iterable that may be on their way at once.
-PERSISTS_OPEN_MAX = 8
 PAGE_ROWS = 1000
 
 Location = "str | None"
@@ -97,6 +94,8 @@ class Store:
         self._connection = connection
         self._stand_ins = StandIns(self, self._interface)
         self._revisions: dict[type, bytes] = {}
+        self._compared: set[type] = set()
+        self._persisting = Persisting(connection, self._states_of, self._adopt)
         self._publish: Any = None
         self._future_class: Any = None
         model.push_default_store(self)
@@ -138,7 +137,11 @@ class Store:
         if not isinstance(obj, (model.ActiveObject, remote.Proxy)):
             return None
         if remote.id_of(obj) is None:
-            self.persist(obj)
+            try:
+                self.persist(obj)
+            except InvalidRequestError:
+                if remote.id_of(obj) is None:  # Else another thread was first.
+                    raise
         object_id = remote.id_of(obj)
         cls = remote.original_class(type(obj))
         interface = getattr(cls, "_activestore_interface", None)
@@ -161,6 +164,18 @@ class Store:
     def _decode(self, reply: Any) -> Any:
         return values.decode(reply.body, reply.buffers, resolve=self._stand_ins.resolve)
 
+    def _result(self, request: Request) -> Any:
+        try:
+            return self._decode(request.outcome())
+        except NoSuchMethodError as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Add what can be done here to an error that a class's code may cause."""
+        if isinstance(error, NoSuchMethodError):
+            codewatch.explain(error, self._stand_ins.local_class(error.class_name))
+
     # -- calls: the Caller of all stand-ins --------------------------------------------
 
     def invoke(
@@ -172,7 +187,7 @@ class Store:
             object_id, method, Operation.CALL, args, kwargs, options, None
         )
         request = self._connection.call(make, timeout_s=timeout_s, where=method)
-        return self._decode(request.outcome())
+        return self._result(request)
 
     def submit(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -183,7 +198,7 @@ class Store:
             self._future_class = importlib.import_module(
                 "activestore.client.futures"
             ).CallFuture
-        future = self._future_class(self._connection, self._decode)
+        future = self._future_class(self._connection, self._decode, self._explain)
         future.request = self._start_call(
             object_id,
             method,
@@ -212,7 +227,7 @@ class Store:
             object_id, field, Operation.GET, (), {}, remote.DEFAULT_OPTIONS
         )
         self._connection.wait(request)
-        return self._decode(request.outcome())
+        return self._result(request)
 
     def set_field(self, object_id: ObjectId, field: str, value: Any) -> None:
         """Assign a field of an object; durable on return."""
@@ -220,7 +235,7 @@ class Store:
             object_id, field, Operation.SET, (value,), {}, remote.DEFAULT_OPTIONS
         )
         self._connection.wait(request)
-        request.outcome()
+        self._result(request)
 
     def _start_call(  # noqa: PLR0913 - a call has that many parts
         self, object_id: ObjectId, method: str, operation: int, args: tuple[Any, ...],
@@ -270,7 +285,7 @@ class Store:
                 yield self._decode(item)
         finally:
             connection.abandon(request, CancelledError(request.where))
-        result: None = self._decode(request.outcome())
+        result: None = self._result(request)
         return result
 
     def _send(
@@ -278,7 +293,7 @@ class Store:
     ) -> Any:
         request = self._connection.start(make, timeout_s=timeout_s, where=where)
         self._connection.wait(request)
-        return self._decode(request.outcome())
+        return self._result(request)
 
     def request(self, operation: str, /, **parameters: Any) -> Any:
         """Ask the peer itself; the operations are listed in schemas/protocol.md."""
@@ -309,15 +324,19 @@ class Store:
             return known, ""
         if isinstance(name, values.Ref):
             return ObjectId(bytes(name.object_id)), ""
+        if isinstance(name, bytes) and len(name) == ids.OBJECT_ID_BYTES:
+            return ObjectId(name), ""
         if not isinstance(name, str):
+            what = (
+                f"{len(name)} bytes" if isinstance(name, bytes) else type(name).__name__
+            )
             raise InvalidRequestError(
-                f"expected an alias, an id or an object, got {type(name).__name__}",
-                "get",
+                f"expected an alias, an id or an object, got {what}", "get"
             )
         object_id = ids.parse_object_id(name)
         if object_id is not None:
             return object_id, ""
-        _check_alias(name)
+        ids.check_alias(name)
         found = self.request("resolve", alias=name)
         return ObjectId(bytes(found["object_id"])), str(found["class_name"])
 
@@ -332,6 +351,9 @@ class Store:
                 f"{cls.__name__}.get_by_alias",
             )
         self._stand_ins.use_class(original)
+        if original not in self._compared and original not in self._revisions:
+            self._compared.add(original)
+            codewatch.compare(self.request, original)
         return self._stand_ins.get(object_id, expected)
 
     def cls(self, class_name: str) -> RemoteClass:
@@ -367,7 +389,7 @@ class Store:
             MethodError: `__init__` raised.
         """
         self._check_place(peer, 1)
-        _check_alias(alias)
+        _check_new_alias(alias)
         body, buffers = self._arguments(args, kwargs)
         object_id = ids.new_object_id(self._home())
         self._send(
@@ -400,70 +422,23 @@ class Store:
             InvalidRequestError: an object is persistent already.
         """
         self._check_place(peer, replicas)
-        _check_alias(alias)
+        _check_new_alias(alias)
         if isinstance(objects, model.ActiveObject):
-            self._finish_persist(self._start_persist([(objects, alias)]))
+            self._persisting.keep([[(objects, alias)]])
             return
         if alias:
             raise InvalidRequestError("an alias names one object, not many", "persist")
-        open_persists: list[Any] = []
-        kept = 0
-        batch: list[tuple[Any, str]] = []
+        self._persisting.keep(batches_of(objects), progress)
 
-        def finish_oldest() -> None:
-            nonlocal kept
-            kept += self._finish_persist(open_persists.pop(0))
-            if progress is not None:
-                progress(kept)
-
-        for obj in objects:
-            batch.append((obj, ""))
-            if len(batch) >= PERSIST_BATCH:
-                open_persists.append(self._start_persist(batch))
-                batch = []
-                if len(open_persists) >= PERSISTS_OPEN_MAX:
-                    finish_oldest()
-        if batch:
-            open_persists.append(self._start_persist(batch))
-        while open_persists:
-            finish_oldest()
-
-    def _start_persist(self, roots: list[tuple[Any, str]]) -> tuple[Request, list[Any]]:
-        for obj, _ in roots:
-            if not isinstance(obj, model.ActiveObject):
-                raise InvalidRequestError(
-                    f"expected an ActiveObject, got {type(obj).__name__}", "persist"
-                )
-            if remote.id_of(obj) is not None:
-                raise InvalidRequestError(
-                    f"it is persistent already, as {remote.id_of(obj).hex()}",  # type: ignore[union-attr]
-                    type(obj).__name__,
-                )
-        states = self._code().snapshots(roots, self._home(), self._revision_of)
-        body, buffers = encode_states([named for _, named in states])
-        request = self._connection.start(
-            lambda sequence, first_unacked: messages.Persist(
-                sequence,
-                0,
-                first_unacked,
-                None,
-                body,
-                buffers,  # type: ignore[arg-type]
-            ),
-            timeout_s=0.0,
-            where="persist",
+    def _states_of(self, roots: list[tuple[Any, str]]) -> list[Any]:
+        states: list[Any] = self._code().snapshots(
+            roots, self._home(), self._revision_of
         )
-        return request, states
+        return states
 
-    def _finish_persist(self, started: tuple[Request, list[Any]]) -> int:
-        request, states = started
-        self._connection.wait(request)
-        request.outcome()
-        for obj, named in states:
-            object_id = ObjectId(named.object_id)
-            remote.become_stand_in(obj, object_id, self)
-            self._stand_ins.adopt(obj, object_id)
-        return len(states)
+    def _adopt(self, obj: Any, object_id: ObjectId) -> None:
+        remote.become_stand_in(obj, object_id, self)
+        self._stand_ins.adopt(obj, object_id)
 
     def locate(self, obj: Any) -> dict[str, Any]:
         """Return where an object lives: peer, endpoint, epoch, version, size in bytes."""
@@ -518,12 +493,17 @@ class Store:
         self, what: Any, data_files: Sequence[str] = ()
     ) -> list[tuple[str, bytes]]:
         package = self._code().package_of(what, data_files)
+        prefix = package.name
+        if package.kind == "value":
+            prefix = model.class_name_of(what)
+        before = codewatch.published_before(self.request, prefix, package.digest)
         found = self.request(
             "publish", kind=package.kind, name=package.name, digest=package.digest,
             archive=package.archive,
         )  # fmt: skip
         for name, _ in found["classes"]:
             self._stand_ins.refresh(name)
+        codewatch.tell_replaced(self.request, before)
         return [(str(name), bytes(revision)) for name, revision in found["classes"]]
 
     def _revision_of(self, cls: type) -> bytes:
@@ -574,11 +554,9 @@ class Store:
             )
 
 
-def _check_alias(alias: str) -> None:
-    if len(alias) > NAME_CHARS_MAX:
-        raise InvalidRequestError(
-            f"has {len(alias)} characters, at most {NAME_CHARS_MAX}", "alias"
-        )
+def _check_new_alias(alias: str) -> None:
+    if alias != "":  # No alias.
+        ids.check_alias(alias)
 
 
 __all__ = ["Iterable", "RemoteClass", "Store", "connect"]

@@ -19,8 +19,14 @@ from activestore.errors import CancelledError
 class CallFuture(concurrent.futures.Future):  # type: ignore[type-arg]  # of any result
     """A concurrent.futures.Future of one call."""
 
-    def __init__(self, connection: Connection, decode: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        decode: Callable[[Any], Any],
+        explain: Callable[[BaseException], None] | None = None,
+    ) -> None:
         super().__init__()
+        self._explain = explain
         self._connection = connection
         self._decode = decode
         self.request: Request | None = None
@@ -32,6 +38,8 @@ class CallFuture(concurrent.futures.Future):  # type: ignore[type-arg]  # of any
         try:
             self.set_result(self._decode(request.outcome()))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome
+            if self._explain is not None:
+                self._explain(error)
             self.set_exception(error)
 
     def result(self, timeout: float | None = None) -> Any:

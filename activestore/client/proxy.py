@@ -45,6 +45,10 @@ class StandIns:
         """From now on objects of this class are instances of it, not proxies."""
         self._local_classes[class_name_of(cls)] = cls
 
+    def local_class(self, class_name: str) -> type | None:
+        """Return the class of this name that `use_class` was given, None for none."""
+        return self._local_classes.get(class_name)
+
     def adopt(self, obj: Any, object_id: ObjectId) -> None:
         """Note a local object that has just become remote in place."""
         self.use_class(remote.original_class(type(obj)))

@@ -5,9 +5,9 @@ that the same code always has the same digest. `MANIFEST` says kind and name. Tw
 
 - *source*: the files of one top-level module or package, found without importing it.
 - *value*: one class and the classes it needs, by cloudpickle, for what no import can
-  find: `__main__`, notebooks, classes made inside functions. A module that runs as the
-  script (`python app.py`) is `__main__` there, so its classes travel by value, as
-  "__main__.App", even though the file could be imported under another name.
+  find: scripts, notebooks, classes made inside functions. A script (`python app.py`) is
+  `__main__` to Python, and importing it would run it; its classes travel by value as
+  "app.App", the name that the file has where it is imported.
 
 Rules of this file: it reads files and never writes one; what it packs it does not run.
 
@@ -33,6 +33,7 @@ import cloudpickle
 from activestore.errors import InvalidRequestError, TooLargeError, UnsupportedValueError
 from activestore.model import ActiveObject, class_name_of, copied_defaults
 from activestore.objects import pickles, rebuild
+from activestore.sources import MAIN_NAMES, module_of
 
 # One package, its data files included. Models and data sets belong into objects.
 PACKAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -41,7 +42,6 @@ DIGEST_BYTES = 16
 SOURCE, VALUE = "source", "value"
 MANIFEST = "MANIFEST"
 VALUE_FILE = "value.pickle"
-MAIN_NAMES = ("__main__", "__mp_main__")
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # The earliest that a zip can say.
 
@@ -50,7 +50,7 @@ class Package(NamedTuple):
     """Code as it is published.
 
     `kind`: "source" or "value". `name`: the top-level module or package, "__main__" for
-    what was written there. `digest`: BLAKE2b of the archive, 16 bytes.
+    what was written in a notebook. `digest`: BLAKE2b of the archive, 16 bytes.
     """
 
     kind: str
@@ -110,16 +110,14 @@ def pack_value(cls: type) -> Package:
         # Cached on the class, and hence in the pickle: always or never.
         if issubclass(known, ActiveObject):
             copied_defaults(known)
-    order = sorted(found, key=lambda known: (known.__module__, known.__qualname__))
+    order = sorted(found, key=lambda known: (module_of(known), known.__qualname__))
     pickled = _dump_value({"class": cls, "classes": order}, found)
     if len(pickled) > PACKAGE_BYTES_MAX:
         raise TooLargeError(
             f"class {cls.__qualname__}", len(pickled), PACKAGE_BYTES_MAX
         )
     rebuild.remember_named(order)
-    name = (
-        "__main__" if cls.__module__ in MAIN_NAMES else cls.__module__.partition(".")[0]
-    )
+    name = module_of(cls).partition(".")[0]
     return _package(VALUE, name, class_name_of(cls), {VALUE_FILE: pickled})
 
 
@@ -261,8 +259,21 @@ class _ClassPickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped base
             return reduced
         self.found[obj] = None
         track_id = cloudpickle.cloudpickle._get_or_create_tracker_id(obj)  # noqa: SLF001
-        args = tuple(None if arg is track_id else arg for arg in reduced[1])
-        return (reduced[0], args, *reduced[2:])
+        args = [None if arg is track_id else arg for arg in reduced[1]]
+        module, (attributes, slots) = module_of(obj), reduced[2]
+        for i, arg in enumerate(args):
+            if type(arg) is dict and "__module__" in arg:
+                # cloudpickle leaves the qualified name of a nested class behind.
+                args[i] = {
+                    **arg,
+                    "__module__": module,
+                    "__qualname__": obj.__qualname__,
+                }
+            elif obj.__module__ in MAIN_NAMES and arg is obj.__module__:
+                args[i] = module  # Of an enum.
+        if "__module__" in attributes:
+            attributes = {**attributes, "__module__": module}
+        return (reduced[0], tuple(args), (attributes, slots), *reduced[3:])
 
 
 def _dump_value(value: object, found: dict[type, None]) -> bytes:

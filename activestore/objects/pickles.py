@@ -33,6 +33,7 @@ from activestore.errors import UnsupportedValueError
 from activestore.model import ActiveObject
 from activestore.objects import rebuild
 from activestore.remote import Proxy
+from activestore.sources import MAIN_NAMES
 
 # Smaller blocks stay in the stream: a descriptor, a digest and a frame cost more.
 OUT_OF_BAND_BYTES_MIN = 4096
@@ -43,7 +44,7 @@ PICKLE_ERRORS = (
     NotImplementedError, RuntimeError, ImportError, KeyError, OSError,
 )  # fmt: skip
 
-_MAIN = frozenset({"__main__", "__mp_main__"})
+_MAIN = frozenset(MAIN_NAMES)
 
 RefOf: TypeAlias = Callable[[object], "bytes | None"]
 Reduced: TypeAlias = "tuple[Any, ...]"

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from activestore.errors import ClassNotFoundError, InternalError
+from activestore.sources import module_of
 
 # Classes that travel by value, under the names that states give them. In an executor
 # the package loader fills it; in a client, `pack_value`.
@@ -32,7 +33,7 @@ def remember_named(classes: Iterable[type]) -> None:
     """Let states name these classes of one package, which no import can find."""
     scope: WeakValueDictionary[tuple[str, str], type] = WeakValueDictionary()
     for cls in classes:
-        key = (cls.__module__, cls.__qualname__)
+        key = (module_of(cls), cls.__qualname__)
         _named[key] = scope[key] = cls
         _scope_of[cls] = scope
         _name_of[cls] = key

@@ -66,7 +66,12 @@ __all__ = [
 
 def describe(classes: Iterable[type]) -> list[dict[str, Any]]:
     """Return the interface of each class as a dict; see activestore.model.Interface."""
-    return [interface_of(cls)._asdict() for cls in classes]
+    return [
+        interface_of(cls)
+        ._replace(package=class_name_of(cls) if is_by_value(cls) else "")
+        ._asdict()
+        for cls in classes
+    ]
 
 
 class _Loaded:
@@ -129,6 +134,8 @@ class PackageLoader:
             loaded = self._loaded.get(full_name)
             if loaded is None or loaded.digest != digest:
                 self.unload(full_name)
+                if kind == SOURCE:  # What a script defined comes from its module now.
+                    self._unload_inside(full_name)
                 loaded = self._load(kind, full_name, digest, files)
             return list(loaded.classes.values())
 
@@ -141,6 +148,10 @@ class PackageLoader:
             rebuild.forget_named(loaded.named)
             if loaded.finder is not None:
                 loaded.finder.remove()
+
+    def _unload_inside(self, module: str) -> None:
+        for name in [n for n in self._loaded if n.startswith(f"{module}.")]:
+            self.unload(name)
 
     def class_of(self, class_name: str, digest: bytes) -> type:
         """Return a class of the revision `digest`, loading its package where needed.

@@ -42,7 +42,8 @@ class Classes:
             for method, about in interface["methods"].items()
         }
         return ClassPublished(
-            name, record.revision, package_of(name), self.durability_of(name),
+            name, record.revision, interface.get("package") or package_of(name),
+            self.durability_of(name),
             frozenset(interface["fields"]), methods,
         )  # fmt: skip
 

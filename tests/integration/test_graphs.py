@@ -12,6 +12,7 @@ import pytest
 
 from activestore.errors import (
     ActiveStoreError,
+    AliasExistsError,
     BusyError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -253,3 +254,92 @@ def test_method_persists_and_finds_by_alias(shared):
     assert node.keep_by_alias("made-inside") == "by alias"
     assert shared.get("made-inside").get_name() == "by alias"
     shared.delete("made-inside")
+
+
+def at_once(count: int, act) -> list[object]:
+    """Run `act` in several threads at once; return results and errors."""
+    barrier, outcomes = threading.Barrier(count), []
+
+    def one() -> None:
+        barrier.wait()
+        try:
+            outcomes.append(act())
+        except ActiveStoreError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20.0)
+    return outcomes
+
+
+def test_object_made_persistent_by_many_threads_at_once_is_one(store):
+    from models import Node
+
+    root = Node("root")
+    root.kept = [Node("leaf")]
+
+    outcomes = at_once(6, lambda: root.make_persistent(store=store))
+
+    assert outcomes.count(root) == 1
+    refused = [one for one in outcomes if one is not root]
+    assert len(refused) == 5
+    assert all(isinstance(one, InvalidRequestError) for one in refused), refused
+    assert len(list(store.objects())) == 2
+
+
+def test_leaf_that_several_roots_share_is_one_when_threads_persist_them(store):
+    from models import Node
+
+    leaf = Node("leaf")
+    roots = [Node(str(n), leaf) for n in range(6)]
+    left = list(roots)
+
+    outcomes = at_once(6, lambda: left.pop().make_persistent(store=store))
+
+    assert sorted(map(repr, outcomes)) == sorted(map(repr, roots))
+    assert len(list(store.objects())) == 7
+    assert [root.get_other() is leaf for root in roots] == [True] * 6
+
+
+def test_leaf_shared_by_batches_of_one_persist_is_one(store):
+    from models import Node
+
+    from activestore.client.persisting import PERSIST_BATCH
+
+    leaf = Node("leaf")
+    counts: list[int] = []
+
+    many = [Node(str(n), leaf) for n in range(PERSIST_BATCH + 5)]
+    store.persist(iter(many), progress=counts.append)
+
+    assert len(list(store.objects())) == len(many) + 1
+    assert counts[-1] == len(many) + 1
+    assert many[0].get_other() is many[-1].get_other() is leaf
+
+
+def test_loose_object_passed_by_many_threads_at_once_is_one(store):
+    from models import Node
+
+    holders = [store.create("models.Node", str(n)) for n in range(4)]
+    loose, left = Node("loose"), list(holders)
+
+    outcomes = at_once(4, lambda: left.pop().link(loose))
+
+    assert outcomes == [None] * 4
+    assert len(list(store.objects())) == 5
+    assert all(holder.get_other() is loose for holder in holders)
+
+
+def test_persist_that_fails_leaves_its_objects_free_for_another(store):
+    from models import Node
+
+    store.create("models.Node", alias="taken")
+    node = Node("late")
+
+    with pytest.raises(AliasExistsError):
+        node.make_persistent(alias="taken", store=store)
+
+    assert node.make_persistent(alias="free", store=store).get_name() == "late"

@@ -293,7 +293,7 @@ class Counter(ActiveObject):
         return all(type(l) is Layer for l in self.layers) and self.color is Color.RED
 
 package = pack_value(Counter)
-state, _ = Snapshotter(Counter, class_name="__main__.Counter", revision=package.digest,
+state, _ = Snapshotter(Counter, class_name="script.Counter", revision=package.digest,
     class_version=0, ref_of=lambda o: None, resolve=None, by_value=True).take(Counter())
 out = Path(sys.argv[1])
 (out / "archive").write_bytes(package.archive)
@@ -312,10 +312,10 @@ out = Path(sys.argv[1])
 loader = PackageLoader()
 digest = (out / "digest").read_bytes()
 loader.add(digest, (out / "archive").read_bytes())
-cls = loader.class_of("__main__.Counter", digest)
-assert loader.is_by_value("__main__.Counter")
+cls = loader.class_of("script.Counter", digest)
+assert loader.is_by_value("script.Counter")
 (named,) = decode_states((out / "state").read_bytes(), [])
-taker = Snapshotter(cls, class_name="__main__.Counter", revision=digest,
+taker = Snapshotter(cls, class_name="script.Counter", revision=digest,
     class_version=0, ref_of=lambda o: None, resolve=None, by_value=True)
 obj = cls.__new__(cls)
 before = taker.load(obj, named.state)

@@ -1,0 +1,172 @@
+"""Making local objects persistent: each once, many on their way.
+
+An object that one thread is making persistent is not taken up by another, nor by a
+later batch of the same thread: they wait until it is remote.
+
+Rules of this file: `_lock` is held while states are taken and while objects become
+remote, so nobody sees half of either; never while waiting for the peer to keep them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from activestore import model, remote
+from activestore.client.session import Request
+from activestore.errors import ActiveStoreError, InvalidRequestError
+from activestore.ids import ObjectId
+from activestore.wire import messages
+from activestore.wire.state import encode_states
+
+# Objects of one Persist of an iterable: one commit each, many on their way.
+PERSIST_BATCH = 256
+# Persists of an iterable that may be on their way at once.
+PERSISTS_OPEN_MAX = 8
+
+
+class _Open(NamedTuple):
+    """One Persist on its way."""
+
+    request: Request
+    states: list[Any]
+
+
+class _Run:
+    """One call of `keep`: its Persists on their way, oldest first, and what is kept."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.opened: list[_Open] = []
+        self.kept = 0
+        self.progress = progress
+
+
+class Persisting:
+    """The Persists of one client."""
+
+    def __init__(
+        self,
+        connection: Any,
+        take: Callable[[list[tuple[Any, str]]], list[Any]],
+        adopt: Callable[[Any, ObjectId], None],
+    ) -> None:
+        self._connection = connection
+        self._take = take
+        self._adopt = adopt
+        # Reentrant: taking a state may run a user's __reduce__, which may do anything.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._pending: set[int] = set()  # id() of objects that a Persist holds
+
+    def keep(
+        self,
+        batches: Iterable[list[tuple[Any, str]]],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Keep batches of objects with their aliases, and tell how many are kept."""
+        run = _Run(progress)
+        try:
+            for batch in batches:
+                if len(run.opened) >= PERSISTS_OPEN_MAX:
+                    self._finish(run)
+                self._open(batch, run)
+            while run.opened:
+                self._finish(run)
+        except Exception:
+            run.progress = None
+            while run.opened:  # What the peer keeps is remote all the same.
+                with contextlib.suppress(ActiveStoreError):
+                    self._finish(run)
+            raise
+        finally:
+            for one in run.opened:  # An interrupt does not wait.
+                self._release(one, is_kept=False)
+
+    def _open(self, batch: list[tuple[Any, str]], run: _Run) -> None:
+        """Start a Persist, as soon as no other holds one of its objects."""
+        while (opened := self._start(batch)) is None:
+            while run.opened:  # It may be our own, or wait for one of ours.
+                self._finish(run)
+            self._wait_for_others()
+        run.opened.append(opened)
+
+    def _start(self, roots: list[tuple[Any, str]]) -> _Open | None:
+        """Send a Persist; None where another has one of the objects."""
+        with self._lock:
+            for obj, _ in roots:
+                _check(obj)
+            if any(id(obj) in self._pending for obj, _ in roots):
+                return None
+            states = self._take(roots)
+            if any(id(obj) in self._pending for obj, _ in states):
+                return None
+            body, buffers = encode_states([named for _, named in states])
+            request = self._connection.start(
+                lambda sequence, first_unacked: messages.Persist(
+                    sequence,
+                    0,
+                    first_unacked,
+                    None,
+                    body,
+                    buffers,  # type: ignore[arg-type]  # no files here
+                ),
+                timeout_s=0.0,
+                where="persist",
+            )
+            self._pending.update(id(obj) for obj, _ in states)
+        return _Open(request, states)
+
+    def _wait_for_others(self) -> None:
+        """Wait until some Persist of another thread has ended."""
+        with self._changed:
+            if self._pending:
+                self._changed.wait()
+
+    def _finish(self, run: _Run) -> None:
+        """Wait for the oldest Persist, and make its objects remote."""
+        one = run.opened[0]
+        is_kept = False
+        try:
+            self._connection.wait(one.request)
+            one.request.outcome()
+            is_kept = True
+        finally:
+            del run.opened[0]
+            self._release(one, is_kept=is_kept)
+        run.kept += len(one.states)
+        if run.progress is not None:
+            run.progress(run.kept)
+
+    def _release(self, one: _Open, *, is_kept: bool) -> None:
+        with self._changed:
+            for obj, named in one.states:
+                if is_kept:
+                    self._adopt(obj, ObjectId(named.object_id))
+                self._pending.discard(id(obj))
+            self._changed.notify_all()
+
+
+def _check(obj: Any) -> None:
+    if not isinstance(obj, model.ActiveObject):
+        raise InvalidRequestError(
+            f"expected an ActiveObject, got {type(obj).__name__}", "persist"
+        )
+    object_id = remote.id_of(obj)
+    if object_id is not None:
+        raise InvalidRequestError(
+            f"it is persistent already, as {object_id.hex()}", type(obj).__name__
+        )
+
+
+def batches_of(objects: Iterable[Any]) -> Iterable[list[tuple[Any, str]]]:
+    """Yield the objects, without aliases, in batches."""
+    batch: list[tuple[Any, str]] = []
+    for obj in objects:
+        batch.append((obj, ""))
+        if len(batch) >= PERSIST_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
