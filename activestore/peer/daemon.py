@@ -53,6 +53,8 @@ class Daemon:
         Raises:
             ConfigurationError: an address, a directory or a setting cannot be used.
             DirectoryLockedError: another daemon uses the data directory.
+            StorageFullError: the disk has no room for a new data directory.
+            CorruptRecordError: the data directory is damaged as a whole.
         """
         check_listen(config)
         self.config = config
@@ -101,7 +103,10 @@ class Daemon:
             _note,
         )
         status = Status(config, self._loop, self._transport, self._processes, version)
-        Requests(self._loop, status=status.gather, stop=self.stop)
+        damaged = self._engine.damaged_classes()
+        for error in damaged.values():
+            _log.error("class left out error=%s", error)
+        Requests(self._loop, status=status.gather, stop=self.stop, damaged=damaged)
         for record in self._engine.classes():
             self._loop.step(self._loop.classes.add(record))
         self._stop_due_s = 0.0

@@ -19,8 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
+from activestore.core.calls import Kind
 from activestore.core.invocation import InvocationCore
 from activestore.errors import (
+    ActiveStoreError,
+    CorruptRecordError,
     UnavailableError,
 )
 from activestore.ids import ObjectId
@@ -254,6 +257,10 @@ class PeerLoop(Incoming, Outgoing):
         object_id = ObjectId(news.object_id)
         if news.head is None or news.state is None:
             error = news.error or UnavailableError("storage", "nothing was read")
+            if not news.is_reader and self._is_delete_of_damaged(object_id, error):
+                # Its class is not known, and a delete needs none.
+                self.step(events.ObjectLoaded(object_id, news.is_reader, "", 0, 0))
+                return
             self.step(events.ObjectMissing(object_id, news.is_reader, error))
             return
         lacking = self.classes.missing_for(news.head.class_name)
@@ -267,6 +274,18 @@ class PeerLoop(Incoming, Outgoing):
                 news.head.state_bytes,
             )
         )  # fmt: skip
+
+    def _is_delete_of_damaged(
+        self, object_id: ObjectId, error: ActiveStoreError
+    ) -> bool:
+        """Whether a load failed for damage, and the first to wait for it is a delete."""
+        box = self.core.boxes.boxes.get(object_id)
+        return (
+            type(error) is CorruptRecordError
+            and box is not None
+            and bool(box.waiting)
+            and box.waiting[0].kind is Kind.DELETE
+        )
 
     def _drop_unused(self) -> None:
         """Let go of loaded states that no call waits for any more."""

@@ -9,7 +9,7 @@ Rules of this file: nothing here touches a call; parameters are checked before u
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from activestore.core import effects
@@ -17,6 +17,7 @@ from activestore.core.calls import Client, Nested
 from activestore.errors import (
     ActiveStoreError,
     AliasNotFoundError,
+    CorruptRecordError,
     InternalError,
     InvalidRequestError,
     ObjectNotFoundError,
@@ -45,8 +46,11 @@ class Requests:
         *,
         status: Callable[[], Mapping[str, Any]],
         stop: Callable[[], None],
+        damaged: Iterable[str] = (),
     ) -> None:
+        """Take the operations of `loop`; `damaged`: classes to be published again."""
         self._loop = loop
+        self._damaged = set(damaged)
         self._status = status
         self._stop = stop
         self._publishing: dict[bytes, list[Origin]] = {}
@@ -115,14 +119,20 @@ class Requests:
     def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
         alias = _text(parameters, "alias")
 
-        def find(engine: Engine) -> Head | None:
+        def find(engine: Engine) -> tuple[ObjectId, str] | None:
             object_id = engine.resolve(alias)
-            return None if object_id is None else engine.head(object_id)
+            if object_id is None:
+                return None
+            try:
+                head = engine.head(object_id)
+            except CorruptRecordError:
+                return object_id, ""  # It can be deleted by its name all the same.
+            return None if head is None else (object_id, head.class_name)
 
-        def answer(head: Head | None) -> object:
-            if head is None:
+        def answer(found: tuple[ObjectId, str] | None) -> object:
+            if found is None:
                 raise AliasNotFoundError(alias)
-            return {"object_id": head.object_id, "class_name": head.class_name}
+            return {"object_id": found[0], "class_name": found[1]}
 
         self._read(origin, find, answer)
 
@@ -230,7 +240,7 @@ class Requests:
     def _do_publish(self, origin: Origin, parameters: dict[str, Any]) -> None:  # noqa: C901 - one branch per kind
         kind, name, digest, archive = publishing.check_parameters(parameters)
         known = [r for r in self._loop.classes.records() if r.revision == digest]
-        if known:
+        if known and not self._damaged:
             self._answer(origin, _published(known))
             return
         waiting = self._publishing.get(digest)
@@ -266,6 +276,7 @@ class Requests:
                 failed(publishing.as_error(error))
                 return
             for record in records:
+                self._damaged.discard(record.class_name)
                 self._loop.step(self._loop.classes.add(record))
                 self._loop.note("info", f"class published class={record.class_name}")
             for asker in self._publishing.pop(digest, ()):
@@ -330,6 +341,7 @@ def _row(head: Head) -> dict[str, Any]:
         "bytes": head.state_bytes,
         "created_s": head.created_s,
         "changed_s": head.changed_s,
+        **({"damage": head.damage} if head.damage else {}),
     }
 
 

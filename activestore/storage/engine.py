@@ -208,8 +208,8 @@ class Engine(Protocol):
     def classes(self) -> list[ClassRecord]:
         """Return the latest published revision of every class that can be read."""
 
-    def damaged_classes(self) -> list[CorruptRecordError]:
-        """Return what is wrong with each class that cannot be read."""
+    def damaged_classes(self) -> dict[str, CorruptRecordError]:
+        """Return what is wrong with each class that cannot be read, by name."""
 
     def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
         """Return one revision of a class."""

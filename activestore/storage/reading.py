@@ -207,9 +207,9 @@ def _alias_of(transaction: Any, tables: Tables, object_id: ObjectId) -> str:
 
 def classes(
     transaction: Any, tables: Tables
-) -> tuple[list[ClassRecord], list[CorruptRecordError]]:
-    """Return the latest revision of every class, and what is damaged of them."""
-    found, damaged = [], []
+) -> tuple[list[ClassRecord], dict[str, CorruptRecordError]]:
+    """Return the latest revision of every class, and by name what is wrong with one."""
+    found, damaged = [], {}
     for name, revision in transaction.cursor(db=tables["latest"]):
         key = bytes(name) + b"\x00" + bytes(revision)
         try:
@@ -218,7 +218,7 @@ def classes(
                 raise CorruptRecordError(b"", "", "it is missing")
             found.append(decode_class(value))
         except CorruptRecordError as error:
-            where = f"class {bytes(name).decode(errors='replace')}"
+            text = bytes(name).decode(errors="replace")
             reason = f"{error.reason}; publish it again"
-            damaged.append(CorruptRecordError(b"", where, reason))
+            damaged[text] = CorruptRecordError(b"", f"class {text}", reason)
     return found, damaged

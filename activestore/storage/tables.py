@@ -346,8 +346,8 @@ class TableEngine:
         with self._reading() as transaction:
             return reading.classes(transaction, self._tables)[0]
 
-    def damaged_classes(self) -> list[CorruptRecordError]:
-        """Return what is wrong with each class that cannot be read."""
+    def damaged_classes(self) -> dict[str, CorruptRecordError]:
+        """Return what is wrong with each class that cannot be read, by name."""
         with self._reading() as transaction:
             return reading.classes(transaction, self._tables)[1]
 

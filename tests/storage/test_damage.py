@@ -131,14 +131,14 @@ def test_damaged_class_is_named_and_the_others_are_there(open_engine: Open) -> N
     damage(engine, "classes", b"m.B\x00" + REVISION)
 
     assert [record.class_name for record in engine.classes()] == ["m.A", "m.C"]
-    (told,) = engine.damaged_classes()
+    told = engine.damaged_classes()["m.B"]
     assert str(told).startswith("class m.B is damaged on disk")
     assert "publish it again" in str(told)
     assert "doctor" not in str(told)
 
     engine.put_code(REVISION, b"archive", records)
     assert len(engine.classes()) == 3
-    assert engine.damaged_classes() == []
+    assert engine.damaged_classes() == {}
 
 
 # -- the environment -------------------------------------------------------------------
