@@ -204,6 +204,11 @@ def _join(digests: list[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).digest()
 
 
+def address_of(content: bytes) -> bytes:
+    """Return the address that a file with this content has."""
+    return _join([_hash(piece) for piece in pieces_of(content)])
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and new names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

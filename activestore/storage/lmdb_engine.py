@@ -252,10 +252,10 @@ class LmdbEngine(TableEngine):
     def verify(self) -> Iterator[Damage | int]:
         """Check every record and file; yield each damage, and bytes checked in between."""
         try:
-            yield from maintenance.verify(self._env, self._tables, self._blobs)
-        except lmdb.Error as error:
+            yield from maintenance.verify(self._reading, self._tables, self._blobs)
+        except CorruptRecordError as error:
             yield Damage(
-                str(self.path / DATA), None, f"{error}; what comes after is not checked"
+                error.where, None, f"{error.reason}; what comes after is not checked"
             )
 
     def backup(self, directory: str) -> Iterator[tuple[int, int]]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lmdb
 
@@ -45,15 +46,28 @@ COPY_BYTES = 4 * 1024 * 1024
 OBJECTS_PER_READ = 1000
 
 
+class CheckedFiles(Protocol):
+    """Files that can be checked."""
+
+    def is_intact(self, digest: bytes, size: int) -> bool:
+        """Return whether the content is there and is what its name says."""
+
+
+Begin = Callable[[], AbstractContextManager[Any]]
+
+
 def verify(
-    env: lmdb.Environment, tables: Mapping[str, Any], blobs: Blobs
+    begin: Begin, tables: Mapping[str, Any], blobs: CheckedFiles
 ) -> Iterator[Damage | int]:
-    """Check every record and file; yield each damage, and bytes checked in between."""
+    """Check every record and file; yield each damage, and bytes checked in between.
+
+    `begin` returns a read transaction.
+    """
     after = b"\x00"
     seen_files: set[bytes] = set()
     while True:
         found: list[Damage | int] = []
-        with env.begin() as transaction:
+        with begin() as transaction:
             cursor = transaction.cursor(db=tables["heads"])
             is_more = cursor.set_range(after)
             for _ in range(OBJECTS_PER_READ):
@@ -71,13 +85,13 @@ def verify(
         yield from found
         if not is_more:
             break
-    yield from _verify_tables(env, tables)
+    yield from _verify_tables(begin, tables)
 
 
 def _verify_object(  # noqa: C901 - one branch per kind
     transaction: Any,
     tables: Mapping[str, Any],
-    blobs: Blobs,
+    blobs: CheckedFiles,
     object_id: ObjectId,
     value: bytes,
     seen_files: set[bytes],
@@ -123,10 +137,8 @@ def _verify_object(  # noqa: C901 - one branch per kind
     yield checked
 
 
-def _verify_tables(
-    env: lmdb.Environment, tables: Mapping[str, Any]
-) -> Iterator[Damage | int]:
-    with env.begin() as transaction:
+def _verify_tables(begin: Begin, tables: Mapping[str, Any]) -> Iterator[Damage | int]:
+    with begin() as transaction:
         for alias, object_id in transaction.cursor(db=tables["aliases"]):
             if transaction.get(bytes(object_id), db=tables["heads"]) is None:
                 name = bytes(alias).decode(errors="replace")
@@ -145,11 +157,12 @@ def _verify_tables(
             except CorruptRecordError as error:
                 yield Damage(f"package {bytes(package).hex()}", None, error.reason)
             yield len(archive)
-        for _, value in transaction.cursor(db=tables["classes"]):
+        for key, value in transaction.cursor(db=tables["classes"]):
             try:
                 decode_class(value)
-            except CorruptRecordError as error:  # noqa: PERF203 - once per growth of the map, or per record
-                yield Damage("class record", None, error.reason)
+            except CorruptRecordError as error:  # noqa: PERF203 - one by one, to name each
+                name = bytes(key).partition(b"\x00")[0].decode(errors="replace")
+                yield Damage(f"class {name}", None, error.reason)
 
 
 def backup(

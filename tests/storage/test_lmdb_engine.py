@@ -15,23 +15,19 @@ import lmdb
 import pytest
 
 from activestore.errors import (
-    AliasExistsError,
     ConfigurationError,
     CorruptRecordError,
     DirectoryLockedError,
-    InvalidRequestError,
-    ObjectNotFoundError,
     StorageFullError,
 )
-from activestore.ids import ObjectId, SessionId
+from activestore.ids import ObjectId
 from activestore.storage import lmdb_engine, maintenance
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change, ClassRecord, Damage, ReplyRecord
+from activestore.storage.engine import Change, Damage
 from activestore.storage.lmdb_engine import LmdbEngine
-from activestore.wire.state import FileBuffer, ObjectState, StateDelta
+from activestore.wire.state import FileBuffer
+from tests.storage.changes import changed, content_of, delta, new, oid, state
 
-REVISION = b"r" * 16
-SESSION = SessionId(b"s" * 16)
 GIB = 1 << 30
 
 
@@ -44,216 +40,6 @@ def engine(tmp_path):
     made = opened(tmp_path / "data")
     yield made
     made.close()
-
-
-def oid(number: int) -> ObjectId:
-    return ObjectId(b"home66\x00" + number.to_bytes(9, "big"))
-
-
-def state(*, graph: bytes = b"", buffers: Any = (), **fields: bytes) -> ObjectState:
-    names = ("g",) if graph else ()
-    return ObjectState("m.C", REVISION, 0, fields, graph, names, buffers)
-
-
-def delta(
-    *, graph: bytes | None = None, buffers: Any = (), **fields: bytes
-) -> StateDelta:
-    names = ("g",) if graph else ()
-    return StateDelta("m.C", REVISION, 0, fields, (), graph, names, buffers)
-
-
-def new(number: int, content: ObjectState | None = None, **options: Any) -> Change:
-    content = state(value=b"\x01") if content is None else content
-    return Change(oid(number), 1, content, is_new=True, **options)
-
-
-def changed(number: int, version: int, content: StateDelta, **options: Any) -> Change:
-    return Change(oid(number), version, None, content, **options)
-
-
-def content_of(
-    engine: LmdbEngine, number: int
-) -> tuple[dict[str, bytes], bytes, list[bytes]]:
-    found = engine.load(oid(number))
-    assert found is not None
-    buffers = []
-    for buffer in found[1].buffers:
-        buffers.append(bytes(view_of(buffer)))
-        if isinstance(buffer, FileBuffer):
-            os.close(buffer.fd)
-    return dict(found[1].fields), found[1].graph, buffers
-
-
-def reply(sequence: int, body: bytes = b"\xc0") -> ReplyRecord:
-    return ReplyRecord(SESSION, sequence, "", body, 1000.0)
-
-
-# -- what it keeps ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "size", [0, 1, 300, 5000, 300_000, 1 << 20, (1 << 20) + 1, 9 << 20]
-)
-def test_part_of_any_size_comes_back_after_reopening(tmp_path, size):
-    block = random.Random(size).randbytes(size)
-    first = opened(tmp_path / "data")
-    made = state(
-        graph=b"g" * min(size, 1 << 20), buffers=[block, b"small"], value=b"\x07"
-    )
-    assert first.commit([new(1, made)]) == [None]
-    first.close()
-
-    again = opened(tmp_path / "data")
-
-    assert content_of(again, 1) == (
-        {"value": b"\x07"}, made.graph, [block, b"small"]
-    )  # fmt: skip
-    assert not [d for d in again.verify() if isinstance(d, Damage)]
-    again.close()
-
-
-def test_delta_replaces_fields_and_buffers_and_keeps_the_others(engine):
-    large = random.Random(1).randbytes(3 << 20)
-    engine.commit(
-        [new(1, state(graph=b"one", buffers=[large, b"b" * 5000], a=b"1", b=b"2"))]
-    )
-
-    step = StateDelta(
-        "m.C", REVISION, 0, {"a": b"9"}, ("b",), b"two", ("g",), [0, b"new"]
-    )
-    assert engine.commit([changed(1, 2, step)]) == [None]
-
-    assert content_of(engine, 1) == ({"a": b"9"}, b"two", [large, b"new"])
-    head = engine.head(oid(1))
-    assert head is not None
-    assert (head.version, head.state_bytes) == (2, 1 + 3 + len(large) + 3)
-    assert not [d for d in engine.verify() if isinstance(d, Damage)]
-
-
-def test_many_deltas_of_one_object_in_a_batch_become_one_record(engine):
-    engine.commit([new(1)])
-    before = engine.usage().changes
-
-    results = engine.commit(
-        [changed(1, n, delta(value=bytes([n]), big=b"x" * 5000)) for n in range(2, 66)]
-    )
-
-    assert results == [None] * 64
-    assert content_of(engine, 1)[0]["value"] == bytes([65])
-    assert engine.usage().changes - before == 64
-    assert not [d for d in engine.verify() if isinstance(d, Damage)]
-
-
-def test_replies_are_kept_dropped_and_expire(engine):
-    engine.commit([new(1, reply=reply(1, b"one"))])
-    engine.commit([changed(1, 2, delta(value=b"2"), reply=reply(2, b"two"))])
-    engine.commit(
-        [Change(oid(1), is_delete=True, version=3, drop_replies=[(SESSION, 1)])]
-    )
-
-    assert engine.reply(oid(1), SESSION, 1) is None
-    found = engine.reply(oid(1), SESSION, 2)
-    assert found is not None
-    assert found.body == b"two"
-    assert engine.expire_replies(999.0) == 0
-    assert engine.expire_replies(1001.0) == 1
-    assert engine.reply(oid(1), SESSION, 2) is None
-
-
-def test_heads_are_listed_in_pages_by_id_and_by_alias(engine):
-    engine.commit([new(n, alias=f"a{9 - n}" if n % 2 else "") for n in range(1, 8)])
-
-    pages, after = [], None
-    while page := engine.heads(after=after, limit=3):
-        pages.append([head.object_id for head in page])
-        after = page[-1].object_id
-    by_alias = [head.alias for head in engine.heads(alias_prefix="a", limit=2)]
-    rest = engine.heads(alias_prefix="a", after=engine.resolve(by_alias[-1]))
-
-    assert [one for page in pages for one in page] == [oid(n) for n in range(1, 8)]
-    assert by_alias + [head.alias for head in rest] == ["a2", "a4", "a6", "a8"]
-
-
-def test_code_and_classes_come_back(engine):
-    record = ClassRecord("m.C", REVISION, REVISION, b"interface", 1.0)
-    engine.put_code(REVISION, b"archive", [record])
-
-    assert engine.code(REVISION) == b"archive"
-    assert engine.code(b"x" * 16) is None
-    assert engine.classes() == [record]
-    assert engine.class_revision("m.C", REVISION) == record
-
-
-# -- what it refuses, alone ---------------------------------------------------------------
-
-
-def test_refused_change_does_not_hold_up_the_others(engine):
-    engine.commit([new(1, alias="taken")])
-
-    results = engine.commit([
-        new(2, alias="taken"), new(3), changed(9, 2, delta(value=b"1")),
-        Change(oid(8), is_delete=True), new(1),
-    ])  # fmt: skip
-
-    assert [type(r) for r in results] == [
-        AliasExistsError, type(None), ObjectNotFoundError, ObjectNotFoundError,
-        InvalidRequestError,
-    ]  # fmt: skip
-    assert engine.head(oid(2)) is None
-    assert engine.head(oid(3)) is not None
-
-
-def test_group_is_kept_whole_or_not_at_all(engine):
-    engine.commit([new(1, alias="taken")])
-
-    group = [new(2, group=7), new(3, alias="taken", group=7), new(4, group=7)]
-    assert all(isinstance(r, AliasExistsError) for r in engine.commit(group))
-
-    assert [engine.head(oid(n)) for n in (2, 3, 4)] == [None, None, None]
-    same_alias = [new(5, alias="x", group=8), new(6, alias="x", group=8)]
-    assert all(isinstance(r, AliasExistsError) for r in engine.commit(same_alias))
-
-
-def test_retry_of_a_create_that_was_committed_succeeds_and_changes_nothing(engine):
-    engine.commit([new(1, reply=reply(5))])
-    engine.commit([changed(1, 2, delta(value=b"later"))])
-
-    assert engine.commit([new(1, reply=reply(5))]) == [None]
-
-    assert content_of(engine, 1)[0] == {"value": b"later"}
-
-
-def test_deleting_frees_the_alias(engine):
-    engine.commit([new(1, alias="name")])
-    engine.commit([Change(oid(1), version=2, is_delete=True)])
-
-    assert engine.resolve("name") is None
-    assert engine.commit([new(2, alias="name")]) == [None]
-
-
-# -- little room -----------------------------------------------------------------------------
-
-
-def test_new_objects_are_refused_when_the_budget_is_nearly_used(tmp_path):
-    engine = opened(tmp_path / "data", budget=8 << 20)
-    refused = None
-    kept = 0
-    for number in range(1, 200):
-        (result,) = engine.commit([new(number, state(buffers=[os.urandom(200_000)]))])
-        if result is not None:
-            refused = result
-            break
-        kept = number
-
-    assert isinstance(refused, StorageFullError)
-    assert refused.budget_bytes == 8 << 20
-    assert refused.used_bytes > 0.8 * refused.budget_bytes
-    assert engine.head(oid(kept)) is not None
-    for number in range(1, kept + 1):
-        assert engine.commit([Change(oid(number), version=2, is_delete=True)]) == [None]
-    engine.commit([Change(oid(1))])
-    assert engine.commit([new(500)]) == [None]
-    engine.close()
 
 
 @pytest.fixture
@@ -303,41 +89,6 @@ def test_map_does_not_grow_under_a_read(tmp_path, monkeypatch):
     assert kept is not None
     assert engine.commit([new(2, large)]) == [None]
     engine.close()
-
-
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="a small disk can be mounted by root only"
-)
-def test_full_disk_refuses_with_numbers_and_loses_nothing(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        engine = opened(disk / "data")
-        kept, refused = 0, None
-        for number in range(1, 40):
-            block = os.urandom(3 << 20 if number % 2 else 700_000)
-            (refused,) = engine.commit([new(number, state(buffers=[block]))])
-            if refused is not None:
-                break
-            kept = number
-        assert isinstance(refused, StorageFullError)
-        assert engine.commit([Change(oid(1), version=2, is_delete=True)]) == [None]
-        engine.collect_garbage(-1.0)
-        assert engine.commit([new(900)]) == [None]
-        engine.close()
-        again = opened(disk / "data")
-        assert [again.head(oid(n)) is not None for n in range(2, kept + 1)] == [
-            True
-        ] * (kept - 1)
-        assert not [d for d in again.verify() if isinstance(d, Damage)]
-        again.close()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # -- damage --------------------------------------------------------------------------------
