@@ -5,8 +5,8 @@
     {"where": ..., "reason": ...}      a damage
     {"error": code, "fields": [...]}   it cannot be opened; nothing follows
 
-A file that is shorter than its tables say ends whoever maps it with SIGBUS: so doctor
-has this process do it, and lives to tell.
+A sector of the disk that cannot be read ends whoever has mapped it with SIGBUS: so
+doctor has this process do it, and lives to tell.
 
 Rules of this file: it makes no directory, and mends nothing.
 """

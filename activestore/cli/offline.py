@@ -24,6 +24,8 @@ from activestore.storage.maintenance import restore as restore_backup
 
 # doctor warns when less than this share of the disk, or of the budget, is free.
 FREE_SHARE_MIN = 0.10
+# The process that checks; it is told the directory.
+CHECK = (sys.executable, "-m", "activestore.cli.checking")
 RESTORE_IT = "restore it from a backup, or delete the object"
 RESTORE_ALL = "restore a backup into a new directory"
 
@@ -103,8 +105,9 @@ def _check_directory(data_dir: str, *, quiet: bool) -> list[dict[str, Any]]:
             if "error" in line:
                 raise error_from_wire(line["error"], tuple(line["fields"]))
             if "where" in line:
-                do = RESTORE_ALL if objects is None else RESTORE_IT
-                findings.append(_finding(line["where"], line["reason"], do))
+                reason, _, advice = line["reason"].partition("; ")
+                do = advice or (RESTORE_ALL if objects is None else RESTORE_IT)
+                findings.append(_finding(line["where"], reason, do))
             elif "checked" in line:
                 checked += line["checked"]
                 move(min(checked, total), total)
@@ -119,8 +122,7 @@ def _check_directory(data_dir: str, *, quiet: bool) -> list[dict[str, Any]]:
 
 def _lines_of_check(data_dir: str) -> Iterator[dict[str, Any]]:
     """Yield what the process that checks says, and how it ended where it died."""
-    path = str(Path(data_dir).absolute())
-    command = [sys.executable, "-m", "activestore.cli.checking", path]
+    command = [*CHECK, str(Path(data_dir).absolute())]
     with subprocess.Popen(  # noqa: S603 - our own module
         command, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -131,7 +133,7 @@ def _lines_of_check(data_dir: str) -> Iterator[dict[str, Any]]:
         by = f"exit code {process.returncode}"
         if process.returncode < 0:
             by = signal.Signals(-process.returncode).name
-        reason = f"reading them ended with {by}: data.mdb is damaged or cut off"
+        reason = f"reading them ended with {by}: the disk or data.mdb is damaged"
         yield {"where": "tables", "reason": reason}
 
 

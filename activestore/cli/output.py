@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -178,7 +177,6 @@ def ended_by(error: BaseException, *, as_json: bool, is_debugging: bool) -> int:
         say("interrupted")
         return EXIT_INTERRUPTED
     if isinstance(error, OutputError):
-        _drop_output()
         if error.is_closed:
             return EXIT_OUTPUT_CLOSED  # Whoever read the output has enough.
         say(f"error: cannot write the output: {error}")
@@ -207,15 +205,4 @@ def _tell(code: str, message: str, fields: Mapping[str, Any], *, as_json: bool) 
     try:
         echo(json.dumps({"error": about}))
     except OutputError:
-        _drop_output()
         say(f"error: {message}")
-
-
-def _drop_output() -> None:
-    """Have what is still buffered go nowhere, or the interpreter complains at its end."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):
-        pass  # No descriptor, no buffer that outlives us.

@@ -20,6 +20,7 @@ from activestore.errors import (
     ActiveStoreError,
     ConfigurationError,
     CorruptRecordError,
+    StorageFullError,
 )
 from activestore.peer.config import PeerConfig, load_config
 from activestore.peer.daemon import Daemon
@@ -77,26 +78,11 @@ def _opened(config: PeerConfig) -> Daemon:
     """Return the daemon on its data directory, or say what is wrong with that."""
     try:
         return Daemon(config, version=VERSION)
-    except CorruptRecordError as error:
-        raise _unusable(config, f"{error.where}: {error.reason}") from error
-    except ActiveStoreError:
-        raise
+    except (CorruptRecordError, StorageFullError) as error:
+        raise ConfigurationError("data_dir", str(error)) from error
     except OSError as error:
         reason = f"{config.data_dir} cannot be used: {error.strerror or error}"
         raise ConfigurationError("data_dir", reason) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "lmdb":
-            raise
-        raise _unusable(config, f"{type(error).__name__}: {error}") from error
-
-
-def _unusable(config: PeerConfig, reason: str) -> ConfigurationError:
-    path = config.data_dir
-    return ConfigurationError(
-        "data_dir",
-        f"{path} is damaged: {reason}; `activestore-node doctor --data-dir {path}` "
-        "checks it, `activestore-node restore` brings a backup back",
-    )
 
 
 def _say_ready(daemon: Daemon, config: PeerConfig, *, as_json: bool) -> None:

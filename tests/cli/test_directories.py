@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from activestore.cli import checking, offline
 from activestore.storage.lmdb_engine import LmdbEngine
 
 PAGE_BYTES = 4096
@@ -87,8 +90,8 @@ def test_doctor_needs_a_directory(
 @pytest.mark.parametrize(
     ("damage", "code", "said"),
     [
-        (tables_damaged, 1, "!!\ttables\t"),
-        (cut_off, 1, "!!\ttables\t"),
+        (tables_damaged, 1, "data.mdb\tmdb_dbi_open: MDB_CORRUPTED"),
+        (cut_off, 1, "data.mdb\tmdb_dbi_open: MDB_CORRUPTED"),
         (package_damaged, 1, "!!\tpackage "),
         (format_damaged, 4, "FORMAT cannot be read"),
         (data_missing, 4, "data/data.mdb is missing"),
@@ -101,6 +104,7 @@ def test_doctor_tells_damage(
     damage: Callable[[Path], None],
     code: int,
     said: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     damage(data_dir)
 
@@ -109,6 +113,43 @@ def test_doctor_tells_damage(
     assert outcome.code == code, outcome
     assert said in (outcome.out if code == 1 else outcome.err)
     assert "Traceback" not in outcome.err
+    # The process that checks is silent too.
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_doctor_survives_a_disk_that_kills_whoever_reads_it(
+    cli: Callable[..., Any], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suicide = "import os, signal; os.kill(os.getpid(), signal.SIGBUS)"
+    monkeypatch.setattr(offline, "CHECK", (sys.executable, "-c", suicide))
+
+    outcome = cli("doctor", "--data-dir", str(data_dir))
+
+    assert outcome.code == 1
+    assert outcome.out.startswith("!!\ttables\treading them ended with SIGBUS")
+
+
+@pytest.mark.slow
+def test_doctor_tells_an_error_that_nobody_foresaw(
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Damage may show as any error of what reads it."""
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("a length of 0")
+
+    monkeypatch.setattr(checking.LmdbEngine, "verify", broken)
+
+    checking.check(str(data_dir))
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == {
+        "where": "tables",
+        "reason": "ZeroDivisionError: a length of 0",
+    }
 
 
 @pytest.mark.slow
@@ -186,7 +227,8 @@ def test_start_refuses_a_wrong_setting(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (tables_damaged, "is damaged: "),
+        (tables_damaged, "data.mdb is damaged on disk"),
+        (cut_off, "data.mdb is damaged on disk"),
         (format_damaged, "FORMAT cannot be read"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
