@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
     from activestore.client.proxy import RemoteClass
     from activestore.remote import Proxy
     from activestore.wire.arrays import Array
-    from activestore.wire.values import Opaque, Ref
+    from activestore.wire.kept import Opaque, Ref
 
 __version__ = _VERSION
 
@@ -41,9 +41,9 @@ __all__ = [
 
 _HOMES = {
     "Array": "activestore.wire.arrays",
-    "Opaque": "activestore.wire.values",
+    "Opaque": "activestore.wire.kept",
     "Proxy": "activestore.remote",
-    "Ref": "activestore.wire.values",
+    "Ref": "activestore.wire.kept",
     "RemoteClass": "activestore.client.proxy",
     "Store": "activestore.client.client",
     "connect": "activestore.client.client",

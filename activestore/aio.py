@@ -29,10 +29,11 @@ async def connect(
     *,
     timeout_s: float = 30.0,
     name: str = "",
+    unpickle: bool = False,
 ) -> AsyncStore:
     """Connect to a peer; see activestore.connect."""
     store = await asyncio.to_thread(
-        client.connect, endpoint, timeout_s=timeout_s, name=name
+        client.connect, endpoint, timeout_s=timeout_s, name=name, unpickle=unpickle
     )
     return AsyncStore(store)
 

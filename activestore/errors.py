@@ -99,8 +99,7 @@ class NoSuchMethodError(InvalidRequestError):
 
     code = "no_such_method"
     FIELDS: ClassVar[tuple[str, ...]] = ("class_name", "method", "available")
-    # What whoever meets it can do here; no field, for it does not travel.
-    hint = ""
+    hint = ""  # What to do about it here; no field, for it does not travel.
 
     def __init__(
         self, class_name: str, method: str, available: tuple[str, ...] = ()
@@ -111,11 +110,8 @@ class NoSuchMethodError(InvalidRequestError):
         self.available = tuple(available)
 
     def __str__(self) -> str:
-        has = ", ".join(self.available) or "none"
-        return (
-            f"{self.class_name} has no active method or field {self.method!r}; "
-            f"it has: {has}{self.hint}"
-        )
+        has = (", ".join(self.available) or "none") + self.hint
+        return f"{self.class_name} has no active method or field {self.method!r}; it has: {has}"
 
 
 class NotActiveMethodError(InvalidRequestError):
@@ -579,6 +575,12 @@ def _all_errors(root: type[ActiveStoreError]) -> dict[str, type[ActiveStoreError
 BY_CODE: dict[str, type[ActiveStoreError]] = _all_errors(ActiveStoreError)
 
 
+# Not in the table: it is an InvalidRequestError that `except TypeError` catches too.
+_WRONG_ARGUMENTS: dict[str, Any] = {
+    "__reduce__": lambda self: (error_from_wire, (self.code, self.args))
+}
+
+
 def error_from_wire(code: str, args: tuple[Any, ...]) -> ActiveStoreError:
     """Rebuild an error from its code and fields, as they travelled.
 
@@ -591,6 +593,8 @@ def error_from_wire(code: str, args: tuple[Any, ...]) -> ActiveStoreError:
     try:
         if cls is MethodError:
             return method_error(*args[: len(MethodError.FIELDS)])
+        if cls is InvalidRequestError and args[1:2] == ("arguments",):
+            cls = type("WrongArgumentsError", (cls, TypeError), _WRONG_ARGUMENTS)
         return cls(*args[: len(cls.FIELDS)])
     except (TypeError, ValueError):
         return ActiveStoreError(f"{code}: {', '.join(map(str, args))}")

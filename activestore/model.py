@@ -108,9 +108,11 @@ def activemethod(
         InvalidRequestError: readonly together with changes, a negative timeout, or a
         name
             that begins with an underscore.
+        TypeError: it is no plain function, such as one that is `async`.
     """
 
     def mark(method: F) -> F:
+        _refuse_what_cannot_run(method)
         if method.__name__.startswith("_"):
             raise InvalidRequestError(
                 "names that begin with an underscore are never remote",
@@ -131,6 +133,34 @@ def activemethod(
         return method
 
     return mark if function is None else mark(function)
+
+
+# CO_COROUTINE and CO_ASYNC_GENERATOR, without inspect.
+_ASYNC_FLAGS = 0x80 | 0x200
+
+
+def _refuse_what_cannot_run(method: Any) -> None:
+    if isinstance(method, (staticmethod, classmethod, property)):
+        raise TypeError(
+            f"@activemethod is for methods of an object, not for a "
+            f"{type(method).__name__}"
+        )
+    code = getattr(unwrapped(method), "__code__", None)
+    if getattr(code, "co_flags", 0) & _ASYNC_FLAGS:
+        raise TypeError(
+            f"{method.__qualname__} is async: an active method runs in a thread of its "
+            "own; write it with plain `def`, and await it through activestore.aio"
+        )
+
+
+def unwrapped(function: Any) -> Any:
+    """Return what decorators that say so have wrapped."""
+    for _ in range(64):  # A circle is no decorator's work.
+        inner = getattr(function, "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    return function
 
 
 class Store(Protocol):
@@ -535,7 +565,7 @@ def _describe(function: Any, options: MethodOptions) -> dict[str, Any]:
     returns = signature.return_annotation
     return {
         "readonly": options.readonly,
-        "stream": inspect.isgeneratorfunction(function),
+        "stream": inspect.isgeneratorfunction(unwrapped(function)),
         "timeout_s": options.timeout_s,
         "changes": None if options.changes is None else list(options.changes),
         "doc": inspect.cleandoc(function.__doc__ or ""),

@@ -23,6 +23,7 @@ from activestore.model import (
     class_name_of,
     fields_of,
     methods_of,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +116,16 @@ class RemoteMethod:
         )
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a generator method; iterate its items. Closing the iterator cancels it."""
+        """Start a generator method; iterate its items. Closing the iterator cancels it.
+
+        Raises:
+            InvalidRequestError: it is no generator method; nothing was run.
+        """
+        if not self._spec.is_stream:
+            raise InvalidRequestError(
+                "it is no generator method, so it has nothing to stream; call it",
+                f"{self._spec.owner}.{self._spec.name}",
+            )
         return self._caller.stream(
             self._object_id, self._spec.name, args, kwargs, self._options
         )
@@ -159,7 +169,10 @@ class RemoteMethod:
 
 
 class MethodSpec:
-    """What a stand-in knows of a method: name, owner, kind, help; a data-less descriptor."""
+    """What a stand-in knows of a method: name, owner, kind, help; a data-less descriptor.
+
+    To help() and inspect it is the user's method: `type(p).method` shows its words.
+    """
 
     __slots__ = ("_signature", "doc", "is_stream", "name", "owner")
 
@@ -181,6 +194,26 @@ class MethodSpec:
     def signature(self) -> inspect.Signature:
         """Return the signature without `self`."""
         return self._signature()
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]  # the method's, not the class's
+        return self.doc
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        import inspect
+
+        own = self._signature()
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return own.replace(parameters=[first, *own.parameters.values()])
+
+    def __call__(self, instance: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the method on an object: `type(p).method(p, ...)`."""
+        return self.__get__(instance, type(instance))(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
@@ -359,8 +392,8 @@ def _spec_of_function(cls: type, name: str) -> MethodSpec:
         full = inspect.signature(function)
         return full.replace(parameters=list(full.parameters.values())[1:])
 
-    # CO_GENERATOR, without inspect.
-    is_stream = bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & 0x20)
+    code = getattr(unwrapped(function), "__code__", None)
+    is_stream = bool(getattr(code, "co_flags", 0) & 0x20)  # CO_GENERATOR
     return MethodSpec(
         name,
         class_name_of(cls),

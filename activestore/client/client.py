@@ -9,18 +9,16 @@ Source: design section 4.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from activestore import ids, model, remote
-from activestore.client import codewatch
+from activestore.client import codewatch, finding
 from activestore.client.connection import Connection
 from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.session import STREAM_CREDIT, Request
 from activestore.errors import (
-    ActiveStoreError,
     CancelledError,
     ConfigurationError,
     InvalidRequestError,
@@ -33,10 +31,7 @@ from activestore.remote import CallOptions
 from activestore.wire import messages, values
 from activestore.wire.messages import Operation
 
-ENDPOINT_VARIABLE = "ACTIVESTORE_ENDPOINT"
 PAGE_ROWS = 1000
-
-Location = "str | None"
 
 
 def connect(
@@ -44,54 +39,37 @@ def connect(
     *,
     timeout_s: float = 30.0,
     name: str = "",
+    unpickle: bool = False,
 ) -> Store:
     """Connect to a peer.
 
     Args:
         endpoint: An address such as "tcp://127.0.0.1:7400", or several of which the
-        first
-            that answers is taken; None for `$ACTIVESTORE_ENDPOINT`.
+            first that answers is taken; None for `$ACTIVESTORE_ENDPOINT`.
         timeout_s: How long a call may go without a sign of life from the peer, in
-        seconds,
-            above 0. Not a bound on how long a method runs.
+            seconds, above 0. Not a bound on how long a method runs.
         name: What the peer's log calls this client; the program's name by default.
+        unpickle: Load values without a wire form, such as enums, dataclasses and
+            models, instead of keeping them as `Opaque`. It needs their classes here and
+            the `node` extra. A pickle runs code: whoever may publish code to the peers,
+            or write to them, can then run it in this process. Leave it off unless you
+            trust them as you trust your own disk.
 
     Raises:
         ConfigurationError: no endpoint is known, or it is no address.
         UnavailableError: nobody answered within `timeout_s`.
         RemoteProtocolError: what answered is no peer, or of another version.
     """
-    chosen = endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
-    if not chosen:
-        raise ConfigurationError(
-            "endpoint",
-            f"none was given and ${ENDPOINT_VARIABLE} is not set; "
-            "expected one like tcp://127.0.0.1:7400",
-        )
-    if not timeout_s > 0:
-        raise ConfigurationError("timeout_s", f"is {timeout_s}, expected above 0")
-    endpoints = [chosen] if isinstance(chosen, str) else list(chosen)
-    failure: ActiveStoreError | None = None
-    for one in endpoints:
-        connection = Connection(one, timeout_s, name or f"python-{os.getpid()}")
-        try:
-            connection.shake_hands()
-        except UnavailableError as error:
-            connection.close()
-            failure = failure or error
-            continue
-        except BaseException:
-            connection.close()
-            raise
-        return Store(connection)
-    raise failure or ConfigurationError("endpoint", "the list of endpoints is empty")
+    connection = finding.open_connection(endpoint, timeout_s, name)
+    return Store(connection, unpickle=unpickle)
 
 
 class Store:
     """A connection to the cluster through one peer. Use it from any number of threads."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, unpickle: bool = False) -> None:
         self._connection = connection
+        self._unpickle = self._load_pickle if unpickle else None
         self._stand_ins = StandIns(self, self._interface)
         self._revisions: dict[type, bytes] = {}
         self._compared: set[type] = set()
@@ -162,7 +140,15 @@ class Store:
         )
 
     def _decode(self, reply: Any) -> Any:
-        return values.decode(reply.body, reply.buffers, resolve=self._stand_ins.resolve)
+        return values.decode(
+            reply.body,
+            reply.buffers,
+            resolve=self._stand_ins.resolve,
+            unpickle=self._unpickle,
+        )
+
+    def _load_pickle(self, name: str, data: bytes) -> Any:
+        return self._code().load_value(name, data, self._stand_ins.resolve)
 
     def _result(self, request: Request) -> Any:
         try:

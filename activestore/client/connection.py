@@ -87,6 +87,7 @@ class Connection:
         self._pump_wake = threading.Event()
         self._unwaited = 0
         self.is_closed = False
+        self._has_greeted = False
         self.session = Session(
             new_session_id(),
             name,
@@ -124,23 +125,29 @@ class Connection:
 
     # -- life --------------------------------------------------------------------------
 
-    def shake_hands(self) -> None:
-        """Say Hello and wait for the Welcome.
+    def shake_hands(self, wait_s: float | None = None) -> None:
+        """Say Hello and wait for the Welcome; another call goes on waiting.
+
+        Args:
+            wait_s: For how long, in seconds; None for the timeout.
 
         Raises:
-            UnavailableError: nobody answered within the timeout.
+            UnavailableError: nobody answered within that time.
             RemoteProtocolError: what answered is no peer, or of another version.
         """
         session = self.session
-        deadline_s = _now() + session.silence_s
-        with self._lock:
-            self._queue([codec.encode(session.hello())])
+        wait_s = session.silence_s if wait_s is None else wait_s
+        deadline_s = _now() + wait_s
+        if not self._has_greeted:
+            self._has_greeted = True
+            with self._lock:
+                self._queue([codec.encode(session.hello())])
         while session.peer is None:
             left_s = deadline_s - _now()
             if left_s <= 0:
                 raise UnavailableError(
                     self.endpoint,
-                    f"no peer answered within {session.silence_s:g} s; start one with "
+                    f"no peer answered within {wait_s:g} s; start one with "
                     f"`activestore-node start --listen {self.endpoint}`",
                 )
             self._turn(min(left_s, 0.1))

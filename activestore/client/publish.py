@@ -32,10 +32,19 @@ def package_of(
     """Return the code of a class, a module, a module's name, a file or a directory.
 
     Raises:
-        InvalidRequestError: there is no such module or file.
+        InvalidRequestError: there is no such module or file, or a class that travels by
+            value is to have data files.
         TooLargeError: it is over 16 MiB.
     """
+    if isinstance(what, type) and not issubclass(what, model.ActiveObject):
+        raise InvalidRequestError("it is no ActiveObject", what.__qualname__)
     if isinstance(what, type) and is_by_value(what):
+        if data_files:
+            raise InvalidRequestError(
+                "a class of a script or notebook travels by value, without files; put "
+                "it into a module",
+                "data_files",
+            )
         return pack_value(what)
     return pack_source(what, data_files=data_files)
 

@@ -73,24 +73,33 @@ def pack_source(
         what: A module's name, a module, a class, a .py file or a package's directory.
         data_files: Patterns, such as "data/*.json", of other files to ship, relative to
             the package's directory, or to that of the module. A `*` matches slashes
-            too.
+            too. A text is one pattern.
 
     Raises:
         InvalidRequestError: it cannot be found, or is not Python source, or has a name
-            that must not be published.
+            that must not be published, or a pattern matches nothing.
         TooLargeError: it is over PACKAGE_BYTES_MAX.
     """
+    patterns = [data_files] if isinstance(data_files, str) else list(data_files)
     name, roots = _locate(what)
     refuse_reserved(name)
     files: dict[str, bytes] = {}
     size = 0
-    for member, path in _members(name, roots, data_files):
+    for member, path in _members(name, roots, patterns):
         size += path.stat().st_size
         if size > PACKAGE_BYTES_MAX:
             raise TooLargeError(f"package {name}", size, PACKAGE_BYTES_MAX)
         files.setdefault(member, path.read_bytes())
     if not files:
         raise InvalidRequestError("no Python source there", name)
+    inside = [member.removeprefix(f"{name}/") for member in files]
+    for pattern in patterns:
+        if not fnmatch.filter(inside, pattern):
+            raise InvalidRequestError(
+                f"no file matches the pattern {pattern!r}, relative to "
+                f"{roots[0] if roots[0].is_dir() else roots[0].parent}",
+                "data_files",
+            )
     return _package(SOURCE, name, name, files)
 
 
@@ -155,6 +164,12 @@ def _locate(what: str | types.ModuleType | Path | type) -> tuple[str, list[Path]
         return _locate_path(Path(what)) if looks_like_path else _locate_module(what)
     if isinstance(what, types.ModuleType):
         return _locate_module(what.__name__)
+    if not isinstance(what, type):
+        raise InvalidRequestError(
+            "expected a class, a module, a module's name, a .py file or a package's "
+            f"directory, got {type(what).__name__}",
+            "publish",
+        )
     return _locate_module(what.__module__)
 
 
@@ -185,7 +200,13 @@ def _locate_module(name: str) -> tuple[str, list[Path]]:
     except ValueError:  # It was put into sys.modules by hand.
         spec = None
     if spec is None:
-        raise InvalidRequestError("no such module on sys.path", name)
+        # The script of a virtual environment does not look into its own directory.
+        for path in (Path(top), Path(f"{top}.py")):
+            if path.exists():
+                return _locate_path(path)
+        raise InvalidRequestError(
+            "no such module on sys.path, and no such file or directory here", name
+        )
     if spec.submodule_search_locations:
         return top, [Path(location) for location in spec.submodule_search_locations]
     if spec.origin is None or not spec.origin.endswith(".py"):

@@ -104,6 +104,8 @@ class _Reducers:
             return self._reduce_class
         if kind is types.FunctionType:
             return self._reduce_function
+        if issubclass(kind, io.TextIOWrapper):
+            return _refuse_file
         return None
 
     def _reduce_active(self, obj: Any) -> Reduced:
@@ -241,6 +243,11 @@ def unpickle(
         scope: A class by value, whose package is looked into first for named classes.
     """
     return _Unpickler(io.BytesIO(stream), buffers, resolve, scope).load()
+
+
+def _refuse_file(file: io.TextIOWrapper) -> Reduced:
+    """Refuse what cloudpickle would turn into a text in memory; pickle refuses it too."""
+    raise TypeError(f"an open file cannot travel; keep its name or content: {file!r}")
 
 
 def _reduce_large_bytes(obj: LargeBytes) -> Reduced:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from activestore.errors import RemoteProtocolError, UnsupportedValueError
@@ -55,6 +55,9 @@ _LETTERS = {
 class Array:
     """An array where numpy is not installed: `dtype`, `shape`, `memoryview`, `tolist()`.
 
+    Indexed and iterated by its first dimension: `a[0]` is a number, or an Array of one
+    dimension less over the same memory; `a[1:3]` is an Array.
+
     `dtype` is numpy's text such as "<f8" or "bfloat16"; `memoryview` is the content,
     row by row, as bytes. It can be an argument again.
     """
@@ -70,6 +73,23 @@ class Array:
         if not self.shape:
             raise TypeError("len() of an array without dimensions")
         return self.shape[0]
+
+    def __getitem__(self, index: int | slice) -> Any:
+        size = len(self)
+        rows = range(size)[index]  # Raises IndexError and TypeError as a list does.
+        step = self.memoryview.nbytes // size if size else 0
+        if isinstance(rows, int):
+            part = self.memoryview[rows * step : (rows + 1) * step]
+            one = Array(self.dtype, self.shape[1:], part)
+            return one if one.shape else one.tolist()
+        if rows.step == 1:
+            block: Any = self.memoryview[rows.start * step : rows.stop * step]
+        else:
+            block = b"".join(self.memoryview[i * step : (i + 1) * step] for i in rows)
+        return Array(self.dtype, (len(rows), *self.shape[1:]), block)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return (

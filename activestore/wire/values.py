@@ -27,6 +27,8 @@ from activestore.errors import (
     UnsupportedValueError,
     error_from_wire,
 )
+from activestore.wire.kept import Opaque as Opaque  # noqa: PLC0414 - shown here too
+from activestore.wire.kept import Ref as Ref  # noqa: PLC0414 - shown here too
 from activestore.wire.limits import (
     BUFFER_BYTES_MIN,
     VALUE_DEPTH_MAX,
@@ -57,43 +59,6 @@ _VALUE_EXTENSIONS = frozenset({
     SERIES, ERROR, PICKLE, BYTES,
 })  # fmt: skip
 REF_ID_BYTES = 16
-
-
-class Ref:
-    """An object's id as a value, where nobody can make a stand-in of it."""
-
-    __slots__ = ("class_name", "object_id")
-
-    def __init__(self, object_id: bytes, class_name: str = "") -> None:
-        self.object_id = object_id
-        self.class_name = class_name
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ref) and other.object_id == self.object_id
-
-    def __hash__(self) -> int:
-        return hash(self.object_id)
-
-    def __repr__(self) -> str:
-        return f"Ref({self.object_id.hex()!r})"
-
-
-class Opaque:
-    """A value that only its peers can read; it can be handed back to them."""
-
-    __slots__ = ("_pickled", "type_name")
-
-    def __init__(self, type_name: str, pickled: Buffer) -> None:
-        self.type_name = type_name
-        self._pickled = pickled
-
-    @property
-    def bytes_count(self) -> int:
-        """Its size in bytes."""
-        return memoryview(self._pickled).nbytes
-
-    def __repr__(self) -> str:
-        return f"<Opaque {self.type_name}, {self.bytes_count} bytes>"
 
 
 class _Large:
