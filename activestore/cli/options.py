@@ -47,18 +47,15 @@ class Target(NamedTuple):
         Raises:
             UnreachableError: nobody answered in time.
         """
-        connect_s = min(self.connect_s, self.timeout_s)
-        connection = Connection(self.endpoint, connect_s, "cli")
+        connection = Connection(self.endpoint, self.timeout_s, "cli")
         try:
-            connection.shake_hands()
+            connection.shake_hands(min(self.connect_s, self.timeout_s))
         except UnavailableError as error:
             connection.close()
             raise UnreachableError(self.endpoint, error.reason) from None
         except BaseException:
             connection.close()
             raise
-        # From here on it bounds the silence of the peer, which may have much to do.
-        connection.session.silence_s = self.timeout_s
         return Store(connection)
 
 

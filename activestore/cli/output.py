@@ -23,7 +23,7 @@ from activestore.errors import (
     DirectoryLockedError,
     UnavailableError,
 )
-from activestore.wire.values import Ref
+from activestore.wire.kept import Ref
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_CONFIGURATION = range(5)
 # As sysexits.h has it; the other two as shells report a death by SIGINT and SIGPIPE.
