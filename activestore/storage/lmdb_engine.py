@@ -79,7 +79,7 @@ class LmdbEngine(TableEngine):
     ) -> None:
         self._directory = directory
         self._gate = _Gate()
-        data = directory.path / DATA
+        self._data = data = directory.path / DATA
         self._env = _open(data, disk_budget_bytes)
         try:
             self._env.reader_check()
@@ -158,17 +158,8 @@ class LmdbEngine(TableEngine):
 
     # -- transactions ------------------------------------------------------------------
 
-    @contextmanager
-    def _reading(self, object_id: bytes = b"") -> Iterator[Any]:
-        try:
-            with self._gate, self._env.begin() as transaction:
-                yield transaction
-        except DAMAGE as error:
-            if object_id:
-                raise CorruptRecordError(object_id, "data.mdb", str(error)) from None
-            raise _damaged(self.path / DATA, error) from None
-        except lmdb.Error as error:
-            raise UnavailableError("storage", f"cannot read: {error}") from None
+    def _reading(self, object_id: bytes = b"") -> _Reading:
+        return _Reading(self._env, self._gate, self._data, object_id)
 
     def _write(self, work: Callable[[Any], _T]) -> _T:
         """Do work in a write transaction, durable on return; a full map is grown.
@@ -268,6 +259,46 @@ class LmdbEngine(TableEngine):
                 )
         finally:
             self._copies_count -= 1
+
+
+class _Reading:
+    """A read transaction; errors of LMDB in it become ours.
+
+    A class and no generator: a load of a small object would spend half its time there.
+    """
+
+    __slots__ = ("_data", "_env", "_gate", "_object_id", "_transaction")
+
+    def __init__(
+        self, env: lmdb.Environment, gate: _Gate, data: Path, object_id: bytes
+    ) -> None:
+        self._env = env
+        self._gate = gate
+        self._data = data
+        self._object_id = object_id
+        self._transaction: Any = None
+
+    def __enter__(self) -> Any:
+        self._gate.__enter__()
+        try:
+            self._transaction = self._env.begin()
+        except lmdb.Error as error:
+            self._gate.__exit__()
+            raise self._told(error) from None
+        return self._transaction
+
+    def __exit__(self, _type: object, error: BaseException | None, _: object) -> None:
+        self._transaction.abort()
+        self._gate.__exit__()
+        if isinstance(error, lmdb.Error):
+            raise self._told(error) from None
+
+    def _told(self, error: lmdb.Error) -> ActiveStoreError:
+        if not isinstance(error, DAMAGE):
+            return UnavailableError("storage", f"cannot read: {error}")
+        if self._object_id:
+            return CorruptRecordError(self._object_id, "data.mdb", str(error))
+        return _damaged(self._data, error)
 
 
 class _Gate:
