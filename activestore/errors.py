@@ -409,21 +409,42 @@ class BusyError(UnavailableError):
 
 
 class ExecutorCrashedError(UnavailableError):
-    """The process that ran the method died. Nothing of the call was committed."""
+    """The process that ran the method died. Of the call nothing was committed, or a part.
+
+    Where nothing was, the client tries it again by itself. Where a part was
+    (`is_partial`: it had reached a checkpoint, or changed other objects) it does not:
+    whether the method goes on from there is for its author to say.
+    """
 
     code = "executor_crashed"
-    FIELDS: ClassVar[tuple[str, ...]] = ("where", "reason", "quarantined_s")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "where",
+        "reason",
+        "quarantined_s",
+        "is_partial",
+    )
 
     def __init__(
-        self, where: str, reason: str = "", quarantined_s: float = 0.0
+        self,
+        where: str,
+        reason: str = "",
+        quarantined_s: float = 0.0,
+        is_partial: bool = False,
     ) -> None:
-        Exception.__init__(self, where, reason, quarantined_s)
+        Exception.__init__(self, where, reason, quarantined_s, is_partial)
         self.where = where
         self.reason = reason
         self.quarantined_s = quarantined_s
+        self.is_partial = is_partial
 
     def __str__(self) -> str:
-        text = f"{self.where}: the executor died: {self.reason}; nothing was committed"
+        kept = "nothing was committed"
+        if self.is_partial:
+            kept = (
+                "kept is what it changed up to its last checkpoint, and in other "
+                "objects; it was not run again"
+            )
+        text = f"{self.where}: the executor died: {self.reason}; {kept}"
         if self.quarantined_s > 0:
             text += (
                 f"; this call has killed two executors and is quarantined for "

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from activestore.errors import (
     ActiveStoreError,
     DeadlineExceededError,
+    ExecutorCrashedError,
     RemoteProtocolError,
     UnavailableError,
     error_from_wire,
@@ -249,7 +250,9 @@ class Session:
     def _may_retry(request: Request, code: str, error: ActiveStoreError) -> bool:
         if code not in RETRYABLE or request.is_stream:
             return False
-        if getattr(error, "quarantined_s", 0.0) > 0:
+        if isinstance(error, ExecutorCrashedError) and (
+            error.quarantined_s > 0 or error.is_partial
+        ):
             return False
         return request.attempt + 1 < ATTEMPTS_MAX
 

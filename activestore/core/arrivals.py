@@ -7,17 +7,19 @@ Source: design section 5; reliability.md 3.7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from activestore.core import effects, events
 from activestore.core.calls import (
     Call,
     ClassInfo,
     Client,
     Kind,
-    Mailbox,
     MailboxState,
     Nested,
 )
-from activestore.core.desk import Desk
+from activestore.core.chains import Chains
+from activestore.core.desk import provisional
 from activestore.core.timers import Timer
 from activestore.errors import (
     ActiveStoreError,
@@ -29,8 +31,10 @@ from activestore.errors import (
     UnavailableError,
 )
 
+_NONE: Mapping[int, Call] = {}
 
-class Arrivals(Desk):
+
+class Arrivals(Chains):
     """Handlers of what arrives."""
 
     def _on_call_arrived(self, event: events.CallArrived) -> None:
@@ -72,19 +76,30 @@ class Arrivals(Desk):
         self, origin: Client, call: Call, event: events.CallArrived
     ) -> bool:
         """Register a client's call; False where it is known already or refused."""
-        if origin.sequence in self.sessions.get(origin.session, ()):
-            return False  # A retry of what is still in progress: its answer will come.
-        if event.attempt and event.age_s > self.config.reply_keep_s:
-            error: ActiveStoreError = SessionExpiredError(
-                origin.sequence, event.age_s, self.config.reply_keep_s
-            )
-        elif self.is_draining:
-            error = UnavailableError("peer", "it is stopping")
-        else:
+        known = self.sessions.get(origin.session, _NONE).get(origin.sequence)
+        if known is not None:
+            if known.refusal is not None:  # It is being ended; this was its answer.
+                self._emit(effects.Refuse(origin, known.refusal))
+            return False  # A retry of what is in progress: its answer will come.
+        if self._unwritten and origin in self._unwritten:
+            self._emit(self._unwritten[origin])
+            return False
+        error = self._why_too_late(origin, event.attempt, event.age_s)
+        if error is None:
             self.sessions.setdefault(origin.session, {})[origin.sequence] = call
             return True
         self._emit(effects.Refuse(origin, error))
         return False
+
+    def _why_too_late(
+        self, origin: Client, attempt: int, age_s: float
+    ) -> ActiveStoreError | None:
+        """Return why a client's request is not begun any more, None where it is."""
+        if attempt and age_s > self.config.reply_keep_s:
+            return SessionExpiredError(origin.sequence, age_s, self.config.reply_keep_s)
+        if self.is_draining:
+            return UnavailableError("peer", "it is stopping")
+        return None
 
     def _admit_nested(self, origin: Nested, call: Call) -> bool:
         """Tie a nested call to the call that made it; False where it is refused."""
@@ -113,20 +128,8 @@ class Arrivals(Desk):
 
     def _enqueue(self, call: Call) -> None:
         box = self.boxes.box_of(call.object_id)
-        if type(call.origin) is Nested and (box.running or box.reader_running):
-            holder = self._holder_in_chain(call)
-            if holder is not None:
-                self._reenter(box, call, holder)
-                return
-            if self._would_deadlock(call, box):
-                self._fail(
-                    call,
-                    BusyError(
-                        call.where(),
-                        "two chains of calls wait for each other (deadlock)",
-                    ),
-                )
-                return
+        if type(call.origin) is Nested and self._is_settled_in_chain(box, call):
+            return
         refused_s = self._quarantined_for_s(call)
         if refused_s:
             self._fail(
@@ -152,94 +155,45 @@ class Arrivals(Desk):
             return 0.0
         return self._quarantine.refused_for_s(self._key(call), self._now_s)
 
-    def _holder_in_chain(self, call: Call) -> Call | None:
-        """Return the nearest call of this chain that runs on the same object."""
-        parent = self._parent_of(call)
-        while parent is not None:
-            if parent.object_id == call.object_id and parent.slot is not None:
-                return parent
-            parent = self._parent_of(parent)
-        return None
-
-    def _reenter(self, box: Mailbox, call: Call, holder: Call) -> None:
-        """Run a call on the copy that its chain holds, on the thread that waits."""
-        copy, slot = holder.copy, holder.slot
-        if copy is None or slot is None:
-            self._fail(call, UnavailableError(call.where(), "its caller is gone"))
-            return
-        error = (
-            InvalidRequestError(
-                "an object cannot be deleted by a call it runs", call.where()
-            )
-            if call.kind is Kind.DELETE
-            else self.boxes.why_not(box, call)
-        )
-        if error is None and holder.is_readonly and not call.is_readonly:
-            error = InvalidRequestError(
-                f"a readonly call of the same chain ({holder.method}) holds the object",
-                call.where(),
-            )
-        if error is not None:
-            self._fail(call, error)
-            return
-        call.is_checked = True
-        call.is_reentrant = True
-        self.boxes.send(call, slot, copy, is_stacked=True)
-
-    def _would_deadlock(self, call: Call, box: Mailbox) -> bool:
-        """Whether waiting for this object means waiting for one's own chain."""
-        mine = set()
-        parent = self._parent_of(call)
-        while parent is not None:
-            mine.add(parent.call_id)
-            parent = self._parent_of(parent)
-        seen: set[int] = set()
-        self.boxes.why_not(box, call)  # Notes whether it reads only.
-        shares = call.is_readonly and not box.waiting
-        frontier = [c for c in box.running.values() if not (shares and c.is_readonly)]
-        while frontier:
-            holder = frontier.pop()
-            if holder.call_id in mine:
-                return True
-            if holder.call_id in seen:
+    def _on_nested_waits(self, event: events.NestedWaits) -> None:
+        """A method begins to wait for a nested call that it had only submitted."""
+        parent = self.calls.get(event.parent)
+        for child_id in list((parent.children if parent is not None else None) or ()):
+            child = self.calls.get(child_id)
+            if child is None or parent is None or not child.is_request(event.request):
                 continue
-            seen.add(holder.call_id)
-            for child_id in holder.children or ():
-                child = self.calls.get(child_id)
-                if child is None:
-                    continue
-                if child.slot is not None:
-                    frontier.append(child)
-                else:
-                    other = self.boxes.boxes.get(child.object_id)
-                    frontier.extend(other.running.values() if other else ())
-        return False
+            if not child.is_waited_for:
+                child.origin = Nested(event.parent, event.request)
+                parent.waits_nested += 1
+                self._settle_below(child)
 
     def _on_persist_arrived(self, event: events.PersistArrived) -> None:
         origin = event.origin
         client = origin if type(origin) is Client else None
         if client is not None:
-            if client in self._persisting:
+            if client.sequence in self.errands.get(client.session, ()):
                 return
-            if event.attempt and event.age_s > self.config.reply_keep_s:
-                self._emit(
-                    effects.Refuse(
-                        client,
-                        SessionExpiredError(
-                            client.sequence, event.age_s, self.config.reply_keep_s
-                        ),
-                    )
-                )
+            error = self._why_too_late(client, event.attempt, event.age_s)
+            if error is not None:
+                self._emit(effects.Refuse(client, error))
                 return
-            if self.is_draining:
-                self._emit(
-                    effects.Refuse(client, UnavailableError("peer", "it is stopping"))
-                )
-                return
-            self._persisting.add(client)
+            self.errands.setdefault(client.session, set()).add(client.sequence)
+        outermost = None
+        if type(origin) is Nested:
+            parent = self.calls.get(origin.parent)
+            if parent is not None:
+                parent.changed_others = True
+                outermost = provisional(parent) or self._outermost(parent)
         token = self.ledger.next_token()
         self._persists[token] = event
-        self._emit(effects.CommitStates(token, event.states, client))
+        self._emit(effects.CommitStates(token, event.states, client, outermost))
+
+    def _on_errand_began(self, event: events.ErrandBegan) -> None:
+        origin = event.origin
+        self.errands.setdefault(origin.session, set()).add(origin.sequence)
+
+    def _on_errand_ended(self, event: events.ErrandEnded) -> None:
+        self._end_errand(event.origin)
 
     def _on_reply_looked_up(self, event: events.ReplyLookedUp) -> None:
         call = self.calls.get(event.call_id)
@@ -257,12 +211,18 @@ class Arrivals(Desk):
     def _on_object_loaded(self, event: events.ObjectLoaded) -> None:
         box = self.boxes.boxes.get(event.object_id)
         if box is None:
+            self._emit(effects.ReleaseLoaded(event.loaded))
+            return
+        if event.is_reader:
+            box.class_name = event.class_name
+            self.boxes.reader_loaded(box, event.version, event.loaded)
+            return
+        if box.state is not MailboxState.LOADING:
+            self._emit(effects.ReleaseLoaded(event.loaded))
             return
         box.class_name = event.class_name
-        if event.is_reader:
-            self.boxes.reader_loaded(box, event.version)
-            return
         box.state = MailboxState.READY
+        box.loaded = event.loaded
         box.state_bytes = event.state_bytes
         box.executed_version = box.committed_version = event.version
         self.boxes.check_waiting(box)
@@ -276,9 +236,9 @@ class Arrivals(Desk):
         if event.is_reader:
             box.reader_loading = False
             return
-        box.state = MailboxState.COLD
+        self.boxes.cool(box)
         for call in list(box.waiting):
-            if call.kind is not Kind.CREATE:
+            if call.kind is not Kind.CREATE and call.kind is not Kind.DELETE:
                 self.boxes.take(box, call)
                 self._fail(call, event.error)
         self._pump(box)
@@ -313,7 +273,7 @@ class Arrivals(Desk):
         parent = self.calls.get(event.parent)
         for child_id in (parent.children if parent is not None else None) or ():
             child = self.calls.get(child_id)
-            if child is not None and child.origin[1] == event.request:
+            if child is not None and child.is_request(event.request):
                 self._grant(child, event.items)
 
     def _grant(self, call: Call, items: int) -> None:

@@ -15,12 +15,15 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
+from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, SessionId
 
 # A method counts as short below this mean run time: its calls may queue in a slot.
 SHORT_RUN_S = 0.0005
 # Runs of a method before its mean is believed.
 SHORT_RUNS_MIN = 3
+# Slots of one executor, those opened because others wait for nested calls included.
+SLOTS_MAX = 64
 # Weight of the newest run in the mean.
 MEAN_WEIGHT = 0.1
 
@@ -75,9 +78,11 @@ class MethodTimes:
         self.bytes_in = 0
         self.bytes_out = 0
 
-    def add(self, run_s: float) -> None:
+    def add(self, run_s: float, bytes_in: int, bytes_out: int) -> None:
         """Count one finished run."""
         self.runs_count += 1
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
         self.total_s += run_s
         self.mean_s += (run_s - self.mean_s) * max(MEAN_WEIGHT, 1.0 / self.runs_count)
 
@@ -123,13 +128,13 @@ class Call:
     """One invocation on its way through the peer."""
 
     __slots__ = (
-        "alias", "arrived_s", "attempt", "call_id", "children", "class_name", "copy",
-        "credit", "deadline_s", "depth", "dispatched_s", "first_unacked", "generation",
-        "has_reader_timer", "interrupt", "is_abandoned", "is_answered", "is_checked",
-        "is_readonly",
-        "is_reentrant", "is_stream", "items_sent", "key", "kind", "made_nested", "method",
-        "object_id", "origin", "payload", "slot", "timeout_s", "times", "version",
-        "waits_nested",
+        "alias", "arrived_s", "attempt", "call_id", "changed_others", "children",
+        "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
+        "first_unacked", "generation", "has_checkpointed", "has_reader_timer",
+        "interrupt", "is_abandoned", "is_answered", "is_checked", "is_deferred",
+        "is_readonly", "is_reentrant", "is_stream", "items_sent", "key", "kind",
+        "made_nested", "method", "object_id", "origin", "payload", "refusal", "slot",
+        "timeout_s", "times", "version", "waits_nested",
     )  # fmt: skip
 
     def __init__(
@@ -161,6 +166,8 @@ class Call:
         self.children: set[int] | None = None  # nested calls that are not answered
         self.waits_nested = 0  # of those, the ones its thread waits for
         self.made_nested = False
+        self.changed_others = False  # through nested calls
+        self.has_checkpointed = False
         # Where it runs; `attempt` counts dispatches and fences late answers.
         self.attempt = 0
         self.slot: Slot | None = None
@@ -174,8 +181,19 @@ class Call:
         self.is_stream = False
         self.is_reentrant = False
         self.is_answered = False
+        self.refusal: ActiveStoreError | None = None  # its answer, while it still runs
+        self.is_deferred = False  # ended; its answer waits for a commit
         self.is_abandoned = False
         self.has_reader_timer = False
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the call that made this one stands still until it ends."""
+        return type(self.origin) is Nested and self.origin.waits
+
+    def is_request(self, number: int) -> bool:
+        """Whether its caller knows it by this number."""
+        return type(self.origin) is Nested and self.origin.request == number
 
     def where(self) -> str:
         """Return "object.method" for errors."""
@@ -217,10 +235,9 @@ class Mailbox:
 
     __slots__ = (
         "class_name", "committed_version", "executed_version", "generation", "is_queued",
-        "known_replies", "main", "object_id", "pending_commits", "pipe", "reader",
-        "reader_loading", "reader_running", "readers_waiting", "running", "state",
-        "state_bytes", "unreplied",
-        "waiting", "writers",
+        "known_replies", "loaded", "main", "object_id", "pending_commits", "pipe",
+        "reader", "reader_loading", "reader_running", "readers_waiting", "running",
+        "shown_version", "state", "state_bytes", "unreplied", "waiting", "writers",
     )  # fmt: skip
 
     def __init__(self, object_id: ObjectId) -> None:
@@ -236,15 +253,17 @@ class Mailbox:
         self.main: Copy | None = None
         self.reader: Copy | None = None
         self.reader_loading = False
+        self.loaded: Any = None  # the state that was read, for the copy to come
         self.executed_version = 0
         self.committed_version = 0
+        self.shown_version = 0  # the highest that an answer has shown
         self.pending_commits = 0
         self.unreplied: deque[tuple[int, Any]] = deque()
         self.generation = 0
         self.is_queued = False
         self.state_bytes = 0
-        # Replies on disk that the client may not have acknowledged yet, oldest first.
-        self.known_replies: deque[tuple[SessionId, int]] = deque()
+        # Sequences of replies on disk that their client may not have acknowledged yet.
+        self.known_replies: dict[SessionId, deque[int]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -259,7 +278,14 @@ class Mailbox:
 class Slot:
     """One thread of an executor, and the calls sent to it, the first one running."""
 
-    __slots__ = ("executor", "head_since_s", "index", "is_recalling", "queue")
+    __slots__ = (
+        "executor",
+        "has_recall_timer",
+        "head_since_s",
+        "index",
+        "is_recalling",
+        "queue",
+    )
 
     def __init__(self, executor: Executor, index: int) -> None:
         self.executor = executor
@@ -267,6 +293,12 @@ class Slot:
         self.queue: deque[Call] = deque()
         self.head_since_s = 0.0
         self.is_recalling = False
+        self.has_recall_timer = False
+
+    @property
+    def key(self) -> int:
+        """What timers know it by."""
+        return self.executor.executor_id * SLOTS_MAX + self.index
 
 
 class ExecutorState(enum.IntEnum):

@@ -12,18 +12,26 @@ Source: design section 5, "What a call does to state"; reliability.md 3.4 R5, 3.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from activestore.core.calls import Call, Client, Mailbox, Nested
-from activestore.core.effects import Answer, Commit, Effect, Refuse, SendItem
+from activestore.core.effects import (
+    Answer,
+    Commit,
+    Effect,
+    Provisional,
+    Refuse,
+    SendItem,
+)
 from activestore.errors import ActiveStoreError
-from activestore.ids import ObjectId, SessionId
+from activestore.ids import SessionId
 from activestore.wire.state import NamedState, ObjectState, StateDelta
 
-# Replies of one object that are kept on disk and not yet acknowledged by their clients;
-# beyond it the oldest goes, as if its session had expired.
-KNOWN_REPLIES_MAX = 256
+# Sessions per object whose acknowledgements are followed. A reply that is not followed
+# stays on disk until it is too old for a retry.
+KNOWN_SESSIONS_MAX = 1024
 
 
 class Step(NamedTuple):
@@ -48,8 +56,13 @@ class Pending(NamedTuple):
 class Ledger:
     """Orders commits and holds replies back until theirs is durable."""
 
-    def __init__(self, emit: Callable[[Effect], None]) -> None:
+    def __init__(
+        self,
+        emit: Callable[[Effect], None],
+        told: Callable[[Client | Nested], None],
+    ) -> None:
         self._emit = emit
+        self._told = told
         self._pending: dict[int, Pending] = {}
         self._next_token = 1
 
@@ -70,6 +83,7 @@ class Ledger:
         body: bytes = b"",
         buffers: Sequence[object] = (),
         checkpoint: int | None = None,
+        outermost: Provisional | None = None,
     ) -> int:
         """Order the commit of the object's next version; return that version."""
         mailbox.executed_version += 1
@@ -81,15 +95,13 @@ class Ledger:
         mailbox.pending_commits += 1
         client = call.origin if type(call.origin) is Client else None
         acknowledged: Sequence[tuple[SessionId, int]] = ()
-        if checkpoint is not None:
-            client = None
-        elif client is not None:
+        if client is not None:
             acknowledged = _acknowledged(mailbox, client, call.first_unacked)
         self._emit(
             Commit(
                 token, mailbox.object_id, version, step.delta, step.state, step.created,
                 call.alias, step.is_delete, durability, client, code, body, buffers,
-                acknowledged,
+                acknowledged, outermost,
             )
         )  # fmt: skip
         return version
@@ -100,19 +112,26 @@ class Ledger:
 
     def release(
         self, mailbox: Mailbox, version: int, effect: Answer | Refuse | SendItem
-    ) -> None:
-        """Emit an answer now, or once `version` is committed and all before it are out."""
+    ) -> bool:
+        """Emit an answer now, or once `version` is committed and all before it are out.
+
+        Returns whether it is out.
+        """
         if version <= mailbox.committed_version and not mailbox.unreplied:
             self._emit(effect)
-        else:
-            mailbox.unreplied.append((version, effect))
+            return True
+        mailbox.unreplied.append((version, effect))
+        return False
 
     def committed(self, mailbox: Mailbox, version: int) -> None:
         """Note a durable version and let out what waited for it."""
         mailbox.committed_version = max(mailbox.committed_version, version)
         waiting = mailbox.unreplied
         while waiting and waiting[0][0] <= mailbox.committed_version:
-            self._emit(waiting.popleft()[1])
+            effect = waiting.popleft()[1]
+            self._emit(effect)
+            if type(effect) is not SendItem:
+                self._told(effect.origin)
 
     def refused(
         self, mailbox: Mailbox, version: int, error: ActiveStoreError
@@ -126,6 +145,7 @@ class Ledger:
             elif effect.origin not in failed:  # A stream may have several items here.
                 failed.append(effect.origin)
                 self._emit(Refuse(effect.origin, error))
+                self._told(effect.origin)
         mailbox.unreplied.clear()
         mailbox.unreplied.extend(kept)
         self.committed(mailbox, mailbox.committed_version)  # Those behind it are free.
@@ -137,16 +157,14 @@ def _acknowledged(
 ) -> list[tuple[SessionId, int]]:
     """Return the replies that may go with this commit, and note the one that comes."""
     known = mailbox.known_replies
+    sequences = known.get(client.session)
+    if sequences is None:
+        if len(known) >= KNOWN_SESSIONS_MAX:
+            del known[next(iter(known))]
+        sequences = known[client.session] = deque()
     gone: list[tuple[SessionId, int]] = []
-    # The common case: one client, in order, so the oldest ones are at the left end.
-    while known and known[0][0] == client.session and known[0][1] < first_unacked:
-        gone.append(known.popleft())
-    while len(known) >= KNOWN_REPLIES_MAX:
-        gone.append(known.popleft())
-    known.append((client.session, client.sequence))
+    while sequences and sequences[0] < first_unacked:
+        gone.append((client.session, sequences.popleft()))
+    if not sequences or sequences[-1] != client.sequence:
+        sequences.append(client.sequence)
     return gone
-
-
-def new_object_of(named: NamedState) -> ObjectId:
-    """Return the id of a state that is to be kept."""
-    return ObjectId(named.object_id)

@@ -8,14 +8,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested, Slot
+from activestore.core.calls import Call, Client, Mailbox, Nested, Slot
 from activestore.core.commits import Ledger, Step
 from activestore.core.executors import Pool, PoolConfig
 from activestore.core.mailboxes import MailboxConfig, Mailboxes
 from activestore.core.quarantine import Quarantine
 from activestore.core.timers import Timer, Timers
-from activestore.errors import ActiveStoreError, CancelledError
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    ExecutorCrashedError,
+)
 from activestore.ids import SessionId
+from activestore.wire.values import encode_error
 
 # The code of a call that a slot gave back untouched.
 NOT_RUN = "not_run"
@@ -49,7 +54,7 @@ class Desk:
         self._now_s = 0.0
         self.timers = Timers()
         self.pool = Pool(pool or PoolConfig(), self._emit)
-        self.ledger = Ledger(self._emit)
+        self.ledger = Ledger(self._emit, self._told)
         self.boxes = Mailboxes(
             mailboxes or MailboxConfig(), self.pool, self.timers, self._emit,
             self._fail, self._try_delete,
@@ -57,8 +62,11 @@ class Desk:
         self._quarantine = Quarantine(self.config.quarantine_s)
         self.calls: dict[int, Call] = {}
         self.sessions: dict[SessionId, dict[int, Call]] = {}
+        # Answers that are out before what they tell is on disk (relaxed durability).
+        self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
         self._persists: dict[int, events.PersistArrived] = {}
-        self._persisting: set[Client] = set()
+        # What clients wait for that is no call: persists, requests. By session.
+        self.errands: dict[SessionId, set[int]] = {}
         self._next_call = 1
         self.is_draining = False
 
@@ -81,10 +89,65 @@ class Desk:
         for copy in (box.main, box.reader):
             if copy is not None:
                 self.pool.passivate(copy)
-        box.state = MailboxState.COLD
-        version = self.ledger.order(box, call, Step(is_delete=True), durability=0)
-        self.ledger.release(box, version, effects.Answer(call.origin, NIL, ()))
+        self.boxes.cool(box)
+        version = self.ledger.order(
+            box, call, Step(is_delete=True), durability=0, body=NIL,
+            outermost=self._outermost(call),
+        )  # fmt: skip
+        self._note_change(call)
+        self._release(box, version, call, effects.Answer(call.origin, NIL, ()))
+
+    def _release(
+        self,
+        box: Mailbox,
+        version: int,
+        call: Call,
+        answer: effects.Answer | effects.Refuse,
+    ) -> None:
+        """Answer a call that has ended, now or when what it saw is committed."""
+        call.is_deferred = not self.ledger.release(box, version, answer)
         self._close(call)
+
+    def _told(self, origin: Client | Nested) -> None:
+        """A deferred answer is out: the request may be forgotten."""
+        if type(origin) is Client:
+            call = self.sessions.get(origin.session, {}).get(origin.sequence)
+            if call is not None and call.is_deferred:
+                self._forget(origin)
+
+    def _forget(self, origin: Client) -> None:
+        session = self.sessions.get(origin.session)
+        if session is not None:
+            session.pop(origin.sequence, None)
+            if not session:
+                del self.sessions[origin.session]
+
+    def _end_errand(self, origin: Client) -> None:
+        open_ones = self.errands.get(origin.session)
+        if open_ones is not None:
+            open_ones.discard(origin.sequence)
+            if not open_ones:
+                del self.errands[origin.session]
+
+    @staticmethod
+    def _has_left_traces(call: Call) -> bool:
+        """Whether running a call again could do something twice that was committed."""
+        return call.changed_others or call.has_checkpointed or bool(call.children)
+
+    def _outermost(self, call: Call) -> effects.Provisional | None:
+        """Return what is kept for the outermost call of a nested one that changes state."""
+        if type(call.origin) is Client:
+            return None
+        top: Call | None = call
+        while top is not None and type(top.origin) is Nested:
+            top = self.calls.get(top.origin.parent)
+        return None if top is None else provisional(top)
+
+    def _note_change(self, call: Call) -> None:
+        """Tell the caller's call that a nested call of it has changed something."""
+        parent = self._parent_of(call)
+        if parent is not None:
+            parent.changed_others = True
 
     def _leave_slot(self, box: Mailbox, call: Call) -> None:
         """Take a call out of its slot and its copy's count."""
@@ -115,7 +178,7 @@ class Desk:
             copy.executor.copies.pop(copy.copy_id, None)
             box.main = None
             self._emit(effects.DropCopy(copy.executor.executor_id, copy.copy_id))
-        box.state = MailboxState.COLD
+        self.boxes.cool(box)
 
     def _fail(self, call: Call, error: ActiveStoreError) -> None:
         """Refuse a call that has left its mailbox and its slot."""
@@ -132,11 +195,9 @@ class Desk:
             return
         origin = call.origin
         if type(origin) is Client:
-            session = self.sessions.get(origin.session)
-            if session is not None and session.get(origin.sequence) is call:
-                del session[origin.sequence]
-                if not session:
-                    del self.sessions[origin.session]
+            # Until its answer is out, a retry must find the request here.
+            if not call.is_deferred:
+                self._forget(origin)
         else:
             parent = self._parent_of(call)
             if parent is not None and parent.children is not None:
@@ -145,7 +206,7 @@ class Desk:
 
     def _stop(self, call: Call, error: ActiveStoreError, reason: str) -> None:
         """Answer a call with an error now and end it where it is."""
-        if call.is_answered:
+        if call.is_answered or call.is_deferred:
             return
         for child_id in list(call.children or ()):
             child = self.calls.get(child_id)
@@ -161,11 +222,14 @@ class Desk:
                 self.boxes.tidy(box)
             return
         self._emit(effects.Refuse(call.origin, error))
-        self._interrupt(call, call.slot, reason)
+        self._interrupt(call, call.slot, reason, error)
 
-    def _interrupt(self, call: Call, slot: Slot, reason: str) -> None:
+    def _interrupt(
+        self, call: Call, slot: Slot, reason: str, error: ActiveStoreError
+    ) -> None:
         """End a running call that has its answer."""
         call.is_answered = True
+        call.refusal = error
         call.interrupt = reason
         self._emit(
             effects.InterruptCall(
@@ -182,3 +246,15 @@ class Desk:
         """
         body = bytes(getattr(call.payload, "body", b""))[:KEY_BODY_BYTES]
         return (call.object_id, call.class_name, call.kind, call.method, body)
+
+
+def provisional(call: Call) -> effects.Provisional | None:
+    """Return what a retry of a client's running call is told once the peer was lost."""
+    if type(call.origin) is not Client:
+        return None
+    lost = ExecutorCrashedError(
+        call.where(), "the peer ended while it ran", is_partial=True
+    )
+    return effects.Provisional(
+        call.object_id, call.origin, lost.code, encode_error(lost)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from activestore.core.calls import Call, Client, Nested
 from activestore.errors import ActiveStoreError
@@ -44,6 +44,13 @@ class Activate(NamedTuple):
     revision: bytes
     is_reader: bool
     is_new: bool
+    loaded: Any = None  # what ObjectLoaded brought; None where `is_new`
+
+
+class ReleaseLoaded(NamedTuple):
+    """Let go of a state that was read and is not wanted any more."""
+
+    loaded: Any
 
 
 class Dispatch(NamedTuple):
@@ -112,6 +119,19 @@ class RetireExecutor(NamedTuple):
     executor: int
 
 
+class Provisional(NamedTuple):
+    """What a retry of a call is told should the peer end before the call does.
+
+    A call that has changed something durably must not run again: this is written with
+    the change, and replaced by the call's own answer.
+    """
+
+    object_id: ObjectId
+    client: Client
+    code: str
+    body: bytes
+
+
 class Commit(NamedTuple):
     """Write one step of one object; answer with Committed or CommitRefused.
 
@@ -132,6 +152,7 @@ class Commit(NamedTuple):
     body: bytes
     buffers: Sequence[object]
     acknowledged: Sequence[tuple[SessionId, int]]
+    outermost: Provisional | None = None  # of the chain that a nested call is part of
 
 
 class CommitStates(NamedTuple):
@@ -140,6 +161,7 @@ class CommitStates(NamedTuple):
     token: int
     states: Sequence[NamedState]
     client: Client | None
+    outermost: Provisional | None = None
 
 
 class HurryCommits(NamedTuple):
@@ -193,6 +215,7 @@ Effect: TypeAlias = (
     LoadObject
     | LookUpReply
     | Activate
+    | ReleaseLoaded
     | Dispatch
     | DropCopy
     | RecallCalls

@@ -10,9 +10,10 @@ Source: design section 5, "What a call does to state"; reliability.md 3.4 R5.
 from __future__ import annotations
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Executor, Mailbox, Nested
-from activestore.core.commits import Step
-from activestore.core.desk import NIL, NOT_RUN, Desk
+from activestore.core.calls import Call, Client, Copy, Executor, Mailbox, Nested
+from activestore.core.chains import Chains
+from activestore.core.commits import Pending, Step
+from activestore.core.desk import NIL, NOT_RUN, provisional
 from activestore.errors import (
     ActiveStoreError,
     CancelledError,
@@ -21,7 +22,7 @@ from activestore.errors import (
 )
 
 
-class Endings(Desk):
+class Endings(Chains):
     """Handlers of what executors and storage report about calls."""
 
     def _on_call_ended(self, event: events.CallEnded) -> None:
@@ -32,10 +33,11 @@ class Endings(Desk):
         copy, executor = call.copy, call.slot.executor
         self._leave_slot(box, call)
         if event.code == NOT_RUN:
-            self._not_run(box, call, event)
+            self._not_run(box, call, copy, is_dropped=event.is_dropped)
             return
         if call.times is not None:
-            call.times.add(event.run_s)
+            bytes_in = len(getattr(call.payload, "body", b""))
+            call.times.add(event.run_s, bytes_in, len(event.body))
         if not self._quarantine.is_empty:
             self._quarantine.forgive(self._key(call))
         is_stale = call.generation != box.generation
@@ -53,19 +55,20 @@ class Endings(Desk):
             self._conclude(box, call, event, is_late=is_late)
         self._after_call(box, executor)
 
-    def _not_run(self, box: Mailbox, call: Call, event: events.CallEnded) -> None:
+    def _not_run(
+        self, box: Mailbox, call: Call, copy: Copy | None, *, is_dropped: bool
+    ) -> None:
         """An executor gave a call back untouched: it stands where it stood."""
-        if event.is_dropped and box.main is not None and not box.main.running:
-            self.pool.forget(box.main)
+        if is_dropped and copy is not None and not copy.running:
+            self.pool.forget(copy)
         if call.is_answered:
             self._close(call)
-        elif call.is_reentrant and not event.is_dropped:
-            call.is_reentrant = False  # Its holder has ended: now it stands for itself.
-            self.boxes.requeue(box, call)
-        elif call.is_reentrant:
+        elif call.is_reentrant and is_dropped:
             self._fail(call, UnavailableError(call.where(), "its copy was dropped"))
         else:
-            self.boxes.requeue(box, call)
+            # One that was to enter its own chain's object waits like others now.
+            call.is_reentrant = False
+            self._requeue(box, call)
         self._pump(box)
 
     def _again(self, box: Mailbox, call: Call) -> None:
@@ -78,7 +81,7 @@ class Endings(Desk):
                 ),
             )
         else:
-            self.boxes.requeue(box, call)
+            self._requeue(box, call)
 
     def _conclude(
         self, box: Mailbox, call: Call, event: events.CallEnded, *, is_late: bool
@@ -96,34 +99,35 @@ class Endings(Desk):
             else:
                 self._close(call)
             return
+        if has_change or call.changed_others:
+            self._note_change(call)
         version = call.version
         durability = 0
-        if has_change:
-            info = self.boxes.classes.get(box.class_name)
-            durability = info.durability if info is not None else 0
+        is_recorded = type(call.origin) is Client and self._has_left_traces(call)
+        if has_change or is_recorded:
+            if has_change and event.state is None:  # Names and new objects always last.
+                info = self.boxes.classes.get(box.class_name)
+                durability = info.durability if info is not None else 0
             version = self.ledger.order(
                 box, call, Step(event.delta, event.state, event.created),
                 durability=durability, code=event.code, body=event.body,
-                buffers=event.buffers,
+                buffers=event.buffers, outermost=self._outermost(call),
             )  # fmt: skip
+        answer = _answer_of(call, event)
         if durability and not box.unreplied:
-            self._answer(call, event)
+            if type(call.origin) is Client:
+                self._unwritten[call.origin] = answer
+            box.shown_version = version
+            self._emit(answer)
+            self._close(call)
             return
-        effect: effects.Answer | effects.Refuse
-        if event.code:
-            effect = effects.Refuse(call.origin, None, event.code, event.body)
-        else:
-            effect = effects.Answer(call.origin, event.body, event.buffers)
-        self.ledger.release(box, version, effect)
-        self._close(call)
+        self._release(box, version, call, answer)
 
     def _answer(self, call: Call, event: events.CallEnded) -> None:
-        if call.is_answered:
-            pass
-        elif event.code:
-            self._emit(effects.Refuse(call.origin, None, event.code, event.body))
-        else:
-            self._emit(effects.Answer(call.origin, event.body, event.buffers))
+        if not call.is_answered:
+            self._emit(_answer_of(call, event))
+        if call.changed_others:
+            self._note_change(call)
         self._close(call)
 
     def _after_call(self, box: Mailbox, executor: Executor) -> None:
@@ -147,6 +151,7 @@ class Endings(Desk):
         box = pending.mailbox
         box.pending_commits -= 1
         self.ledger.committed(box, pending.version)
+        self._written(pending)
         if pending.checkpoint is not None and pending.call is not None:
             self._emit(
                 effects.Answer(
@@ -165,12 +170,13 @@ class Endings(Desk):
             return
         box = pending.mailbox
         box.pending_commits -= 1
+        self._written(pending)
         if pending.generation == box.generation:
             self._discard(box)
         failed = self.ledger.refused(box, pending.version, event.error)
         for call in list(box.running.values()):
             if call.origin in failed and call.slot is not None:
-                self._interrupt(call, call.slot, "commit failed")
+                self._interrupt(call, call.slot, "commit failed", event.error)
         if not box.pending_commits:
             box.executed_version = box.committed_version
         if pending.checkpoint is not None and pending.call is not None:
@@ -182,12 +188,19 @@ class Endings(Desk):
         self._pump(box)
         self.boxes.tidy(box)
 
+    def _written(self, pending: Pending) -> None:
+        """What was answered before its commit is on disk now, or lost."""
+        if self._unwritten and pending.checkpoint is None and pending.call is not None:
+            origin = pending.call.origin
+            if type(origin) is Client:
+                self._unwritten.pop(origin, None)
+
     def _persist_done(self, token: int, error: ActiveStoreError | None) -> None:
         persist = self._persists.pop(token, None)
         if persist is None:
             return
         if type(persist.origin) is Client:
-            self._persisting.discard(persist.origin)
+            self._end_errand(persist.origin)
         if error is not None:
             self._emit(effects.Refuse(persist.origin, error))
         else:
@@ -207,10 +220,14 @@ class Endings(Desk):
         elif event.delta is None and not event.created:
             self._emit(effects.Answer(origin, NIL, ()))
         else:
+            call.has_checkpointed = True
+            lost = provisional(call)
             self.ledger.order(
-                box, call, Step(event.delta, None, event.created),
-                durability=0, checkpoint=event.request,
+                box, call, Step(event.delta, None, event.created), durability=0,
+                code=lost.code if lost else "", body=lost.body if lost else b"",
+                checkpoint=event.request, outermost=self._outermost(call),
             )  # fmt: skip
+            self._note_change(call)
 
     def _on_item_produced(self, event: events.ItemProduced) -> None:
         call = self.calls.get(event.call_id)
@@ -222,3 +239,9 @@ class Endings(Desk):
         # An item shows the writer's own, uncommitted state; it is no acknowledgement.
         # What it must not do is overtake answers that wait for earlier commits.
         self.ledger.release(box, 0 if not call.is_readonly else call.version, item)
+
+
+def _answer_of(call: Call, event: events.CallEnded) -> effects.Answer | effects.Refuse:
+    if event.code:
+        return effects.Refuse(call.origin, None, event.code, event.body)
+    return effects.Answer(call.origin, event.body, event.buffers)

@@ -7,7 +7,7 @@ third.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from activestore.core.calls import Client, Kind, MethodInfo, Nested
 from activestore.errors import ActiveStoreError
@@ -86,13 +86,14 @@ class SessionEnded(NamedTuple):
 
 
 class ObjectLoaded(NamedTuple):
-    """Storage read the object; the loop keeps the state for the Activate that follows."""
+    """Storage read the object. `loaded` comes back in Activate, or in ReleaseLoaded."""
 
     object_id: ObjectId
     is_reader: bool
     class_name: str
     version: int
     state_bytes: int
+    loaded: Any
 
 
 class ObjectMissing(NamedTuple):
@@ -171,6 +172,25 @@ class ItemProduced(NamedTuple):
     buffers: Sequence[object]
 
 
+class NestedWaits(NamedTuple):
+    """A running method begins to wait for a nested call that it had only submitted."""
+
+    parent: int
+    request: int
+
+
+class ErrandBegan(NamedTuple):
+    """A client waits for something that is no call, and is to be told that it goes on."""
+
+    origin: Client
+
+
+class ErrandEnded(NamedTuple):
+    """It has its answer."""
+
+    origin: Client
+
+
 class CheckpointReached(NamedTuple):
     """A running method wants what it has so far committed; it waits for the answer."""
 
@@ -220,6 +240,9 @@ Event: TypeAlias = (
     | CallEnded
     | ItemProduced
     | CheckpointReached
+    | NestedWaits
+    | ErrandBegan
+    | ErrandEnded
     | Committed
     | CommitRefused
     | DrainStarted

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from activestore.core.calls import (
+    SLOTS_MAX,
     Call,
     Copy,
     Executor,
@@ -31,8 +32,6 @@ SLOT_QUEUE_MAX = 64
 SLOT_BACKLOG_S = 0.002
 # A first call older than this gets no more company in its slot.
 HEAD_AGE_S = 0.002
-# Slots of one executor, those opened because others wait for nested calls included.
-SLOTS_MAX = 64
 # A state up to this size moves to another executor when its own is occupied.
 MOVABLE_BYTES_MAX = 8 * 1024 * 1024
 # Back-off before an executor that died young starts again, doubling up to the maximum.
@@ -184,6 +183,8 @@ class Pool:
             return False
         if now_s - slot.head_since_s > HEAD_AGE_S or slot.is_recalling:
             return False
+        if queue[0].waits_nested:
+            return False  # It may be a long time, and be waiting for this very call.
         last = queue[-1].times
         head = queue[0].times
         if last is None or head is None or not (last.is_short and head.is_short):

@@ -30,7 +30,7 @@ from activestore.core.endings import Endings
 from activestore.core.executors import PoolConfig
 from activestore.core.mailboxes import MailboxConfig
 from activestore.core.supervision import TIDY_S, Supervision
-from activestore.core.timers import Timer
+from activestore.core.timers import TIMERS_OF_CALLS, Timer
 
 
 class InvocationCore(Arrivals, Endings, Supervision):
@@ -61,6 +61,9 @@ class InvocationCore(Arrivals, Endings, Supervision):
             events.CallEnded: self._on_call_ended,
             events.ItemProduced: self._on_item_produced,
             events.CheckpointReached: self._on_checkpoint_reached,
+            events.NestedWaits: self._on_nested_waits,
+            events.ErrandBegan: self._on_errand_began,
+            events.ErrandEnded: self._on_errand_ended,
             events.Committed: self._on_committed,
             events.CommitRefused: self._on_commit_refused,
             events.DrainStarted: self._on_drain_started,
@@ -86,7 +89,14 @@ class InvocationCore(Arrivals, Endings, Supervision):
         self._handlers[type(event)](event)
         if self.pool.left:
             self.boxes.tidy_left()
+        if self.boxes.wants_loads:
+            self.boxes.load_more()
+        if self.timers.is_crowded:
+            self.timers.sweep(self._is_timer_live)
         return out
+
+    def _is_timer_live(self, timer: Timer, key: int) -> bool:
+        return timer not in TIMERS_OF_CALLS or key in self.calls
 
     def deadline_s(self) -> float | None:
         """Return when it next wants a TimerFired, None for never."""
@@ -131,7 +141,15 @@ class InvocationCore(Arrivals, Endings, Supervision):
                 assert all(call.slot is slot for call in slot.queue)
         for session in self.sessions.values():
             assert session, "an empty session is kept"
-            assert all(call.call_id in self.calls for call in session.values())
+            assert all(
+                call.is_deferred or call.call_id in self.calls
+                for call in session.values()
+            )
+        loads = sum(
+            box.state is MailboxState.LOADING or box.loaded is not None
+            for box in self.boxes.boxes.values()
+        )
+        assert self.boxes.loads_count == loads, (self.boxes.loads_count, loads)
 
 
 __all__ = ["InvocationConfig", "InvocationCore"]

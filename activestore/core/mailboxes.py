@@ -14,7 +14,7 @@ Source: design section 5.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from activestore.core.calls import (
     Call,
@@ -33,6 +33,7 @@ from activestore.core.effects import (
     Effect,
     HurryCommits,
     LoadObject,
+    ReleaseLoaded,
 )
 from activestore.core.executors import MOVABLE_BYTES_MAX, Pool
 from activestore.core.timers import Timer, Timers
@@ -49,6 +50,9 @@ from activestore.ids import ObjectId
 RECALL_S = 0.005
 # Mailboxes that are tried in vain when a slot is free, before the rest must wait.
 READY_FAILURES_MAX = 8
+# Objects that are being read, or were read and wait for a slot: bounds the memory that
+# their states take in the daemon. Nested calls do not wait: others wait for them.
+LOADS_MAX = 16
 
 _READ_FIELD = "<get>"
 
@@ -83,6 +87,9 @@ class Mailboxes:
         self.classes: dict[str, ClassInfo] = {}
         # Mailboxes whose next call found no slot, in order of arrival.
         self._ready: dict[ObjectId, Mailbox] = {}
+        # Mailboxes whose object is to be read once others have been activated.
+        self._to_load: dict[ObjectId, Mailbox] = {}
+        self.loads_count = 0  # being read, or read and not yet activated
 
     def box_of(self, object_id: ObjectId) -> Mailbox:
         """Return the mailbox of an object, beginning it where there is none."""
@@ -96,8 +103,36 @@ class Mailboxes:
         if box.main is not None or box.reader is not None or not box.is_idle:
             return
         if self.boxes.get(box.object_id) is box:
+            self.cool(box)
             del self.boxes[box.object_id]
             self._ready.pop(box.object_id, None)
+            self._to_load.pop(box.object_id, None)
+
+    def cool(self, box: Mailbox) -> None:
+        """Forget the object's head, and its state where it was read in vain."""
+        if box.state is MailboxState.LOADING:
+            self.loads_count -= 1
+        if box.loaded is not None:
+            self.emit(ReleaseLoaded(self._take_loaded(box)))
+        box.state = MailboxState.COLD
+
+    def _take_loaded(self, box: Mailbox) -> Any:
+        loaded, box.loaded = box.loaded, None
+        self.loads_count -= loaded is not None
+        return loaded
+
+    @property
+    def wants_loads(self) -> bool:
+        """Whether more objects can be read now."""
+        return bool(self._to_load) and self.loads_count < LOADS_MAX
+
+    def load_more(self) -> None:
+        """Read objects that had to wait for others, in order of arrival."""
+        while self.wants_loads:
+            object_id = next(iter(self._to_load))
+            box = self._to_load.pop(object_id)
+            if box.waiting and self.boxes.get(object_id) is box:
+                self.pump(box)
 
     def tidy_left(self) -> None:
         """Forget the mailboxes that lost their last copy or call in this step."""
@@ -146,6 +181,8 @@ class Mailboxes:
         waiting = box.waiting
         while waiting:
             call = waiting[0]
+            if box.state is MailboxState.READY and self._lacks_state(box, call):
+                box.state = MailboxState.COLD  # It was read for a call that is gone.
             if box.state is not MailboxState.READY and not self._wake(box, call):
                 return
             if not call.is_checked and not self._check(box, call):
@@ -192,6 +229,15 @@ class Mailboxes:
             if failures >= READY_FAILURES_MAX:
                 return
 
+    @staticmethod
+    def _lacks_state(box: Mailbox, call: Call) -> bool:
+        return (
+            box.main is None
+            and box.loaded is None
+            and call.kind is not Kind.CREATE
+            and call.kind is not Kind.DELETE
+        )
+
     def _wake(self, box: Mailbox, call: Call) -> bool:
         """Begin to load a cold object; return whether its head is known now."""
         if box.state is MailboxState.LOADING:
@@ -200,10 +246,17 @@ class Mailboxes:
             box.class_name = call.class_name
             box.state = MailboxState.READY
             return True
+        if call.kind is Kind.DELETE and not box.running and not box.pending_commits:
+            box.state = MailboxState.READY  # Also of what cannot be read any more.
+            return True
         if box.pending_commits or box.running:
             if box.pending_commits:
                 self.emit(HurryCommits())
             return False  # Storage must have the last executed state first.
+        if self.loads_count >= LOADS_MAX and type(call.origin) is Client:
+            self._to_load[box.object_id] = box
+            return False
+        self.loads_count += 1
         box.state = MailboxState.LOADING
         self.emit(LoadObject(box.object_id, is_reader=False))
         return False
@@ -213,8 +266,8 @@ class Mailboxes:
         error = self.why_not(box, call)
         if error is not None:
             self.take(box, call)
-            if call.kind is Kind.CREATE:
-                box.state = MailboxState.COLD
+            if call.kind is Kind.CREATE and box.main is None:
+                self.cool(box)
             self.refuse(call, error)
             return False
         call.is_checked = True
@@ -329,6 +382,7 @@ class Mailboxes:
             Activate(
                 slot.executor.executor_id, slot.index, copy.copy_id, box.object_id,
                 info.class_name, info.revision, is_reader, call.kind is Kind.CREATE,
+                None if is_reader else self._take_loaded(box),
             )
         )  # fmt: skip
         return copy
@@ -353,8 +407,9 @@ class Mailboxes:
             slot.queue.append(call)
             if len(slot.queue) == 1:
                 slot.head_since_s = now_s
-            elif len(slot.queue) == 2:
-                self.timers.add(now_s + RECALL_S, Timer.RECALL, call.call_id)
+            elif not slot.has_recall_timer:
+                slot.has_recall_timer = True
+                self.timers.add(now_s + RECALL_S, Timer.RECALL, slot.key)
         if call.times is None or not call.times.is_short:
             self.timers.add(
                 now_s + self.pool.config.long_run_s, Timer.LONG_RUN, call.call_id
@@ -389,6 +444,9 @@ class Mailboxes:
     def _run_reader(self, box: Mailbox, call: Call) -> bool:
         """Dispatch one reader on the reader copy; False where it must wait for it."""
         copy = box.reader
+        if box.shown_version > box.committed_version:
+            self.emit(HurryCommits())  # What was told already must be seen.
+            return False
         if copy is not None and copy.version < box.committed_version:
             if copy.running:
                 box.reader = None  # Its readers end on it; it is dropped after them.
@@ -408,15 +466,17 @@ class Mailboxes:
         self.send(call, slot, copy)
         return True
 
-    def reader_loaded(self, box: Mailbox, version: int) -> bool:
+    def reader_loaded(self, box: Mailbox, version: int, loaded: object) -> bool:
         """Make the reader copy of a state that was loaded; False where none is wanted."""
         box.reader_loading = False
         if not any(call.is_readonly for call in box.waiting) or not box.writers:
+            self.emit(ReleaseLoaded(loaded))
             self.pump(box)
             return False
         main = box.main
         executor = self._place(box, avoid=None if main is None else main.executor)
         if executor is None:
+            self.emit(ReleaseLoaded(loaded))
             return False
         info = self.classes[box.class_name]
         copy = self.pool.add_copy(
@@ -428,7 +488,7 @@ class Mailboxes:
         self.emit(
             Activate(
                 executor.executor_id, slot.index, copy.copy_id, box.object_id,
-                info.class_name, info.revision, True, False,
+                info.class_name, info.revision, True, False, loaded,
             )
         )  # fmt: skip
         self._serve_readers(box)

@@ -11,13 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Executor, ExecutorState, Mailbox
-from activestore.core.desk import Desk
+from activestore.core.calls import (
+    SLOTS_MAX,
+    Call,
+    Client,
+    Executor,
+    ExecutorState,
+    Mailbox,
+)
+from activestore.core.chains import Chains
+from activestore.core.commits import Step
 from activestore.core.mailboxes import RECALL_S
 from activestore.core.quarantine import RUNS_TRUSTED
 from activestore.core.timers import Timer
 from activestore.errors import DeadlineExceededError, ExecutorCrashedError
 from activestore.ids import ObjectId
+from activestore.wire.values import encode_error
 
 # Ping an executor whose call runs long; no answer for this time means that it is
 # silent: its interpreter is held by a call that never lets go.
@@ -29,7 +38,7 @@ TIDY_S = 5.0
 YOUNG_S = 10.0
 
 
-class Supervision(Desk):
+class Supervision(Chains):
     """Handlers of executors and timers."""
 
     _timer_handlers: dict[Timer, Callable[[int], None]]
@@ -95,8 +104,23 @@ class Supervision(Desk):
         is_trusted = times is not None and times.runs_count >= RUNS_TRUSTED
         if not is_bystander and (is_alone or not is_trusted):
             refused_s = self._quarantine.blame(self._key(call), self._now_s)
-        self._fail(call, ExecutorCrashedError(call.where(), how, refused_s))
+        is_partial = self._has_left_traces(call)
+        error = ExecutorCrashedError(call.where(), how, refused_s, is_partial)
+        if is_partial and type(call.origin) is Client:
+            self._record_loss(box, call, error)
+        else:
+            self._fail(call, error)
         return box
+
+    def _record_loss(
+        self, box: Mailbox, call: Call, error: ExecutorCrashedError
+    ) -> None:
+        """Keep how a call ended that must not run again, then say so."""
+        version = self.ledger.order(
+            box, call, Step(), durability=0, code=error.code, body=encode_error(error)
+        )
+        answer = effects.Refuse(call.origin, None, error.code, encode_error(error))
+        self._release(box, version, call, answer)
 
     def _lose_waiting(self, call: Call) -> Mailbox:
         """Requeue a call that had not begun in an executor that is gone."""
@@ -105,7 +129,7 @@ class Supervision(Desk):
         if call.is_answered:
             self._close(call)
         else:
-            self.boxes.requeue(box, call)
+            self._requeue(box, call)
         return box
 
     def _replace(self, executor: Executor, how: str) -> None:
@@ -216,25 +240,33 @@ class Supervision(Desk):
                     self._discard(box)
                 elif copy is not None and copy is box.reader and not copy.running:
                     self.pool.passivate(copy)  # Else it would run here again.
-                self.boxes.requeue(box, call)
+                self._requeue(box, call)
                 self._pump(box)
 
-    def _on_recall_due(self, call_id: int) -> None:
-        call = self.calls.get(call_id)
-        if call is None or call.slot is None or len(call.slot.queue) < 2:
+    def _on_recall_due(self, slot_key: int) -> None:
+        executor_id, index = divmod(slot_key, SLOTS_MAX)
+        executor = self.pool.executors.get(executor_id)
+        if executor is None:
             return
-        slot = call.slot
+        slot = executor.slots[index]
+        slot.has_recall_timer = False
+        if len(slot.queue) < 2 or slot.is_recalling:
+            return
         due_s = slot.head_since_s + RECALL_S
         if self._now_s < due_s:
-            self.timers.add(due_s, Timer.RECALL, slot.queue[-1].call_id)
-        elif not slot.is_recalling:
+            slot.has_recall_timer = True
+            self.timers.add(due_s, Timer.RECALL, slot_key)
+        else:
             slot.is_recalling = True
-            self._emit(effects.RecallCalls(slot.executor.executor_id, slot.index))
+            self._emit(effects.RecallCalls(executor_id, index))
 
     def _on_beat(self, _key: int) -> None:
-        for session, calls in self.sessions.items():
-            if calls:
-                self._emit(effects.SendBeat(session, tuple(calls)))
+        for session in {**self.sessions, **self.errands}:
+            open_ones = (
+                *self.sessions.get(session, ()),
+                *self.errands.get(session, ()),
+            )
+            self._emit(effects.SendBeat(session, open_ones))
         self.timers.add(self._now_s + self.config.beat_s, Timer.BEAT)
 
     def _on_respawn(self, _key: int) -> None:

@@ -164,7 +164,9 @@ class Stage:
     ) -> list[effects.Effect]:
         """Have storage hand the object over."""
         return self.step(
-            events.ObjectLoaded(object_id, is_reader, class_name, version, state_bytes)
+            events.ObjectLoaded(
+                object_id, is_reader, class_name, version, state_bytes, "state"
+            )
         )
 
     def miss(

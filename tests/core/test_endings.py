@@ -6,7 +6,6 @@ import pytest
 
 from activestore.core import effects, events
 from activestore.core.calls import Call, Kind, Nested
-from activestore.core.commits import KNOWN_REPLIES_MAX
 from activestore.core.invocation import InvocationConfig
 from tests.core.stage import (
     OBJECT,
@@ -169,17 +168,17 @@ def test_replies_that_the_client_has_go_with_the_next_commit(stage: Stage) -> No
     assert commit.acknowledged == [client(1), client(2)]
 
 
-def test_replies_that_nobody_acknowledges_are_bounded(stage: Stage) -> None:
-    for sequence in range(1, KNOWN_REPLIES_MAX + 1):
+def test_replies_of_others_stay_until_their_own_client_has_them(stage: Stage) -> None:
+    for session in range(1, 1500):
         call = (
-            stage.run(1) if sequence == 1 else dispatched(stage.call(sequence))
-        )  # fmt: skip
-        stage.commit(stage.end(call, change=delta()))
-
-    out = stage.end(dispatched(stage.call(KNOWN_REPLIES_MAX + 1)), change=delta())
-
-    (commit,) = only(out, effects.Commit)
-    assert commit.acknowledged == [client(1)]
+            stage.run(1, session=session)
+            if session == 1
+            else dispatched(stage.call(1, session=session))
+        )
+        out = stage.end(call, change=delta())
+        (commit,) = only(out, effects.Commit)
+        assert not commit.acknowledged
+        stage.commit(out)
 
 
 # -- calls that a slot gave back -------------------------------------------------------
@@ -217,6 +216,21 @@ def test_reentrant_call_that_is_given_back_fails(stage: Stage) -> None:
     out = stage.end(inner, code="not_run", is_dropped=True)
 
     assert answers(out) == {Nested(outer.call_id, 1): "unavailable"}
+
+
+def test_call_into_its_own_chain_whose_holder_has_ended_waits_like_others(
+    stage: Stage,
+) -> None:
+    outer = stage.run(1)
+    inner = dispatched(stage.nest(outer, 1, "add", OBJECT))
+    stage.end(outer, code="cancelled")
+
+    out = stage.end(inner, code="not_run")
+
+    again = dispatched(out)
+    assert again is inner
+    assert not inner.is_reentrant
+    assert only(stage.end(inner, change=delta()), effects.Commit), "it commits itself"
 
 
 # -- late and cancelled ----------------------------------------------------------------
@@ -473,7 +487,8 @@ def test_checkpoint_is_answered_once_it_is_durable(stage: Stage) -> None:
     out = checkpoint(stage, call)
     (ordered,) = only(out, effects.Commit)
 
-    assert (ordered.client, ordered.version) == (None, 2)
+    assert (ordered.client, ordered.version) == (client(1), 2)
+    assert ordered.code == "executor_crashed", "what a retry is told once all is lost"
     assert answers(stage.commit(out)) == {Nested(call.call_id, 5): ""}
 
 

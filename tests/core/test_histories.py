@@ -79,3 +79,60 @@ def test_no_call_is_lost_when_copies_do_not_fit(seed: int) -> None:
 
     assert all(world.answers[client][0] == "" for client in clients)
     assert sum(value for _, value in world.disk.values()) == 200
+
+
+def play(world: World, count: int, *, relays: float = 0.0) -> list[tuple[int, Client]]:
+    """Let six clients add to, and relay between, four objects; return (object, client).
+
+    A relay runs on the fifth to eighth object and adds to one of the four.
+    """
+    objects = [object_id_of(n) for n in range(8)]
+    for object_id in objects:
+        world.disk[object_id] = (1, 0)
+    adds = []
+    for number in range(count):
+        client = Client(session_of(number % 6), number)
+        which = world.rng.randrange(4)
+        adds.append((which, client))
+        if world.rng.random() < relays:
+            target, method, body = objects[which + 4], "relay", bytes(objects[which])
+        else:
+            target, method, body = objects[which], "add", b""
+        world.later(
+            world.rng.uniform(0, 0.2),
+            lambda o=target, m=method, c=client, b=body: world.call_until_done(
+                o, m, c, b
+            ),
+        )
+    world.run_until_quiet()
+    return adds
+
+
+@pytest.mark.parametrize("durability", [0, 1])
+@pytest.mark.parametrize("seed", range(40))
+def test_retries_at_any_moment_run_once(seed: int, durability: int) -> None:
+    """Impatient clients and lost answers: what was answered counts once, all the same."""
+    chances = Chances(impatience=0.3, loss=0.1, crash=0.01, slow=0.02)
+    world = World(seed, chances=chances, durability=durability)
+
+    adds = play(world, 200)
+
+    for which in range(4):
+        done = [c for w, c in adds if w == which and world.answers[c][0] == ""]
+        value = world.disk[object_id_of(which)][1]
+        assert value == len(done)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_calls_that_change_other_objects_run_once(seed: int) -> None:
+    """A relay that was answered has added once; one that was lost at most once."""
+    chances = Chances(impatience=0.2, loss=0.1, crash=0.02, slow=0.02)
+    world = World(seed, chances=chances)
+
+    adds = play(world, 150, relays=0.5)
+
+    for which in range(4):
+        codes = [world.answers[c][0] for w, c in adds if w == which]
+        value = world.disk[object_id_of(which)][1]
+        assert codes.count("") <= value <= len(codes)
+        assert set(codes) <= {"", "executor_crashed"}

@@ -80,7 +80,7 @@ def test_reader_copy_of_a_class_published_anew_waits_for_the_writer(
     stage.end(writer)
     out = stage.load()
 
-    assert loaded == []
+    assert loaded == [effects.ReleaseLoaded("state")]
     assert dispatched(out).origin == client(2)
 
 
@@ -165,21 +165,39 @@ def test_create_after_one_that_was_not_committed_is_the_first_version(
     assert [commit.version for commit in only(out, effects.Commit)] == [1]
 
 
-def test_call_that_comes_back_after_its_holder_has_ended_stands_for_itself(
+def test_call_into_its_own_chain_that_nobody_waits_for_runs_afterwards(
     stage: Stage,
 ) -> None:
-    """Run on top of a call that is gone, nobody would commit what it changes."""
+    """Nothing would run it, and commit it, inside a call that does not stand still."""
     outer = stage.run(1)
-    inner = dispatched(stage.nest(outer, 1, "add", OBJECT, waits=False))
-    stage.end(outer)
+    assert stage.nest(outer, 1, "add", OBJECT, waits=False) == []
 
-    again = stage.end(inner, code="not_run")
-    ended = stage.end(dispatched(again), change=delta())
-    out = stage.commit(ended)
+    inner = dispatched(stage.end(outer))
+    out = stage.end(inner, change=delta())
 
-    assert answers(ended) == {}
-    assert answers(out) == {Nested(outer.call_id, 1, waits=False): ""}
-    assert stage.boxes[OBJECT].main.running == 0
+    assert only(out, effects.Commit)
+    assert not inner.is_reentrant
+
+
+def test_call_that_is_waited_for_later_enters_its_own_chain_then(stage: Stage) -> None:
+    outer = stage.run(1)
+    assert stage.nest(outer, 1, "add", OBJECT, waits=False) == []
+
+    inner = dispatched(stage.step(events.NestedWaits(outer.call_id, 1)))
+
+    assert inner.is_reentrant
+    assert answers(stage.end(inner)) == {Nested(outer.call_id, 1): ""}
+
+
+def test_ring_that_is_closed_by_waiting_later_is_found(stage: Stage) -> None:
+    first, second = stage.run(1), stage.run(2, object_id=OTHER)
+    stage.nest(first, 1, "add", OTHER, waits=False)
+    stage.nest(second, 1, "add", OBJECT, waits=False)
+    assert answers(stage.step(events.NestedWaits(first.call_id, 1))) == {}
+
+    out = stage.step(events.NestedWaits(second.call_id, 1))
+
+    assert answers(out) == {Nested(second.call_id, 1): "busy"}
 
 
 def test_calls_of_many_objects_wait_for_one_slot_in_order(stage: Stage) -> None:

@@ -2,7 +2,8 @@
 
 Every object is a counter. Executors run calls after a random time, crash, raise, or give
 their copies up; the disk refuses commits now and then. Clients retry with the same request
-id, as the protocol asks. Nothing here sleeps, and a seed always gives the same history.
+id, as the protocol asks: after a failure, while the first attempt is still in progress, and
+when they lost its answer. Nothing here sleeps, and a seed always gives the same history.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Client, Kind, MethodInfo
+from activestore.core.calls import Client, Kind, MethodInfo, Nested
 from activestore.core.executors import PoolConfig
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
@@ -23,6 +24,8 @@ from activestore.wire.state import ObjectState, StateDelta
 
 REVISION = b"r" * 16
 CLASS = "model.Counter"
+RETRIED = ("executor_crashed", "busy", "unavailable")
+ATTEMPTS_MAX = 50
 
 
 class Payload(NamedTuple):
@@ -40,6 +43,8 @@ class Chances(NamedTuple):
     refusal: float = 0.0
     slow: float = 0.0
     silence: float = 0.0
+    impatience: float = 0.0  # a retry though the first attempt is in progress
+    loss: float = 0.0  # an answer that does not arrive
 
 
 def delta_to(value: int) -> StateDelta:
@@ -68,6 +73,7 @@ class World:
         chances: Chances | None = None,
         pool: PoolConfig | None = None,
         mailboxes: MailboxConfig | None = None,
+        durability: int = 0,
     ) -> None:
         self.rng = random.Random(seed)
         self.chances = chances or Chances()
@@ -81,7 +87,6 @@ class World:
         self.replies: dict[tuple[ObjectId, bytes, int], tuple[str, bytes]] = {}
         self.broken: dict[ObjectId, int] = {}
         self.executors: dict[int, FakeExecutor] = {}
-        self.loaded: dict[tuple[ObjectId, bool], int] = {}
         self.answers: dict[Client, tuple[str, int]] = {}
         self.runs: dict[Client, int] = {}
         self.disk_busy_s = 0.0
@@ -89,10 +94,12 @@ class World:
         methods = {
             "add": MethodInfo(False, False, 0.0),
             "peek": MethodInfo(True, False, 0.0),
+            "relay": MethodInfo(False, False, 0.0),
         }
+        self.nested: dict[Nested, Any] = {}
         self.step(
             events.ClassPublished(
-                CLASS, REVISION, "model", 0, frozenset({"value"}), methods
+                CLASS, REVISION, "model", durability, frozenset({"value"}), methods
             )
         )
         self.carry_out(self.core.start(0.0))
@@ -150,8 +157,8 @@ class World:
         queue = executor.queues.get(effect.slot, deque())
 
         def give_back() -> None:
-            while len(queue) > 1 and not executor.is_dead:
-                call_id, attempt, _, _ = queue.pop()
+            given = [queue.pop() for _ in range(len(queue) - 1)]
+            for call_id, attempt, _, _ in () if executor.is_dead else given:
                 self.step(events.CallEnded(call_id, attempt, "not_run", b"", (), 0.0))
 
         self.later(0.0002, give_back)
@@ -178,10 +185,9 @@ class World:
                     events.ObjectMissing(effect.object_id, effect.is_reader, error)
                 )
                 return
-            self.loaded[effect.object_id, effect.is_reader] = found[1]
             self.step(
                 events.ObjectLoaded(
-                    effect.object_id, effect.is_reader, CLASS, found[0], 8
+                    effect.object_id, effect.is_reader, CLASS, found[0], 8, found
                 )
             )
 
@@ -199,7 +205,7 @@ class World:
         executor = self.executors[effect.executor]
         value = 0
         if not effect.is_new:
-            value = self.loaded.pop((effect.object_id, effect.is_reader))
+            value = effect.loaded[1]
         executor.copies[effect.copy_id] = value
 
     def do_DropCopy(self, effect: effects.DropCopy) -> None:
@@ -229,8 +235,32 @@ class World:
         def end() -> None:
             if executor.is_dead:
                 return
-            call_id, attempt, copy_id, call = queue.popleft()
+            call_id, attempt, copy_id, call = queue[0]
+            if call.method == "relay" and copy_id in executor.copies:
+                relay(call)
+                return
+            queue.popleft()
             self._end(executor_id, call_id, attempt, copy_id, call, run_s)
+            self._begin(executor_id, slot)
+
+        def relay(call: Any) -> None:
+            """Add to the object that the call names, then end as that went."""
+            inner = Nested(call.call_id, call.attempt)
+            self.nested[inner] = relayed
+            target = ObjectId(call.payload.body)
+            self.step(
+                events.CallArrived(
+                    inner, target, Kind.CALL, "add", Payload(bytes(target)), 0, 0, 0.0,
+                    0.0, 0, "",
+                )
+            )  # fmt: skip
+
+        def relayed(code: str) -> None:
+            if executor.is_dead:
+                return
+            call_id, attempt, _, _ = queue.popleft()
+            ended = events.CallEnded(call_id, attempt, code, bytes(8), (), run_s)
+            self.later(0.0001, lambda: self.step(ended))
             self._begin(executor_id, slot)
 
         self.later(run_s, end)
@@ -284,9 +314,10 @@ class World:
         )
 
     def do_Commit(self, effect: effects.Commit) -> None:
-        self.disk_busy_s = max(self.disk_busy_s, self.now_s) + self.rng.uniform(
-            0.0001, 0.001
-        )
+        write_s = self.rng.uniform(0.0001, 0.001)
+        if effect.durability:
+            write_s += self.rng.uniform(0.0, 0.05)  # It waits for company.
+        self.disk_busy_s = max(self.disk_busy_s, self.now_s) + write_s
 
         def write() -> None:
             broken = self.broken.get(effect.object_id)
@@ -302,6 +333,9 @@ class World:
             assert effect.version == version + 1, "a commit was lost or doubled"
             if effect.is_delete:
                 del self.disk[effect.object_id]
+            elif effect.delta is None and effect.state is None:
+                _, value = self.disk[effect.object_id]
+                self.disk[effect.object_id] = (effect.version, value)
             else:
                 fields = effect.delta.fields if effect.delta else effect.state.fields
                 self.disk[effect.object_id] = (
@@ -310,19 +344,33 @@ class World:
             if effect.client is not None:
                 key = (effect.object_id, *effect.client)
                 self.replies[key] = (effect.code, effect.body)
+            if effect.outermost is not None:
+                top = effect.outermost
+                self.replies.setdefault(
+                    (top.object_id, *top.client), (top.code, top.body)
+                )
             self.step(events.Committed(effect.token))
 
         self.later(self.disk_busy_s - self.now_s, write)
 
     def do_Answer(self, effect: effects.Answer) -> None:
         value = int.from_bytes(effect.body[-8:], "big") if len(effect.body) == 8 else 0
-        assert effect.origin not in self.answers, "answered twice"
-        self.answers[effect.origin] = ("", value)
+        self._hear(effect.origin, "", value)
 
     def do_Refuse(self, effect: effects.Refuse) -> None:
         code = effect.code or (effect.error.code if effect.error else "?")
-        assert effect.origin not in self.answers, "answered twice"
-        self.answers[effect.origin] = (code, 0)
+        self._hear(effect.origin, code, 0)
+
+    def _hear(self, origin: Any, code: str, value: int) -> None:
+        if type(origin) is Nested:
+            relayed = self.nested.pop(origin, None)
+            if relayed is not None:
+                relayed(code)
+            return
+        assert origin not in self.answers, "answered twice"
+        if self.rng.random() < self.chances.loss:
+            return
+        self.answers[origin] = (code, value)
 
     # -- clients ---------------------------------------------------------------------------
 
@@ -338,21 +386,27 @@ class World:
             )
         )  # fmt: skip
 
-    def call_until_done(self, object_id: ObjectId, method: str, client: Client) -> None:
+    def call_until_done(
+        self, object_id: ObjectId, method: str, client: Client, body: bytes = b""
+    ) -> None:
         """Send a call, and again with the same id after failures that may be retried."""
 
         def attempt(number: int) -> None:
+            answer = self.answers.get(client)
+            if answer is not None and answer[0] not in RETRIED:
+                return  # It came while a retry was on its way.
             self.answers.pop(client, None)
-            self.call(object_id, method, client, attempt=number)
+            self.call(object_id, method, client, attempt=number, body=body)
             watch(number)
 
         def watch(number: int) -> None:
             answer = self.answers.get(client)
             if answer is None:
-                self.later(0.01, lambda: watch(number))
-            elif (
-                answer[0] in ("executor_crashed", "busy", "unavailable") and number < 50
-            ):
+                is_impatient = self.rng.random() < self.chances.impatience
+                again = (lambda: attempt(number + 1)) if is_impatient else None
+                wait_s = self.rng.uniform(0.0001, 0.01)
+                self.later(wait_s, again or (lambda: watch(number)))
+            elif answer[0] in RETRIED and number < ATTEMPTS_MAX:
                 self.later(self.rng.uniform(0.05, 0.2), lambda: attempt(number + 1))
 
         attempt(0)
