@@ -95,8 +95,10 @@ class Arrivals(Chains):
         self, origin: Client, attempt: int, age_s: float
     ) -> ActiveStoreError | None:
         """Return why a client's request is not begun any more, None where it is."""
-        if attempt and age_s > self.config.reply_keep_s:
-            return SessionExpiredError(origin.sequence, age_s, self.config.reply_keep_s)
+        if attempt and age_s > self.config.session_expiry_s:
+            return SessionExpiredError(
+                origin.sequence, age_s, self.config.session_expiry_s
+            )
         if self.is_draining:
             return UnavailableError("peer", "it is stopping")
         return None

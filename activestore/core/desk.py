@@ -36,7 +36,7 @@ class InvocationConfig(NamedTuple):
     grace_s: float = 2.0
     beat_s: float = 2.0
     quarantine_s: float = 600.0
-    reply_keep_s: float = 3600.0
+    session_expiry_s: float = 3600.0
     depth_max: int = 32
 
 

@@ -55,6 +55,7 @@ READY_FAILURES_MAX = 8
 LOADS_MAX = 16
 
 _READ_FIELD = "<get>"
+_NEED_NO_STATE = (Kind.CREATE, Kind.DELETE)
 
 
 class MailboxConfig(NamedTuple):
@@ -181,9 +182,7 @@ class Mailboxes:
         waiting = box.waiting
         while waiting:
             call = waiting[0]
-            if box.state is MailboxState.READY and self._lacks_state(box, call):
-                box.state = MailboxState.COLD  # It was read for a call that is gone.
-            if box.state is not MailboxState.READY and not self._wake(box, call):
+            if not self._is_ready(box, call):
                 return
             if not call.is_checked and not self._check(box, call):
                 continue
@@ -229,14 +228,14 @@ class Mailboxes:
             if failures >= READY_FAILURES_MAX:
                 return
 
-    @staticmethod
-    def _lacks_state(box: Mailbox, call: Call) -> bool:
-        return (
-            box.main is None
-            and box.loaded is None
-            and call.kind is not Kind.CREATE
-            and call.kind is not Kind.DELETE
-        )
+    def _is_ready(self, box: Mailbox, call: Call) -> bool:
+        """Return whether a call could run; else see to it that it can."""
+        if box.state is not MailboxState.READY:
+            return self._wake(box, call)
+        if box.main is None and box.loaded is None and call.kind not in _NEED_NO_STATE:
+            box.state = MailboxState.COLD  # What was read was for a call that is gone.
+            return self._wake(box, call)
+        return True
 
     def _wake(self, box: Mailbox, call: Call) -> bool:
         """Begin to load a cold object; return whether its head is known now."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import traceback
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ TRACEBACK_CHARS_MAX = 16_000
 # Characters of an error's text that travel, and bytes of all its fields.
 ERROR_TEXT_CHARS_MAX = 4000
 ERROR_BYTES_MAX = 256 * 1024
+# Copies that were given up and are remembered: far more than calls can be on their way.
+GONE_COPIES_MAX = 65_536
 # How long a call waits for another slot of the executor to load its copy, in seconds.
 ACTIVATION_WAIT_S = 600.0
 
@@ -130,6 +133,8 @@ class Host:
         self._message_bytes_max = message_bytes_max
         self.loader = PackageLoader()
         self.copies: dict[int, HostedCopy] = {}
+        # Copies that were given up: calls for them may be on their way still.
+        self._gone: OrderedDict[int, None] = OrderedDict()
         self._changed = threading.Condition()
         self._stand_ins: weakref.WeakValueDictionary[bytes, Any] = (
             weakref.WeakValueDictionary()
@@ -152,7 +157,8 @@ class Host:
         except Exception as error:  # noqa: BLE001 - user code ran: on_activate, __setstate__
             copy.error = self._method_error(error, f"{copy.class_name}.on_activate")
         with self._changed:
-            self.copies[copy.copy_id] = copy
+            if copy.copy_id not in self._gone:
+                self.copies[copy.copy_id] = copy
             self._changed.notify_all()
 
     def _activate(
@@ -206,12 +212,20 @@ class Host:
         if copy is not None:
             return copy
         with self._changed:
-            self._changed.wait_for(lambda: copy_id in self.copies, ACTIVATION_WAIT_S)
+            self._changed.wait_for(
+                lambda: copy_id in self.copies or copy_id in self._gone,
+                ACTIVATION_WAIT_S,
+            )
         return self.copies.get(copy_id)
 
     def drop(self, copy_id: int) -> None:
-        """Forget a copy."""
-        self.copies.pop(copy_id, None)
+        """Forget a copy; calls that come for it find it gone."""
+        with self._changed:
+            self.copies.pop(copy_id, None)
+            self._gone[copy_id] = None
+            if len(self._gone) > GONE_COPIES_MAX:
+                self._gone.popitem(last=False)
+            self._changed.notify_all()
 
     # -- one call ----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import ctypes
 import os
 import select
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -54,6 +55,8 @@ from activestore.wire.state import (
     encode_states,
 )
 
+# The exit status of an executor whose slot thread failed, a bug of ours.
+SLOT_FAILED_STATUS = 70
 # How long a finished result may wait for others, in seconds.
 RESULT_WAIT_S = 0.0002
 STREAM_CREDIT = 16
@@ -86,6 +89,7 @@ class Slot:
         self._credit: dict[int, int] = {}  # stream call to items it may still send
         self._results: dict[int, list[Any]] = {}  # request to its RESULT
         self._items: dict[int, deque[list[Any]]] = {}  # nested stream to its items
+        self._submitted: dict[int, int] = {}  # request nobody waits for, to its call
         self._next_request = 1
         self._first_result_s = 0.0
         self._last_call_s = 0.0
@@ -105,6 +109,12 @@ class Slot:
         except (EOFError, OSError):
             # The daemon is gone, or has closed this slot.
             return
+        except BaseException:  # noqa: BLE001 - whatever it is
+            # Nobody would serve this slot's calls any more. The daemon can tell their
+            # callers of a process that died; of a thread it would never know.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(SLOT_FAILED_STATUS)
 
     def _next(self) -> list[Any]:
         """Return the next message, reading and writing as needed."""
@@ -399,10 +409,17 @@ class Slot:
                 (orders.REQUEST, self._stack[-1][0], number, waits, record, described)
             )
             self._flush()
+        if not waits:
+            self._submitted[number] = self._stack[-1][0]
         return number
 
     def wait(self, number: int) -> Any:
         """Wait for the answer to a nested request and decode it."""
+        caller = self._submitted.pop(number, None)
+        if caller is not None and number not in self._results:
+            with self._inbox_lock:
+                self.channel.put((orders.WAITS, caller, number))
+                self._flush()
         while number not in self._results:
             self._serve_while_waiting()
         return self._decode(self._results.pop(number))

@@ -92,6 +92,7 @@ class Daemon:
                 message_bytes_max=config.message_bytes_max,
                 spin_s=config.spin_us / 1e6,
                 reply_keep_s=config.reply_keep_s,
+                session_expiry_s=config.session_expiry_s,
             ),
             self._core,
             self._transport,
@@ -195,7 +196,7 @@ def _core_of(config: PeerConfig) -> InvocationCore:
             grace_s=config.cancel_grace_s,
             beat_s=config.beat_s,
             quarantine_s=config.quarantine_s,
-            reply_keep_s=config.reply_keep_s,
+            session_expiry_s=config.session_expiry_s,
         ),
         MailboxConfig(
             mailbox_max=config.mailbox_max, reader_wait_s=config.reader_wait_s

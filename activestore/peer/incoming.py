@@ -19,7 +19,7 @@ from activestore.errors import (
     RemoteProtocolError,
     TooLargeError,
 )
-from activestore.ids import ObjectId, SessionId
+from activestore.ids import ObjectId, SessionId, check_alias
 from activestore.peer.table import Session, Table
 from activestore.wire import codec
 from activestore.wire.limits import (
@@ -45,7 +45,7 @@ from activestore.wire.messages import (
 )
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
-# Sessions known at once; the one that came first goes.
+# Sessions known at once; beyond it the idle one that was silent longest goes.
 SESSIONS_MAX = 16_384
 
 _KINDS = (Kind.CALL, Kind.GET, Kind.SET)
@@ -67,6 +67,8 @@ class Incoming(Table):
             self.transport.send(route, Refused(error.code, str(error)[:1000]))
             return
         session = self.routes.get(route)
+        if session is not None:
+            session.heard_s = self._now_s
         for message in messages:
             kind = type(message)
             handler = self._messages.get(kind)
@@ -103,9 +105,14 @@ class Incoming(Table):
             return None
         session_id = SessionId(message.session)
         session = self.sessions.get(session_id)
+        before = self.routes.get(route)
+        if before is not None and before is not session:
+            self._end_session(before)  # A connection carries one session.
         if session is None:
-            if len(self.sessions) >= SESSIONS_MAX:
-                self._end_session(next(iter(self.sessions.values())))
+            if len(self.sessions) >= SESSIONS_MAX and not self._end_idle_session():
+                reason = f"{SESSIONS_MAX} clients have calls in progress"
+                self.transport.send(route, Refused("busy", reason))
+                return None
             session = Session(session_id, route, message.client_name, self._now_s)
             self.sessions[session_id] = session
         else:
@@ -136,6 +143,25 @@ class Incoming(Table):
                     self.step(
                         events.CancelArrived(session.session_id, _sequence(call.origin))
                     )
+
+    def _end_idle_session(self) -> bool:
+        """Forget the session that was silent longest, of those without open requests."""
+        idle = (s for s in self.sessions.values() if not self._has_open(s))
+        oldest = min(idle, key=lambda session: session.heard_s, default=None)
+        if oldest is not None:
+            self._end_session(oldest)
+        return oldest is not None
+
+    def _has_open(self, session: Session) -> bool:
+        core = self.core
+        return session.session_id in core.sessions or session.session_id in core.errands
+
+    def _end_silent_sessions(self) -> None:
+        """Forget sessions whose requests would be refused as too old."""
+        before_s = self._now_s - self.settings.session_expiry_s
+        for session in list(self.sessions.values()):
+            if session.heard_s < before_s and not self._has_open(session):
+                self._end_session(session)
 
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.session_id, None)
@@ -180,6 +206,10 @@ class Incoming(Table):
 
     def _create(self, origin: Client | Nested, message: Create) -> None:
         if self._is_too_large(origin, message):
+            return
+        refused = _why_no_alias(message.alias)
+        if refused is not None:
+            self._refuse(origin, refused)
             return
         known = self.classes.revision_of(message.class_name)
         if known is None:
@@ -237,6 +267,9 @@ class Incoming(Table):
         if not states:
             return RemoteProtocolError("a Persist without states", "Persist")
         for named in states:
+            refused = _why_no_alias(named.alias)
+            if refused is not None:
+                return refused
             if self.classes.revision_of(named.state.class_name) is None:
                 return ClassNotFoundError(named.state.class_name, self.classes.names())
         return None
@@ -269,6 +302,16 @@ class Incoming(Table):
             self._delete(origin, message)
         elif kind is Request:
             self.request_handler(origin, message)
+
+
+def _why_no_alias(alias: str) -> ActiveStoreError | None:
+    """Return why an alias cannot be one, None where it can or there is none."""
+    try:
+        if alias:
+            check_alias(alias)
+    except ActiveStoreError as error:
+        return error
+    return None
 
 
 def _number(extra: Any, key: str) -> float:

@@ -19,11 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
-from activestore.core.calls import Kind
 from activestore.core.invocation import InvocationCore
 from activestore.errors import (
-    ActiveStoreError,
-    CorruptRecordError,
     UnavailableError,
 )
 from activestore.ids import ObjectId
@@ -107,6 +104,7 @@ class PeerLoop(Incoming, Outgoing):
             effects.LoadObject: self._do_load,
             effects.LookUpReply: self._do_look_up,
             effects.Activate: self._do_activate,
+            effects.ReleaseLoaded: lambda e: _close_files(e.loaded),
             effects.Refuse: self._do_refuse,
             effects.SendItem: self._do_send_item,
             effects.SendBeat: self._do_send_beat,
@@ -169,11 +167,11 @@ class PeerLoop(Incoming, Outgoing):
             os.sched_yield()
 
     def _measure(self, now_s: float) -> None:
-        """Look at the executors' memory, and at what is held for nobody."""
+        """Look at the executors' memory."""
         self._measure_due_s = now_s + MEASURE_S
         for event in self.executors.measure():
             self.step(event)
-        self._drop_unused()
+        self._end_silent_sessions()
 
     def _flush_network(self) -> None:
         for route in self.transport.flush():
@@ -257,47 +255,25 @@ class PeerLoop(Incoming, Outgoing):
         object_id = ObjectId(news.object_id)
         if news.head is None or news.state is None:
             error = news.error or UnavailableError("storage", "nothing was read")
-            if not news.is_reader and self._is_delete_of_damaged(object_id, error):
-                # Its class is not known, and a delete needs none.
-                self.step(events.ObjectLoaded(object_id, news.is_reader, "", 0, 0))
-                return
             self.step(events.ObjectMissing(object_id, news.is_reader, error))
             return
         lacking = self.classes.missing_for(news.head.class_name)
         if lacking is not None:
+            _close_files(news)
             self.step(events.ObjectMissing(object_id, news.is_reader, lacking))
             return
-        self._loaded[object_id, news.is_reader] = news
         self.step(
             events.ObjectLoaded(
                 object_id, news.is_reader, news.head.class_name, news.head.version,
-                news.head.state_bytes,
+                news.head.state_bytes, news,
             )
         )  # fmt: skip
 
-    def _is_delete_of_damaged(
-        self, object_id: ObjectId, error: ActiveStoreError
-    ) -> bool:
-        """Whether a load failed for damage, and the first to wait for it is a delete."""
-        box = self.core.boxes.boxes.get(object_id)
-        return (
-            type(error) is CorruptRecordError
-            and box is not None
-            and bool(box.waiting)
-            and box.waiting[0].kind is Kind.DELETE
-        )
-
-    def _drop_unused(self) -> None:
-        """Let go of loaded states that no call waits for any more."""
-        for key in list(self._loaded):
-            box = self.core.boxes.boxes.get(ObjectId(key[0]))
-            is_wanted = box is not None and (
-                box.reader_loading if key[1] else box.main is None and bool(box.waiting)
-            )
-            if not is_wanted:
-                state = self._loaded.pop(key).state
-                for buffer in state.buffers if state is not None else ():
-                    if isinstance(buffer, FileBuffer):
-                        os.close(buffer.fd)
-
     # -- effects -----------------------------------------------------------------------
+
+
+def _close_files(loaded: ports.Loaded) -> None:
+    """Let go of the files of a state that nobody will have."""
+    for buffer in loaded.state.buffers if loaded.state is not None else ():
+        if isinstance(buffer, FileBuffer):
+            os.close(buffer.fd)

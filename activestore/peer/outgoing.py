@@ -63,13 +63,7 @@ class Outgoing(Table):
         record = self.classes.record_of(effect.class_name)
         stored = None
         if not effect.is_new:
-            loaded = self._loaded.pop((effect.object_id, effect.is_reader), None)
-            if (
-                loaded is not None
-                and loaded.head is not None
-                and loaded.state is not None
-            ):
-                stored = (loaded.head, loaded.state)
+            stored = (effect.loaded.head, effect.loaded.state)
         self.executors.activate(effect, stored, record)
 
     def _do_commit(self, effect: effects.Commit) -> None:
@@ -84,26 +78,39 @@ class Outgoing(Table):
             effect.is_delete, effect.state is not None, effect.alias, durability, reply,
             effect.acknowledged,
         )  # fmt: skip
-        if not effect.created:
+        if not effect.created and effect.outermost is None:
             self.storage.commit(effect.token, (change,))
             return
         made = [self._new(named, effect.token) for named in effect.created]
-        self.storage.commit(effect.token, (*made, _grouped(change, effect.token)))
+        changes = (*made, *self._promised(effect.outermost), change)
+        self.storage.commit(
+            effect.token, [_grouped(one, effect.token) for one in changes]
+        )
 
     def _do_commit_states(self, effect: effects.CommitStates) -> None:
         reply = None
         if effect.client is not None:
             reply = self._record(effect.client, "", _NIL, ())
-        changes = [self._new(named, effect.token, reply) for named in effect.states]
-        self.storage.commit(effect.token, changes)
+        made = [self._new(named, effect.token, reply) for named in effect.states]
+        changes = (*self._promised(effect.outermost), *made)
+        self.storage.commit(
+            effect.token, [_grouped(one, effect.token) for one in changes]
+        )
+
+    def _promised(self, outermost: effects.Provisional | None) -> tuple[Change, ...]:
+        """Return the change that keeps what a retry of the outermost call is told."""
+        if outermost is None:
+            return ()
+        reply = self._record(outermost.client, outermost.code, outermost.body, ())
+        return (Change(outermost.object_id, 0, reply=reply),)
 
     def _new(
         self, named: NamedState, group: int, reply: ReplyRecord | None = None
     ) -> Change:
-        durability = Durability(self.classes.durability_of(named.state.class_name))
+        # A new object, and its name, are there for everybody once they are told.
         return Change(
             ObjectId(named.object_id), 1, named.state, None, False, True, named.alias,
-            durability, reply, (), group,
+            Durability.COMMIT, reply, (), group,
         )  # fmt: skip
 
     def _record(

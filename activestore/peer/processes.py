@@ -379,6 +379,12 @@ class ExecutorProcesses:
             process = self._processes.get(end.executor_id)
             if process is not None:
                 news.append(self._bury(process))
+        except Exception as error:  # noqa: BLE001 - what user code wrote there can be anything
+            # User code shares the process, and has its descriptors.
+            self.kill(
+                end.executor_id,
+                f"it wrote what is no message: {type(error).__name__}: {error}"[:300],
+            )
         return news
 
     def _take(self, end: _End, message: list[Any], news: list[Any]) -> None:  # noqa: C901 - one branch per kind
@@ -403,6 +409,8 @@ class ExecutorProcesses:
                     call_id, attempt, request, _delta(end, delta), _states(end, created)
                 )
             )
+        elif kind == orders.WAITS:
+            news.append(events.NestedWaits(message[1], message[2]))
         elif kind == orders.CREDIT:
             news.append(events.NestedCreditArrived(message[1], message[2], message[3]))
         elif kind == orders.RELEASED:

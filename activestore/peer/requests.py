@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from activestore.core import effects
+from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
 from activestore.errors import (
     ActiveStoreError,
@@ -68,6 +68,8 @@ class Requests:
 
     def handle(self, origin: Origin, message: Request) -> None:
         """Carry one request out; whatever goes wrong is its answer."""
+        if type(origin) is Client:
+            self._loop.step(events.ErrandBegan(origin))
         try:
             operation = self._operations.get(message.operation)
             if operation is None:
@@ -86,9 +88,15 @@ class Requests:
     def _answer(self, origin: Origin, value: object) -> None:
         body, buffers = values.encode(value)
         self._loop.carry_out([effects.Answer(origin, body, buffers)])
+        self._end(origin)
 
     def _refuse(self, origin: Origin, error: ActiveStoreError) -> None:
         self._loop.carry_out([effects.Refuse(origin, error)])
+        self._end(origin)
+
+    def _end(self, origin: Origin) -> None:
+        if type(origin) is Client:
+            self._loop.step(events.ErrandEnded(origin))
 
     def _read(
         self,

@@ -20,7 +20,7 @@ from activestore.wire.messages import Request
 class Session:
     """A client process as the loop knows it."""
 
-    __slots__ = ("first_seen_s", "name", "route", "session_id")
+    __slots__ = ("heard_s", "name", "route", "session_id")
 
     def __init__(
         self, session_id: SessionId, route: bytes, name: str, now_s: float
@@ -28,7 +28,7 @@ class Session:
         self.session_id = session_id
         self.route = route
         self.name = name
-        self.first_seen_s = now_s
+        self.heard_s = now_s
 
 
 class LoopSettings(NamedTuple):
@@ -40,6 +40,7 @@ class LoopSettings(NamedTuple):
     message_bytes_max: int
     spin_s: float
     reply_keep_s: float
+    session_expiry_s: float
 
 
 class Table:
@@ -76,8 +77,6 @@ class Table:
         self.calls_count = 0
         self.backups: dict[str, tuple[int, int]] = {}  # directory to bytes done, total
         self._now_s = clock()
-        self._loaded: dict[tuple[bytes, bool], ports.Loaded] = {}
-        self._nested_streams: dict[int, Nested] = {}
         self._busy_until_s = 0.0
         self._last_work_s = 0.0
         self._measure_due_s = 0.0

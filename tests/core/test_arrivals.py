@@ -23,7 +23,7 @@ from tests.core.stage import (
 )
 from tests.core.world import object_id_of, session_of
 
-REPLY_KEEP_S = InvocationConfig().reply_keep_s
+REPLY_KEEP_S = InvocationConfig().session_expiry_s
 
 
 @pytest.fixture
