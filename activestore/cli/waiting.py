@@ -56,7 +56,7 @@ def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
         def move(done: int, total: int) -> None:
             if not any(isinstance(column, DownloadColumn) for column in drawn.columns):
-                drawn.columns = (*drawn.columns, DownloadColumn())
+                drawn.columns = (*drawn.columns, DownloadColumn(binary_units=True))
             drawn.update(task, completed=done, total=total)
 
         yield move

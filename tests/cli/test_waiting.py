@@ -159,7 +159,7 @@ def test_progress_of_the_peer_is_drawn(
     def progress(store: Any) -> tuple[int, int]:
         assert store.peers()[0]["peer"] == "one"
         asked.set()
-        return 3_000_000, 4_000_000
+        return 3 << 20, 4 << 20
 
     def work(_: Any) -> int:
         assert asked.wait(5.0)
@@ -170,7 +170,7 @@ def test_progress_of_the_peer_is_drawn(
 
     assert done == 7
     assert "copying" in terminal.getvalue()
-    assert "3.0/4.0 MB" in terminal.getvalue()
+    assert "3.0/4.0 MiB" in terminal.getvalue()
 
 
 @pytest.mark.net
