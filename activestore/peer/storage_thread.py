@@ -8,7 +8,8 @@ when it is first needed.
 
 Rules of this file: orders of one object are carried out in order; after a refused
 change all later ones of the same object are refused too, until the core begins anew
-from what is committed. After a disk error nothing more is written.
+from what is committed: it orders the refused version again, or loads the object. After
+a disk error nothing more is written.
 
 Source: design section 6; reliability.md 4.2.
 """
@@ -28,7 +29,13 @@ from activestore.errors import ActiveStoreError, ObjectNotFoundError, Unavailabl
 from activestore.ids import ObjectId
 from activestore.peer.clock import monotonic_s
 from activestore.peer.ports import Called, CommitsDone, Loaded, StorageFailed
-from activestore.storage.engine import Change, Durability, Engine
+from activestore.storage.engine import (
+    Change,
+    Durability,
+    Engine,
+    builds_on,
+    not_built,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +44,9 @@ CHANGES_PER_COMMIT_MAX = 256
 # How long changes of relaxed durability may wait for a commit, in seconds.
 RELAXED_S = {Durability.INTERVAL: 1.0, Durability.NONE: 60.0}
 
+# Objects with a refused change that are kept in mind. The oldest go first: what was ordered
+# on top of their refused change has long been refused.
+BROKEN_MAX = 65_536
 # At least what a pipe holds: one read empties it.
 PIPE_BYTES_MAX = 1 << 16
 # How long a stop waits for the keeper: a copy of gigabytes cannot be cut short.
@@ -94,6 +104,10 @@ class StorageThreads:
 
     def load(self, object_id: bytes, *, is_reader: bool) -> None:
         """Read an object; answered by Loaded."""
+        if not is_reader and object_id in self._broken:
+            # Through the writer: what was ordered before this must be judged before.
+            mended = ObjectId(object_id)
+            self.write(lambda _: self._broken.pop(mended, None), _pass)
         self._reads.put(_Load(ObjectId(object_id), is_reader))
 
     def read(
@@ -273,23 +287,27 @@ class StorageThreads:
         for (token, start, end, refusal), order in zip(spans, batch, strict=True):
             error_found = refusal or next((r for r in results[start:end] if r), None)
             if error_found is not None:
-                first = order.changes[0]
-                self._broken.setdefault(first.object_id, first.version)
+                self._note_broken(order)
             done.append((token, error_found))
         self._tell(CommitsDone(done))
 
+    def _note_broken(self, order: _Order) -> None:
+        """Remember what was refused: each object of a group, for all were."""
+        for change in order.changes:
+            self._broken.setdefault(change.object_id, change.version)
+            if len(self._broken) > BROKEN_MAX:
+                del self._broken[next(iter(self._broken))]
+
     def _refusal(self, order: _Order) -> ActiveStoreError | None:
         """Refuse what builds on a refused change; the core then begins from the committed."""
-        first = order.changes[0]
-        broken = self._broken.get(first.object_id)
-        if broken is None:
+        if not self._broken:
             return None
-        if first.version > broken and first.version:
-            return UnavailableError(
-                f"object {first.object_id.hex()}",
-                "an earlier change of it was not committed",
-            )
-        del self._broken[first.object_id]
+        for change in order.changes:
+            broken = self._broken.get(change.object_id)
+            if broken is not None and builds_on(change, broken):
+                return not_built(change.object_id)
+        for change in order.changes:
+            self._broken.pop(change.object_id, None)
         return None
 
     def _read_all(self) -> None:
@@ -320,6 +338,10 @@ class StorageThreads:
             missing = ObjectNotFoundError(order.object_id, (self.engine.peer_id,))
             return Loaded(order.object_id, order.is_reader, None, None, missing)
         return Loaded(order.object_id, order.is_reader, found[0], found[1], None)
+
+
+def _pass(_value: Any, _error: BaseException | None) -> None:
+    """Take note of what needs no answer."""
 
 
 def _called(function: _Function, engine: Engine) -> Called:

@@ -21,7 +21,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, check_alias
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change
+from activestore.storage.engine import Change, builds_on, not_built
 from activestore.storage.records import (
     CHUNK_BYTES,
     INLINE_BYTES_ALWAYS,
@@ -81,6 +81,7 @@ class Batch:
         self._wall_clock = wall_clock
         self._works: dict[ObjectId, _Work] = {}
         self._aliases: dict[str, ObjectId | None] = {}
+        self._refused: dict[ObjectId, int] = {}
         # What the files in use, and those in use by nothing, grow by with this batch.
         self.blob_bytes = 0
         self.dead_bytes = 0
@@ -102,13 +103,25 @@ class Batch:
             refusal = next(
                 (refusals[i] for i in range(position, end) if i in refusals), None
             )
+            if refusal is None:
+                refusal = self._why_not_built(changes[position:end])
             if end - position > 1 and refusal is None:
                 refusal = self._why_not_group(changes[position:end])
-            results.extend(
-                refusal or self._apply(change) for change in changes[position:end]
-            )
+            for change in changes[position:end]:
+                error = refusal or self._apply(change)
+                if error is not None:
+                    self._refused.setdefault(change.object_id, change.version)
+                results.append(error)
             position = end
         return results
+
+    def _why_not_built(self, changes: Sequence[Change]) -> ActiveStoreError | None:
+        """Refuse what was made from a state that an earlier change of the batch lacks."""
+        for change in changes if self._refused else ():
+            refused = self._refused.get(change.object_id)
+            if refused is not None and builds_on(change, refused):
+                return not_built(change.object_id)
+        return None
 
     def put(self) -> dict[ObjectId, Document | None]:
         """Put everything into the transaction; return the new heads of touched objects."""

@@ -15,7 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from activestore.errors import ActiveStoreError, CorruptRecordError
+from activestore.errors import (
+    ActiveStoreError,
+    CorruptRecordError,
+    UnavailableError,
+)
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.wire.state import ObjectState, StateDelta
 
@@ -130,6 +134,23 @@ class Damage:
     reason: str
 
 
+def builds_on(change: Change, refused_version: int) -> bool:
+    """Whether a change was made from a refused version of its object, or a later one."""
+    if change.version != refused_version:
+        return change.version > refused_version
+    # A reply that changed nothing has the version that it saw; a change has its own, and
+    # the core that began anew uses the refused number again.
+    is_reply = change.state is None and change.delta is None and not change.is_delete
+    return is_reply and change.version > 0
+
+
+def not_built(object_id: bytes) -> UnavailableError:
+    """Return the error of a change whose ground, an earlier change, was refused."""
+    return UnavailableError(
+        f"object {object_id.hex()}", "an earlier change of it was not committed"
+    )
+
+
 class Engine(Protocol):
     """Keeps objects, aliases, replies and published code of one peer."""
 
@@ -143,7 +164,8 @@ class Engine(Protocol):
         Returns one entry per change: None where it was done, or why it alone was
         refused (AliasExistsError, ObjectNotFoundError for a delta or delete of a
         missing object, StorageFullError, InvalidRequestError); the others are done all
-        the same.
+        the same. After a refused change, later versions of the same object are refused
+        too (UnavailableError): they were made from a state that is not kept.
 
         Raises:
             OSError: the disk failed, which a full disk is not. Nothing of the batch that

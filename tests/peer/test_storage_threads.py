@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import select
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 
 from activestore.errors import UnavailableError
-from activestore.ids import ObjectId
+from activestore.ids import ObjectId, PeerId
 from activestore.peer import daemon, storage_thread
 from activestore.peer.ports import Called, CommitsDone, Loaded, StorageFailed
 from activestore.peer.storage_thread import StorageThreads
 from activestore.storage.engine import Change
+from activestore.storage.memory_engine import MemoryDisk, MemoryEngine
+from activestore.wire.state import ObjectState, StateDelta
 
 OBJECT = ObjectId(b"o" * 16)
 WAIT_S = 10.0
@@ -180,6 +183,97 @@ def test_failed_disk_in_housekeeping_stops_the_peer_too(
     assert isinstance(told, StorageFailed)
     assert isinstance(called, Called)
     assert threads.has_failed
+
+
+# -- after a refused change ------------------------------------------------------------
+
+
+@pytest.fixture
+def stored() -> Iterator[StorageThreads]:
+    """Threads over an engine in memory that holds one object, in version 1."""
+    made = StorageThreads(
+        MemoryEngine(
+            MemoryDisk(PeerId(b"peer66")),
+            disk_budget_bytes=1 << 30,
+            wall_clock=lambda: 1.0,
+        )
+    )
+    made.commit(0, [created()])
+    assert results_of(made, 1) == {0: None}
+    yield made
+    made.close()
+
+
+def created(number: int = 0) -> Change:
+    content = ObjectState("m.C", b"r" * 16, 0, {"v": b"1"}, b"", (), ())
+    return Change(ObjectId(OBJECT[:8] + number.to_bytes(8, "big")), 1, content,
+                  is_new=True)  # fmt: skip
+
+
+def changed(version: int) -> Change:
+    step = StateDelta("m.C", b"r" * 16, 0, {"v": b"2"}, (), None, (), ())
+    return Change(created().object_id, version, None, step)
+
+
+def results_of(threads: StorageThreads, count: int) -> dict[int, str | None]:
+    """Wait for commits; return by token the code of the error, None where it was done."""
+    found: dict[int, str | None] = {}
+    while len(found) < count:
+        for news in news_of(threads):
+            if type(news) is CommitsDone:
+                found |= {t: error and error.code for t, error in news.results}
+    return found
+
+
+def test_what_builds_on_a_refused_change_is_refused_until_the_object_is_loaded(
+    stored: StorageThreads,
+) -> None:
+    """A create under an id that is taken must not stop the object that has it."""
+    stored.commit(1, [created()])
+    stored.commit(2, [changed(2)])
+    assert results_of(stored, 2) == {1: "invalid_request", 2: "unavailable"}
+
+    stored.load(created().object_id, is_reader=False)
+    stored.commit(3, [changed(2)])
+    stored.commit(4, [changed(3)])
+
+    assert results_of(stored, 2) == {3: None, 4: None}
+
+
+def test_every_object_of_a_refused_group_is_kept_in_mind(
+    stored: StorageThreads,
+) -> None:
+    group = [
+        dataclasses.replace(c, group=9) for c in (created(1), created(), changed(2))
+    ]
+    stored.commit(1, group)
+    results_of(stored, 1)
+
+    stored.commit(2, [changed(3)])
+
+    assert results_of(stored, 1) == {2: "unavailable"}
+
+
+def test_load_for_a_reader_mends_nothing(stored: StorageThreads) -> None:
+    stored.commit(1, [created()])
+    results_of(stored, 1)
+
+    stored.load(created().object_id, is_reader=True)
+    stored.commit(2, [changed(2)])
+
+    assert results_of(stored, 1) == {2: "unavailable"}
+
+
+def test_refused_creates_are_not_kept_in_mind_for_ever(
+    stored: StorageThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_thread, "BROKEN_MAX", 10)
+    for number in range(1, 50):
+        missing = dataclasses.replace(changed(5), object_id=created(number).object_id)
+        stored.commit(number, [missing])
+    results_of(stored, 49)
+
+    assert len(stored._broken) == 10
 
 
 class _Stopped(daemon.Daemon):

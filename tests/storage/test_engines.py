@@ -181,6 +181,25 @@ def test_group_is_kept_whole_or_not_at_all(engine):
     assert all(isinstance(r, AliasExistsError) for r in engine.commit(same_alias))
 
 
+def test_change_made_from_a_refused_one_is_refused_with_it(engine):
+    """Its fields alone, on the state before, would be a state that never was."""
+    engine.commit([new(1), new(2)])
+
+    results = engine.commit([
+        new(1), changed(1, 2, delta(value=b"2")),
+        changed(2, 2, delta(value=b"2"), group=5), new(1, group=5),
+        changed(2, 3, delta(other=b"3")), Change(oid(2), 2, reply=reply(7)),
+    ])  # fmt: skip
+
+    assert [result and result.code for result in results] == [
+        "invalid_request", "unavailable", "invalid_request", "invalid_request",
+        "unavailable", "unavailable",
+    ]  # fmt: skip
+    assert engine.reply(oid(2), SESSION, 7) is None
+    assert content_of(engine, 1)[0] == content_of(engine, 2)[0] == {"value": b"\x01"}
+    assert engine.commit([changed(2, 2, delta(value=b"2"))]) == [None]
+
+
 def test_retry_of_a_create_that_was_committed_succeeds_and_changes_nothing(engine):
     engine.commit([new(1, reply=reply(5))])
     engine.commit([changed(1, 2, delta(value=b"later"))])
