@@ -131,9 +131,12 @@ def _texts_of(value: Any, seen: set[int], *, is_constant: bool) -> Iterator[str]
             continue
         seen.add(id(function))
         yield _code_text(function.__code__)
-        yield f"{function.__defaults__!r}" if _is_atom(function.__defaults__) else ""
-        names = _names_of(function.__code__)
-        for name in names:
+        keywords = sorted((function.__kwdefaults__ or {}).items())
+        for default in (*(function.__defaults__ or ()), *keywords):
+            yield repr(default) if _is_atom(default) else "?"
+        for name in _names_of(function.__code__):
+            if name.startswith("__"):  # Where it was loaded, not what it says.
+                continue
             used = function.__globals__.get(name)
             if isinstance(used, types.FunctionType):
                 if used.__globals__ is function.__globals__:

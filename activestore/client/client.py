@@ -131,7 +131,9 @@ class Store:
             code = self._code()
         except ConfigurationError:
             raise UnsupportedValueError(type(value).__name__, "argument") from None
-        pickled: tuple[str, bytes] = code.dump_value(value, self._ref_of)
+        pickled: tuple[str, bytes] = code.dump_value(
+            value, self._ref_of, self._stand_ins.local_classes()
+        )
         return pickled
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -414,6 +416,12 @@ class Store:
             return
         if alias:
             raise InvalidRequestError("an alias names one object, not many", "persist")
+        if not isinstance(objects, Iterable):
+            raise InvalidRequestError(
+                "expected an ActiveObject or an iterable of them, got "
+                f"{type(objects).__name__}",
+                "persist",
+            )
         self._persisting.keep(batches_of(objects), progress)
 
     def _states_of(self, roots: list[tuple[Any, str]]) -> list[Any]:

@@ -49,6 +49,10 @@ class StandIns:
         """Return the class of this name that `use_class` was given, None for none."""
         return self._local_classes.get(class_name)
 
+    def local_classes(self) -> list[type]:
+        """Return the classes that `use_class` was given."""
+        return list(self._local_classes.values())
+
     def adopt(self, obj: Any, object_id: ObjectId) -> None:
         """Note a local object that has just become remote in place."""
         self.use_class(remote.original_class(type(obj)))

@@ -10,15 +10,16 @@ Source: design section 4.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from activestore import ids, model, remote
-from activestore.errors import InvalidRequestError
+from activestore.errors import ActiveStoreError, InvalidRequestError
 from activestore.ids import ObjectId
-from activestore.objects import opaque
+from activestore.objects import opaque, rebuild
 from activestore.objects.packages import Package, is_by_value, pack_source, pack_value
 from activestore.objects.snapshot import Snapshotter
 from activestore.wire.state import NamedState
@@ -108,8 +109,22 @@ def class_name_of_object(obj: Any) -> str:
     return model.class_name_of(cls)
 
 
-def dump_value(value: object, ref_of: RefOf) -> tuple[str, bytes]:
-    """Pickle a value without a wire form, for an executor."""
+def dump_value(
+    value: object, ref_of: RefOf, classes: Sequence[type] = ()
+) -> tuple[str, bytes]:
+    """Pickle a value without a wire form, for an executor.
+
+    Args:
+        value: What to pickle.
+        ref_of: Gives an active object's ref.
+        classes: Classes in use here. What they need and was published with them, such
+            as an enum beside them in a script, goes by name: a copy of the class would
+            be another class there.
+    """
+    for cls in classes:
+        if rebuild.name_of(cls) is None and is_by_value(cls):
+            with contextlib.suppress(ActiveStoreError):
+                pack_value(cls)
     return opaque.dump_value(value, ref_of)
 
 

@@ -33,7 +33,7 @@ from activestore.errors import UnsupportedValueError
 from activestore.model import ActiveObject
 from activestore.objects import rebuild
 from activestore.remote import Proxy
-from activestore.sources import MAIN_NAMES
+from activestore.sources import MAIN_NAMES, module_of
 
 # Smaller blocks stay in the stream: a descriptor, a digest and a frame cost more.
 OUT_OF_BAND_BYTES_MIN = 4096
@@ -205,6 +205,8 @@ class _Unpickler(pickle.Unpickler):
 
     def _named(self, module: str, qualname: str) -> type:
         found = rebuild.find_named(module, qualname, self._scope)
+        if found is None:
+            found = _loaded_here(module, qualname)
         return rebuild.named(module, qualname) if found is None else found
 
     def find_class(self, module: str, name: str) -> Any:
@@ -219,6 +221,17 @@ class _Unpickler(pickle.Unpickler):
         # Published modules are in sys.modules, put there by the package loader, which
         # sees to it that they win against others of the same name.
         return super().find_class(module, name)
+
+
+def _loaded_here(module: str, qualname: str) -> type | None:
+    """Return the class that this very script, or a module it imported, defines."""
+    for name in (module, *MAIN_NAMES):
+        found: Any = sys.modules.get(name)
+        for part in qualname.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, type) and module_of(found) == module:
+            return found
+    return None
 
 
 def _no_ref(ref: bytes) -> object:

@@ -213,6 +213,12 @@ def test_wrong_arguments_are_a_type_error_too(shared):
         assert isinstance(caught.value, InvalidRequestError)
 
 
+@pytest.mark.parametrize("what", [5, None, [5], object()])
+def test_persist_of_what_is_no_active_object_is_refused(shared, what):
+    with pytest.raises(InvalidRequestError, match="expected an ActiveObject"):
+        shared.persist(what)
+
+
 # -- names -----------------------------------------------------------------------------
 
 

@@ -245,3 +245,40 @@ def test_method_that_only_the_class_here_has_hints_at_publish(peer, meters):
         meter.down.submit().result()
     store.publish(changed)
     assert meter.down() == -1
+
+
+LAMP = """
+import enum
+import sys
+import activestore
+from activestore import ActiveObject, activemethod
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+class Lamp(ActiveObject):
+    color: Color = Color.RED
+    @activemethod
+    def paint(self, color):
+        assert isinstance(color, Color)
+        self.color = color
+        return self.color
+
+with activestore.connect(sys.argv[1], timeout_s=20.0, unpickle=True):
+    try:
+        lamp = Lamp.get_by_alias("lamp")
+        print(lamp.color is Color.BLUE)
+    except activestore.errors.AliasNotFoundError:
+        lamp = Lamp().make_persistent(alias="lamp")
+    print(lamp.paint(Color.BLUE) is Color.BLUE)
+"""
+
+
+def test_enum_of_a_script_is_the_same_there_and_back(peer, tmp_path):
+    assert run(tmp_path, "lamp.py", LAMP, peer.endpoint) == ("True\n", "")
+    assert run(tmp_path, "lamp.py", LAMP, peer.endpoint) == ("True\nTrue\n", "")
+
+    peer.restart()
+
+    assert run(tmp_path, "lamp.py", LAMP, peer.endpoint) == ("True\nTrue\n", "")
