@@ -33,7 +33,6 @@ from activestore.storage.engine import (
     Change,
     Durability,
     Engine,
-    builds_on,
     not_built,
 )
 
@@ -304,7 +303,7 @@ class StorageThreads:
             return None
         for change in order.changes:
             broken = self._broken.get(change.object_id)
-            if broken is not None and builds_on(change, broken):
+            if broken is not None and change.version > broken:
                 return not_built(change.object_id)
         for change in order.changes:
             self._broken.pop(change.object_id, None)

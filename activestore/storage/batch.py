@@ -21,7 +21,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, check_alias
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change, builds_on, not_built
+from activestore.storage.engine import Change, not_built
 from activestore.storage.records import (
     CHUNK_BYTES,
     INLINE_BYTES_ALWAYS,
@@ -119,7 +119,7 @@ class Batch:
         """Refuse what was made from a state that an earlier change of the batch lacks."""
         for change in changes if self._refused else ():
             refused = self._refused.get(change.object_id)
-            if refused is not None and builds_on(change, refused):
+            if refused is not None and change.version > refused:
                 return not_built(change.object_id)
         return None
 

@@ -134,16 +134,6 @@ class Damage:
     reason: str
 
 
-def builds_on(change: Change, refused_version: int) -> bool:
-    """Whether a change was made from a refused version of its object, or a later one."""
-    if change.version != refused_version:
-        return change.version > refused_version
-    # A reply that changed nothing has the version that it saw; a change has its own, and
-    # the core that began anew uses the refused number again.
-    is_reply = change.state is None and change.delta is None and not change.is_delete
-    return is_reply and change.version > 0
-
-
 def not_built(object_id: bytes) -> UnavailableError:
     """Return the error of a change whose ground, an earlier change, was refused."""
     return UnavailableError(

@@ -188,7 +188,7 @@ def test_change_made_from_a_refused_one_is_refused_with_it(engine):
     results = engine.commit([
         new(1), changed(1, 2, delta(value=b"2")),
         changed(2, 2, delta(value=b"2"), group=5), new(1, group=5),
-        changed(2, 3, delta(other=b"3")), Change(oid(2), 2, reply=reply(7)),
+        changed(2, 3, delta(other=b"3")), Change(oid(2), 3, reply=reply(7)),
     ])  # fmt: skip
 
     assert [result and result.code for result in results] == [
