@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 
+from activestore.core import effects
+from activestore.core.calls import Client
 from activestore.errors import UnavailableError
-from activestore.ids import ObjectId, PeerId
+from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer import daemon, storage_thread
 from activestore.peer.ports import Called, CommitsDone, Loaded, StorageFailed
+from activestore.peer.requests import Requests
 from activestore.peer.storage_thread import StorageThreads
-from activestore.storage.engine import Change
+from activestore.storage.engine import Change, Usage
 from activestore.storage.memory_engine import MemoryDisk, MemoryEngine
 from activestore.wire.state import ObjectState, StateDelta
 
+ORIGIN = Client(SessionId(b"s" * 16), 1)
 OBJECT = ObjectId(b"o" * 16)
 WAIT_S = 10.0
 
@@ -274,6 +278,53 @@ def test_refused_creates_are_not_kept_in_mind_for_ever(
     results_of(stored, 49)
 
     assert len(stored._broken) == 10
+
+
+# -- who asks which thread -------------------------------------------------------------
+
+
+class _Loop:
+    """A loop of which only its storage threads are there."""
+
+    def __init__(self, threads: StorageThreads) -> None:
+        self.storage = threads
+        self.backups: dict[str, tuple[int, int]] = {}
+        self.done: list[Any] = []
+
+    def carry_out(self, effects: list[Any]) -> None:
+        self.done += effects
+
+    def step(self, event: Any) -> None:
+        """Take note of nothing: the core is not what is tested."""
+
+
+def test_status_is_answered_while_a_backup_is_made(
+    threads: StorageThreads, engine: FakeEngine
+) -> None:
+    is_copying, may_end = threading.Event(), threading.Event()
+
+    def backup(_: str) -> Iterator[tuple[int, int]]:
+        is_copying.set()
+        may_end.wait(WAIT_S)
+        yield 5, 5
+
+    engine.backup = backup  # type: ignore[attr-defined]  # only this test asks for it
+    engine.usage = lambda: Usage(*range(8))  # type: ignore[attr-defined]
+    loop = _Loop(threads)
+    requests = Requests(loop, status=dict, stop=lambda: None)  # type: ignore[arg-type]
+    requests._do_backup(ORIGIN, {"directory": "copy"})
+    assert is_copying.wait(WAIT_S)
+
+    requests._do_status(ORIGIN, {})
+
+    for news in news_of(threads):
+        news.then(news.value, news.error)
+    assert [type(effect) for effect in loop.done] == [effects.Answer]
+    assert loop.backups == {}
+    may_end.set()
+    for news in news_of(threads):
+        news.then(news.value, news.error)
+    assert loop.backups == {"copy": (5, 5)}
 
 
 class _Stopped(daemon.Daemon):
