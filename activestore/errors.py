@@ -418,19 +418,13 @@ class ExecutorCrashedError(UnavailableError):
 
     code = "executor_crashed"
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "where",
-        "reason",
-        "quarantined_s",
-        "is_partial",
-    )
+        "where", "reason", "quarantined_s", "is_partial",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        where: str,
-        reason: str = "",
-        quarantined_s: float = 0.0,
+        self, where: str, reason: str = "", quarantined_s: float = 0.0,
         is_partial: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         Exception.__init__(self, where, reason, quarantined_s, is_partial)
         self.where = where
         self.reason = reason
@@ -491,21 +485,13 @@ class MethodError(ActiveStoreError):
 
     code = "method"
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "type_name",
-        "message",
-        "where",
-        "remote_traceback",
-        "builtin",
-    )
+        "type_name", "message", "where", "remote_traceback", "builtin",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        type_name: str,
-        message: str,
-        where: str = "",
-        remote_traceback: str = "",
+        self, type_name: str, message: str, where: str = "", remote_traceback: str = "",
         builtin: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         Exception.__init__(self, type_name, message, where, remote_traceback, builtin)
         self.type_name = type_name
         self.message = message
@@ -535,12 +521,9 @@ _METHOD_ERRORS: dict[str, type[MethodError]] = {"": MethodError}
 
 
 def method_error(
-    type_name: str,
-    message: str,
-    where: str = "",
-    remote_traceback: str = "",
+    type_name: str, message: str, where: str = "", remote_traceback: str = "",
     builtin: str = "",
-) -> MethodError:
+) -> MethodError:  # fmt: skip
     """Return a MethodError that is also an instance of the built-in type `builtin`.
 
     `builtin` is the nearest built-in base of the type that was raised, so that `except
@@ -549,22 +532,14 @@ def method_error(
     """
     cls = _METHOD_ERRORS.get(builtin)
     if cls is None:
-        base = getattr(builtins, builtin, None)
+        base: Any = getattr(builtins, builtin, None)
         cls = MethodError
-        if (
-            isinstance(base, type)
-            and issubclass(base, Exception)
-            and base is not Exception
-        ):
+        is_error = isinstance(base, type) and issubclass(base, Exception)
+        if is_error and base is not Exception:
+            name = f"{builtin}MethodError"
             try:
-                cls = type(
-                    f"{builtin}MethodError",
-                    (MethodError, base),
-                    {"__module__": __name__},
-                )
-                cls(
-                    "", ""
-                )  # Some, such as ExceptionGroup, need arguments of their own.
+                cls = type(name, (MethodError, base), {"__module__": __name__})
+                cls("", "")  # Some, as ExceptionGroup, need arguments of their own.
             except (TypeError, ValueError):
                 cls = MethodError
         if (
