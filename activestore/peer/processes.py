@@ -422,6 +422,8 @@ class ExecutorProcesses:
             news.append(events.ExecutorAnswered(end.executor_id))
         elif kind == orders.READY:
             news.append(events.ExecutorStarted(end.executor_id))
+        else:
+            raise ValueError(f"unknown message {kind!r:.40}")
 
 
 def _ended(end: _End, message: list[Any]) -> events.CallEnded:

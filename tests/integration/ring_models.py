@@ -1,0 +1,93 @@
+"""Classes for tests of calls that meet trouble half-way; published by those tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import activestore
+from activestore import ActiveObject, activemethod
+
+
+class Worker(ActiveObject):
+    """Counts, alone and through another one."""
+
+    value: int
+    other: Any
+
+    def __init__(self, other: Any = None):
+        self.value = 0
+        self.other = other
+
+    @activemethod
+    def add(self, n: int = 1) -> int:
+        self.value += n
+        return self.value
+
+    @activemethod
+    def add_then_raise(self, n: int = 1) -> None:
+        self.value += n
+        raise ValueError("after a change")
+
+    @activemethod(readonly=True)
+    def peek(self) -> int:
+        return self.value
+
+    @activemethod(readonly=True)
+    def assign(self) -> None:
+        self.value = -1
+
+    @activemethod
+    def add_to_other(self, n: int = 1) -> int:
+        """Change the other object only."""
+        return self.other.add(n)
+
+    @activemethod
+    def add_to_other_then_exit(self) -> None:
+        self.other.add()
+        os._exit(3)
+
+    @activemethod
+    def send_and_leave(self) -> None:
+        """Have the other one call back, and do not wait for it."""
+        self.other.add_back.submit(self)
+
+    @activemethod
+    def add_back(self, caller: Any) -> int:
+        return caller.add()
+
+    @activemethod
+    def submit_and_wait(self) -> int:
+        """Wait for what was submitted, later."""
+        future = self.other.add_to_other.submit()
+        time.sleep(0.01)
+        return future.result()
+
+    @activemethod
+    def count(self, steps: int, pause_s: float) -> int:
+        for _ in range(steps):
+            self.value += 1
+            activestore.checkpoint()
+            time.sleep(pause_s)
+        return self.value
+
+    @activemethod
+    def write_garbage(self, data: bytes) -> None:
+        """Write to every channel that this process has."""
+        for fd in range(3, 64):
+            try:
+                os.write(fd, data)
+            except OSError:
+                continue
+        time.sleep(5)
+
+
+class Careless(Worker):
+    """The same, with changes that may be lost for a second."""
+
+    durability = "interval"
+
+    @activemethod
+    def hold(self, duration_s: float) -> None:
+        time.sleep(duration_s)

@@ -1,0 +1,256 @@
+"""Calls that meet trouble half-way: nothing hangs, nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import activestore
+from activestore.errors import (
+    AliasExistsError,
+    ExecutorCrashedError,
+    InvalidRequestError,
+)
+
+MODELS = str(Path(__file__).with_name("ring_models.py"))
+CUT_S = 4.0
+WAIT_S = 30.0
+
+
+class CuttingProxy:
+    """A TCP proxy that drops its connections now and then."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._target = (host, int(port))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[tuple[socket.socket, socket.socket]] = []
+        self.endpoint = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+                far = socket.create_connection(self._target)
+            except OSError:
+                return
+            self._open.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(
+                    target=self._pump, args=(source, sink), daemon=True
+                ).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for one in (source, sink):
+            one.close()
+
+    def cut(self) -> int:
+        """Drop every connection; return how many there were."""
+        count = 0
+        while self._open:
+            for one in self._open.pop():
+                try:
+                    one.shutdown(socket.SHUT_RDWR)
+                    count += 1
+                except OSError:
+                    pass
+        return count // 2
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+
+@pytest.fixture
+def store(peer) -> Any:
+    made = peer.connect()
+    made.publish(MODELS)
+    return made
+
+
+@pytest.fixture
+def proxy(peer) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(peer.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("class_name", ["Worker", "Careless"])
+def test_calls_over_a_link_that_breaks_run_once(store, proxy, class_name):
+    """The client retries by itself; the peer knows what it has done already."""
+    other = store.create("ring_models.Worker")
+    worker = store.create(f"ring_models.{class_name}", other, alias="worker")
+    counts = {"worker": 0, "other": 0}
+    with activestore.connect(proxy.endpoint, timeout_s=WAIT_S) as cut_off:
+        far = cut_off.get("worker")
+        until_s = time.monotonic() + CUT_S
+        lock = threading.Lock()
+
+        def work(number: int) -> None:
+            while time.monotonic() < until_s:
+                name = "other" if number % 4 == 0 else "worker"
+                far.add_to_other() if name == "other" else far.add()
+                with lock:
+                    counts[name] += 1
+
+        chance = random.Random(5)
+        cuts = 0
+        with ThreadPoolExecutor(8) as threads:
+            futures = [threads.submit(work, number) for number in range(8)]
+            while time.monotonic() < until_s:
+                time.sleep(chance.uniform(0.05, 0.3))
+                cuts += proxy.cut()
+            for future in futures:
+                future.result(WAIT_S)
+
+    assert cuts >= 5
+    assert worker.peek() == counts["worker"] > 0
+    assert other.peek() == counts["other"] > 0
+
+
+def test_pipelined_calls_behind_one_that_raised_go_on(store):
+    worker = store.create("ring_models.Worker")
+    for _ in range(5):
+        worker.add(0)  # Known to be short, so that calls follow each other closely.
+    futures = [
+        (worker.add_then_raise if n % 5 == 4 else worker.add).submit()
+        for n in range(60)
+    ]
+
+    errors = [future.exception(WAIT_S) for future in futures]
+
+    assert [type(e) is not type(None) for e in errors] == [
+        n % 5 == 4 for n in range(60)
+    ]
+    assert worker.peek() == 48
+
+
+def test_readers_beside_one_that_assigns_go_on(store):
+    worker = store.create("ring_models.Worker")
+    for _ in range(5):
+        worker.peek()
+    futures = [
+        (worker.assign if n % 7 == 3 else worker.peek).submit() for n in range(60)
+    ]
+
+    errors = [future.exception(WAIT_S) for future in futures]
+
+    assert sum(error is not None for error in errors) == len(range(3, 60, 7))
+    assert worker.peek() == 0
+
+
+def test_change_by_a_call_that_comes_back_too_late_is_kept(peer, store, eventually):
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other, alias="worker")
+
+    worker.send_and_leave()
+    eventually(lambda: worker.peek() == 1)
+    peer.restart()
+
+    assert peer.connect().get("worker").peek() == 1
+
+
+def test_two_that_wait_for_each_other_through_futures_are_told(store):
+    first = store.create("ring_models.Worker")
+    second = store.create("ring_models.Worker", first)
+    first.other = second
+    for _ in range(10):
+        futures = [one.submit_and_wait.submit() for one in (first, second)]
+        for future in futures:
+            future.exception(WAIT_S)  # Done, or BusyError: never neither.
+    assert first.add() > 0
+    assert second.add() > 0
+
+
+def test_call_that_had_checkpointed_is_not_run_again_by_itself(peer, store):
+    worker = store.create("ring_models.Worker")
+    future = worker.count.submit(50, 0.05)
+    time.sleep(0.5)
+    for executor in peer.executors():
+        executor.kill()
+
+    error = future.exception(WAIT_S)
+
+    assert isinstance(error, ExecutorCrashedError)
+    assert error.is_partial
+    assert "last checkpoint" in str(error)
+    assert 0 < worker.peek() < 50
+
+
+def test_call_that_had_checkpointed_is_not_run_again_after_the_peer_died(peer, store):
+    worker = store.create("ring_models.Worker", alias="worker")
+    future = worker.count.submit(50, 0.05)
+    time.sleep(0.5)
+    peer.restart()
+
+    error = future.exception(WAIT_S)
+
+    assert isinstance(error, ExecutorCrashedError)
+    assert error.is_partial
+    assert 0 < peer.connect().get("worker").peek() < 50
+
+
+def test_call_that_had_changed_another_object_is_not_run_again(store):
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other)
+
+    with pytest.raises(ExecutorCrashedError) as raised:
+        worker.add_to_other_then_exit()
+
+    assert raised.value.is_partial
+    assert other.peek() == 1
+
+
+@pytest.mark.parametrize("data", [b"\xc1", b"\x91\x01" * 40, b"\x91\x90"])
+def test_what_a_method_writes_to_our_channels_costs_its_executor_only(store, data):
+    rogue = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker")
+
+    with pytest.raises(ExecutorCrashedError):
+        rogue.write_garbage.options(timeout_s=20)(data)
+
+    assert worker.add() == 1
+
+
+class TestRelaxedDurability:
+    """What may be lost is the last second of changes; names and answers stay true."""
+
+    def test_names_are_there_at_once_and_once(self, store):
+        made = store.create("ring_models.Careless", alias="careless")
+        assert store.get("careless") is made
+        with pytest.raises(AliasExistsError):
+            store.create("ring_models.Careless", alias="careless")
+
+    def test_reader_beside_a_writer_sees_what_was_answered(self, store):
+        careless = store.create("ring_models.Careless")
+        assert careless.add(5) == 5
+        holding = careless.hold.submit(1.0)
+        time.sleep(0.05)
+
+        assert careless.peek() == 5
+        holding.result(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    "alias", ["\N{GRINNING FACE}" * 200, " blank", "two\nlines", "ab" * 16]
+)
+def test_alias_that_cannot_be_one_is_refused_by_the_peer_too(store, alias):
+    with pytest.raises(InvalidRequestError, match="alias"):
+        store.create("ring_models.Worker", alias=alias)
+
+    assert store.create("ring_models.Worker").add() == 1
