@@ -110,6 +110,8 @@ class NoSuchMethodError(InvalidRequestError):
         self.available = tuple(available)
 
     def __str__(self) -> str:
+        if self.method in self.available:
+            return f"{self.class_name}.{self.method} is a field, no method: read it"
         has = (", ".join(self.available) or "none") + self.hint
         return f"{self.class_name} has no active method or field {self.method!r}; it has: {has}"
 

@@ -47,12 +47,16 @@ def _script_of(cls: type) -> str:
     if spec is not None and spec.name not in MAIN_NAMES:  # python -m package.module
         return "__main__" if spec.name.startswith(_OWN) else str(spec.name)
     path = (getattr(main, "__file__", None) or "").replace("\\", "/")
+    if path.startswith("<"):  # <stdin>: a REPL fed by a pipe.
+        return "__main__"
     directory, _, file = path.rpartition("/")
     stem = file.rpartition(".")[0] or file
     if stem == "__main__":  # python directory/
         stem = directory.rpartition("/")[2]
     name = "".join(c if c.isalnum() else "_" for c in stem)
-    return name if not name or name.isidentifier() else f"_{name}"
+    if not name:
+        return "__main__"
+    return name if name.isidentifier() else f"_{name}"
 
 
 def file_of(cls: type) -> str:

@@ -21,6 +21,7 @@ from activestore import ActiveObject, activemethod
 from activestore.errors import (
     ConfigurationError,
     InvalidRequestError,
+    NoSuchMethodError,
     UnsupportedValueError,
 )
 
@@ -322,3 +323,13 @@ def test_module_in_the_current_directory_is_found_by_name(
     assert shared.publish("herepk") == ["herepk.Here"]
     with pytest.raises(InvalidRequestError, match="no such file or directory here"):
         shared.publish("nowherepk")
+
+
+def test_calling_a_field_is_told_as_such(shared):
+    counter = shared.create("models.Counter")
+
+    with pytest.raises(NoSuchMethodError, match="value is a field, no method"):
+        shared.invoke(
+            activestore.remote.id_of(counter), "value", (), {},
+            activestore.remote.DEFAULT_OPTIONS,
+        )  # fmt: skip
