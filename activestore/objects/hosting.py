@@ -17,7 +17,7 @@ import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from activestore import ids, model, remote
 from activestore.errors import (
@@ -33,6 +33,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId
 from activestore.objects import opaque
+from activestore.objects.outcomes import Interrupted, Outcome
 from activestore.objects.registry import PackageLoader
 from activestore.objects.snapshot import Snapshot, Snapshotter, migrate
 from activestore.wire import values
@@ -55,31 +56,6 @@ ERROR_BYTES_MAX = 256 * 1024
 GONE_COPIES_MAX = 65_536
 # How long a call waits for another slot of the executor to load its copy, in seconds.
 ACTIVATION_WAIT_S = 600.0
-
-
-class Interrupted(BaseException):
-    """Raised in a slot's thread to end a method; not an Exception, so few catch it."""
-
-    reason = "cancelled"
-
-
-class InterruptedByDeadline(Interrupted):
-    """The same, because the deadline passed."""
-
-    reason = "deadline"
-
-
-class Outcome(NamedTuple):
-    """What a call leaves: see CallEnded."""
-
-    code: str
-    body: bytes
-    buffers: Sequence[Any] = ()
-    delta: StateDelta | None = None
-    state: ObjectState | None = None
-    created: Sequence[NamedState] = ()
-    is_dropped: bool = False
-    state_bytes: int = 0
 
 
 class HostedCopy:

@@ -38,13 +38,8 @@ from activestore.errors import (
 from activestore.ids import ObjectId
 from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_file
-from activestore.objects.hosting import (
-    Host,
-    HostedCopy,
-    Interrupted,
-    InterruptedByDeadline,
-    Outcome,
-)
+from activestore.objects.hosting import Host, HostedCopy
+from activestore.objects.outcomes import Interrupted, InterruptedByDeadline, Outcome
 from activestore.wire import codec, values
 from activestore.wire.messages import Call, Message, Persist
 from activestore.wire.state import (

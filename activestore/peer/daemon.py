@@ -28,7 +28,7 @@ from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
-from activestore.peer.table import LoopSettings
+from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.transport import RouterTransport
 from activestore.storage.lmdb_engine import LmdbEngine
 
@@ -84,24 +84,27 @@ class Daemon:
             self._engine.code,
         )
         self._core = _core_of(config)
+        settings = LoopSettings(
+            peer_id=self._engine.peer_id,
+            peer_name=config.name,
+            incarnation=os.urandom(INCARNATION_BYTES),
+            message_bytes_max=config.message_bytes_max,
+            spin_s=config.spin_us / 1e6,
+            reply_keep_s=config.reply_keep_s,
+            session_expiry_s=config.session_expiry_s,
+        )
         self._loop = PeerLoop(
-            LoopSettings(
-                peer_id=self._engine.peer_id,
-                peer_name=config.name,
-                incarnation=os.urandom(INCARNATION_BYTES),
-                message_bytes_max=config.message_bytes_max,
-                spin_s=config.spin_us / 1e6,
-                reply_keep_s=config.reply_keep_s,
-                session_expiry_s=config.session_expiry_s,
-            ),
-            self._core,
-            self._transport,
-            self._storage,
-            self._processes,
-            Classes(),
-            monotonic_s,
-            wall_s,
-            _note,
+            Parts(
+                settings,
+                self._core,
+                self._transport,
+                self._storage,
+                self._processes,
+                Classes(),
+                monotonic_s,
+                wall_s,
+                _note,
+            )
         )
         status = Status(config, self._loop, self._transport, self._processes, version)
         damaged = self._engine.damaged_classes()

@@ -19,17 +19,15 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
-from activestore.core.invocation import InvocationCore
 from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import ObjectId
 from activestore.objects import orders
 from activestore.peer import ports
-from activestore.peer.classes import Classes
 from activestore.peer.incoming import Incoming
 from activestore.peer.outgoing import Outgoing
-from activestore.peer.table import LoopSettings, Session
+from activestore.peer.table import Parts, Session
 from activestore.wire.messages import (
     Bye,
     Call,
@@ -55,29 +53,9 @@ RETRY_S = 0.005
 class PeerLoop(Incoming, Outgoing):
     """Everything a peer does, in one thread."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - one argument for each port
-        self,
-        settings: LoopSettings,
-        core: InvocationCore,
-        transport: ports.Transport,
-        storage: ports.StoragePort,
-        executors: ports.ExecutorPort,
-        classes: Classes,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
-        note: Callable[[str, str], None],
-    ) -> None:
-        super().__init__(
-            settings,
-            core,
-            transport,
-            storage,
-            executors,
-            classes,
-            clock,
-            wall_clock,
-            note,
-        )
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        transport, storage, executors = self.transport, self.storage, self.executors
         self._poll = select.epoll() if hasattr(select, "epoll") else None
         self._fallback = None if self._poll else select.poll()
         self._watch(transport.wake_fd())

@@ -43,30 +43,28 @@ class LoopSettings(NamedTuple):
     session_expiry_s: float
 
 
+class Parts(NamedTuple):
+    """What a loop is made of."""
+
+    settings: LoopSettings
+    core: InvocationCore
+    transport: ports.Transport
+    storage: ports.StoragePort
+    executors: ports.ExecutorPort
+    classes: Classes
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    note: Callable[[str, str], None]
+
+
 class Table:
     """Ports, core and sessions of one peer; the parts of the loop sit around it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a call has that many parts
-        self,
-        settings: LoopSettings,
-        core: InvocationCore,
-        transport: ports.Transport,
-        storage: ports.StoragePort,
-        executors: ports.ExecutorPort,
-        classes: Classes,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
-        note: Callable[[str, str], None],
-    ) -> None:
-        self.settings = settings
-        self.core = core
-        self.transport = transport
-        self.storage = storage
-        self.executors = executors
-        self.classes = classes
-        self.clock = clock
-        self.wall_clock = wall_clock
-        self.note = note
+    def __init__(self, parts: Parts) -> None:
+        (
+            self.settings, self.core, self.transport, self.storage, self.executors,
+            self.classes, self.clock, self.wall_clock, self.note,
+        ) = parts  # fmt: skip
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None
         )
@@ -76,7 +74,7 @@ class Table:
         self.sessions: dict[SessionId, Session] = {}
         self.calls_count = 0
         self.backups: dict[str, tuple[int, int]] = {}  # directory to bytes done, total
-        self._now_s = clock()
+        self._now_s = self.clock()
         self._busy_until_s = 0.0
         self._last_work_s = 0.0
         self._measure_due_s = 0.0
