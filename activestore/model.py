@@ -237,7 +237,8 @@ class ActiveObject:
     Class attributes that a peer reads:
         class_version: The author's integer for `__migrate__`.
         requires: PEP 508 requirements, for example ("torch>=2.4",).
-        resources: What it needs, for example {"gpu": 1, "memory_mb": 4000}.
+        resources: What the machine must have: "cpus", "memory_mb", "gpu" (devices), for
+            example {"gpu": 1, "memory_mb": 4000}.
         durability: "commit" (default), "interval" (answered at once, on disk within 1
         s)
             or "none" (within 60 s): the price is what a crash loses.

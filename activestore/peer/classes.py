@@ -21,7 +21,8 @@ from activestore.wire import values
 class Classes:
     """Latest revisions by class name."""
 
-    def __init__(self) -> None:
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._resources = resources
         self._records: dict[str, ClassRecord] = {}
         self._interfaces: dict[str, Mapping[str, Any]] = {}
         self._missing: dict[str, RequirementError | None] = {}
@@ -88,14 +89,25 @@ class Classes:
     def missing_for(self, class_name: str) -> RequirementError | None:
         """Return why the class cannot run here, None where it can or is not known."""
         interface = self._interfaces.get(class_name)
-        if interface is None or not interface["requires"]:
+        if interface is None:
             return None
         if class_name not in self._missing:
-            missing = missing_requirements(interface["requires"])
+            missing = (
+                *missing_requirements(interface["requires"]),
+                *self._missing_resources(interface["resources"]),
+            )
             self._missing[class_name] = (
-                RequirementError(class_name, tuple(missing)) if missing else None
+                RequirementError(class_name, missing) if missing else None
             )
         return self._missing[class_name]
+
+    def _missing_resources(self, needed: Mapping[str, float]) -> list[str]:
+        has = self._resources
+        return [
+            f"{name}: {amount:g} (here {has.get(name, 0.0):g})"
+            for name, amount in needed.items()
+            if has.get(name, 0.0) < amount
+        ]
 
 
 def package_of(class_name: str) -> str:

@@ -20,6 +20,7 @@ from activestore.core import events
 from activestore.core.executors import PoolConfig
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
+from activestore.peer import machine
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
@@ -100,7 +101,7 @@ class Daemon:
                 self._transport,
                 self._storage,
                 self._processes,
-                Classes(),
+                Classes(machine.resources()),
                 monotonic_s,
                 wall_s,
                 _note,

@@ -20,6 +20,7 @@ _MEMORY_LIMIT_FILES = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+_DEVICES = Path("/dev")
 _CPU_LIMIT_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 # Files that are counted when the size of an old store is taken. More than these only
@@ -56,6 +57,30 @@ def memory_bytes() -> int:
         if limit > 0:
             total = min(total, limit)
     return total
+
+
+def gpus_count() -> int:
+    """Return how many accelerators the system shows as devices."""
+    return sum(1 for path in _DEVICES.glob("nvidia[0-9]*")) + sum(
+        1 for path in (_DEVICES / "dri").glob("renderD*") if _is_amd(path)
+    )
+
+
+def _is_amd(device: Path) -> bool:
+    vendor = Path("/sys/class/drm") / device.name / "device" / "vendor"
+    try:
+        return vendor.read_text(encoding="ascii").strip() == "0x1002"
+    except OSError:
+        return False
+
+
+def resources() -> dict[str, float]:
+    """Return what a class may ask for in its `resources`: `cpus`, `memory_mb`, `gpu`."""
+    return {
+        "cpus": float(cores_count()),
+        "memory_mb": memory_bytes() / 1e6,
+        "gpu": float(gpus_count()),
+    }
 
 
 def disk_available_bytes(directory: Path) -> int:

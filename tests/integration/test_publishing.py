@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -246,3 +247,15 @@ def test_method_that_is_gone_from_the_class_is_named(store, tmp_path):
     with pytest.raises(NoSuchMethodError) as caught:
         old.read()
     assert "other" in str(caught.value)
+
+
+def test_class_that_asks_more_than_the_machine_has_is_refused(store):
+    store.publish(str(Path(__file__).with_name("resource_models.py")))
+
+    assert store.create("resource_models.Modest").where() == "here"
+    with pytest.raises(RequirementError) as caught:
+        store.create("resource_models.Greedy")
+
+    memory, quantum = caught.value.missing
+    assert memory.startswith("memory_mb: 1e+12 (here ")
+    assert quantum == "quantum_cores: 2 (here 0)"
