@@ -22,6 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import psutil
 from series import DATA, read_rows
 
 READY_S = 30.0
@@ -48,6 +49,12 @@ class Peer:
             raise SystemExit("the peer did not start; its error is above")
         self.endpoint = json.loads(line)["endpoint"]
 
+    def memory_mb(self) -> float:
+        """Return the peak memory of the daemon and its executors, in MB."""
+        assert self.process is not None
+        daemon = psutil.Process(self.process.pid)
+        return sum(peak_memory_mb(one.pid) for one in (daemon, *daemon.children()))
+
     def kill(self) -> None:
         """End the peer as a power cut would: kill -9."""
         assert self.process is not None
@@ -64,6 +71,12 @@ class Peer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Return the most memory that a process has had, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
 @contextlib.contextmanager
@@ -105,7 +118,9 @@ def client(
     ]
     for name, value in extra.items():
         command += [f"--{name}", str(value)]
-    return run_json(command)
+    found = run_json(command)
+    found["peer_memory_mb"] = peer.memory_mb()
+    return found
 
 
 def site_packages_mb(python: str) -> float:
@@ -161,7 +176,9 @@ def tables(result: dict[str, Any]) -> None:
     console = Console(width=100)
     base, thin = result["baseline"], result["client"]
     table = Table(
-        "", "baseline", "client", "peer", "aggregate", title="Memory and time"
+        "", "baseline", "client", "peer", "aggregate", title="Memory and time",
+        caption="memory: peaks, of the peer that of daemon and executors; times of the "
+        "client hold those of the peer",
     )
     peer_mb, client_mb = thin["peer_memory_mb"], thin["memory_mb"]
     table.add_row(
@@ -171,12 +188,12 @@ def tables(result: dict[str, Any]) -> None:
     for name in ("train_s", "eval_s", "total_s"):
         table.add_row(
             name.replace("_s", ", s"), f"{base[name]:.2f}", f"{thin[name]:.2f}",
-            f"{thin['method_s']:.2f}" if name == "train_s" else "", "",
+            f"{thin['method_s']:.2f}" if name == "train_s" else "-", f"{thin[name]:.2f}",
         )  # fmt: skip
     sizes = result["site_packages_mb"]
     table.add_row(
         "site-packages, MB", f"{sizes['full']:.0f}", f"{sizes['thin']:.1f}",
-        f"{sizes['full']:.0f}", "",
+        f"{sizes['full']:.0f}", f"{sizes['thin'] + sizes['full']:.0f}",
     )  # fmt: skip
     console.print(table)
     quality = Table("column", "where", "MSE", "MAE", "SMAPE", "RMSE", title="Forecasts")

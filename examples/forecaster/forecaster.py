@@ -51,7 +51,7 @@ class Forecaster(ActiveObject):
 
     rows: np.ndarray
     low: np.ndarray
-    high: np.ndarray
+    span: np.ndarray
     model: Network
     optimizer: torch.optim.Adam
     chance: torch.Tensor  # state of the generator that shuffles
@@ -67,7 +67,9 @@ class Forecaster(ActiveObject):
                 f"{len(self.rows)} rows, at least {10 * WINDOW} are needed"
             )
         known = self.rows[: int(TRAIN_SHARE * len(self.rows))]
-        self.low, self.high = known.min(axis=0), known.max(axis=0)
+        self.low = known.min(axis=0)
+        # A column that never changes is not scaled.
+        self.span = np.where(np.ptp(known, axis=0) > 0, np.ptp(known, axis=0), 1.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Network()
@@ -77,9 +79,7 @@ class Forecaster(ActiveObject):
         self.losses = []
 
     def _windows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        scaled = torch.tensor(
-            (rows - self.low) / (self.high - self.low), dtype=torch.float32
-        )
+        scaled = torch.tensor((rows - self.low) / self.span, dtype=torch.float32)
         count = len(rows) - WINDOW
         inputs = torch.stack([scaled[i : i + WINDOW] for i in range(count)])
         return inputs, scaled[WINDOW:]
@@ -132,14 +132,13 @@ class Forecaster(ActiveObject):
         last = np.array(self.rows[-WINDOW:] if window is None else window, dtype=float)
         if last.shape != (WINDOW, len(COLUMNS)):
             raise ValueError(f"window must be ({WINDOW}, 2), got {last.shape}")
-        span = self.high - self.low
-        scaled = torch.tensor((last - self.low) / span, dtype=torch.float32)
+        scaled = torch.tensor((last - self.low) / self.span, dtype=torch.float32)
         found = []
         with torch.no_grad():
             for _ in range(horizon):
                 following = self.model(scaled[-WINDOW:].unsqueeze(0))
                 scaled = torch.cat([scaled, following])
-                found.append((following[0].numpy() * span + self.low).tolist())
+                found.append((following[0].numpy() * self.span + self.low).tolist())
         return found
 
     @activemethod(readonly=True)
@@ -167,7 +166,7 @@ class Forecaster(ActiveObject):
         inputs, _ = self._windows(self._split()[1])
         with torch.no_grad():
             scaled = self.model(inputs).numpy()
-        return (scaled * (self.high - self.low) + self.low).tolist()
+        return (scaled * self.span + self.low).tolist()
 
     @activemethod(readonly=True)
     def digest(self) -> str:

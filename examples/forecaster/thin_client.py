@@ -64,7 +64,6 @@ def main() -> None:
             "eval_s": end_s - evaluate_s,
             "total_s": end_s - start_s,
             "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "peer_memory_mb": forecaster.memory_mb(),
             "metrics": metrics,
             "digest": forecaster.digest(),
             "epochs_done": forecaster.epochs_done,
