@@ -90,7 +90,9 @@ def test_default_list_that_a_method_changes_in_place_is_kept_over_a_kill(
     assert again.items == ["x", "y"]
 
 
-def test_default_list_is_not_shared_between_objects(store, tmp_path):
+def test_default_list_is_not_shared_between_objects(make_peer, tmp_path):
+    """Both live in one process, where the class is one."""
+    store = make_peer(executors=1, executors_max=1).connect()
     publish(store, tmp_path, SHELVES)
     first, second = (store.create("shelves.Shelf") for _ in range(2))
 
