@@ -93,10 +93,11 @@ test-all: ## the tests under every supported Python that is installed
 	  "not installed:$${missing:- none}"; \
 	[ -z "$$failed" ] && [ -n "$$passed" ]
 
-soak: $(VENV)/installed.stamp ## hours of fuzzing and killing, at full counts
-	@echo "== soak: 1,000,000 fuzzed cases, 500 kills; hours"
-	@ACTIVESTORE_FUZZ_CASES=1000000 ACTIVESTORE_KILLS=500 \
-	  $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+soak: $(VENV)/installed.stamp ## hours of fuzzing, killing, cutting and random histories
+	@echo "== soak: 1,000,000 fuzzed cases, 500 kills, 5,000 seeds a history; hours"
+	@ACTIVESTORE_FUZZ_CASES=1000000 ACTIVESTORE_KILLS=500 ACTIVESTORE_SEEDS=5000 \
+	  ACTIVESTORE_CUT_S=600 \
+	  $(BIN)/python -m pytest -m 'soak or scaled' --timeout 0 $(ARGS)
 
 demo: $(VENV)/installed.stamp $(THIN)/installed.stamp ## train and query a model from a client without torch
 	@echo "== demo: examples/forecaster"

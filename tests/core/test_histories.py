@@ -1,15 +1,21 @@
 """Random histories of the invocation core: nothing acknowledged is lost or doubled.
 
-A failing seed replays with `pytest tests/core/test_histories.py -k <name> --seed N`.
+A failing seed replays by its name: `pytest 'tests/core/test_histories.py::<name>[<seed>]'`.
+`ACTIVESTORE_SEEDS` sets the number of seeds of each history.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from activestore.core.calls import Client
 from activestore.core.executors import PoolConfig
 from tests.core.world import Chances, World, object_id_of, session_of
+
+SEEDS = int(os.environ.get("ACTIVESTORE_SEEDS", "20"))
+pytestmark = pytest.mark.scaled
 
 CASES = {
     "calm": Chances(),
@@ -24,7 +30,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_acknowledged_add_counts_once(name: str, seed: int) -> None:
     """The final value is the number of acknowledged adds, whatever happened between."""
@@ -58,7 +64,7 @@ def test_every_acknowledged_add_counts_once(name: str, seed: int) -> None:
         assert len(set(results)) == len(results), "two adds returned the same value"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_call_is_lost_when_copies_do_not_fit(seed: int) -> None:
     """More objects than the memory budget: copies come and go, every add counts."""
     pool = PoolConfig(executors=2, slots=2, activation_bytes_max=16)
@@ -109,7 +115,7 @@ def play(world: World, count: int, *, relays: float = 0.0) -> list[tuple[int, Cl
 
 
 @pytest.mark.parametrize("durability", [0, 1])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(2 * SEEDS))
 def test_retries_at_any_moment_run_once(seed: int, durability: int) -> None:
     """Impatient clients and lost answers: what was answered counts once, all the same."""
     chances = Chances(impatience=0.3, loss=0.1, crash=0.01, slow=0.02)
@@ -123,7 +129,7 @@ def test_retries_at_any_moment_run_once(seed: int, durability: int) -> None:
         assert value == len(done)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(2 * SEEDS))
 def test_calls_that_change_other_objects_run_once(seed: int) -> None:
     """A relay that was answered has added once; one that was lost at most once."""
     chances = Chances(impatience=0.2, loss=0.1, crash=0.02, slow=0.02)

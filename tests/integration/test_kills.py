@@ -95,6 +95,7 @@ def kill_something(peer, chance: random.Random) -> str:
     return what
 
 
+@pytest.mark.scaled
 @pytest.mark.timeout(60 + 3 * KILLS)
 def test_every_acknowledged_change_survives_random_kills(peer, store):
     """Acknowledged: there, once. Not acknowledged: there once, or absent."""

@@ -1,7 +1,11 @@
-"""Calls that meet trouble half-way: nothing hangs, nothing is lost, nothing runs twice."""
+"""Calls that meet trouble half-way: nothing hangs, nothing is lost, nothing runs twice.
+
+`ACTIVESTORE_CUT_S` sets for how long connections are cut.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
@@ -21,7 +25,7 @@ from activestore.errors import (
 )
 
 MODELS = str(Path(__file__).with_name("ring_models.py"))
-CUT_S = 4.0
+CUT_S = float(os.environ.get("ACTIVESTORE_CUT_S", "4"))
 WAIT_S = 30.0
 
 
@@ -90,6 +94,8 @@ def proxy(peer) -> Iterator[CuttingProxy]:
     made.close()
 
 
+@pytest.mark.scaled
+@pytest.mark.timeout(120 + 2 * CUT_S)
 @pytest.mark.parametrize("class_name", ["Worker", "Careless"])
 def test_calls_over_a_link_that_breaks_run_once(store, proxy, class_name):
     """The client retries by itself; the peer knows what it has done already."""

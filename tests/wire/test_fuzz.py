@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from activestore.wire import codec, messages, state, values
 
 DEFAULT_CASES = 20_000
 CASES = int(os.environ.get("ACTIVESTORE_FUZZ_CASES", str(DEFAULT_CASES)))
+pytestmark = pytest.mark.scaled
 VECTORS = Path(__file__).resolve().parents[2] / "schemas" / "vectors"
 FRAMES = [
     bytes.fromhex(row["frame"])
