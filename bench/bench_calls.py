@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import models
 from measure import HERE, alternate, p50_us, record, running_peer
 
 import activestore
@@ -51,10 +53,11 @@ def pipelined(method: Any, arguments: tuple[Any, ...], count: int) -> float:
 
 def test_null_call_with_spinning(benchmark: Any, store: Any, raw: Any) -> None:
     bench = store.create("models.Bench")
-    ours, bare = alternate(bench.nothing, raw)
+    ours, bare = alternate(bench.nothing, raw.nothing)
+    local = models.Bench()
     record(
         "null_spin", ours[0] / bare[0], p50_us=ours[0], p99_us=ours[1], raw_p50_us=bare[0],
-        raw_p99_us=bare[1], processes=3,
+        raw_p99_us=bare[1], in_process_us=p50_us(local.nothing)[0], processes=3,
     )  # fmt: skip
     benchmark.pedantic(bench.nothing, rounds=2000)
 
@@ -64,7 +67,7 @@ def test_null_call_without_spinning(benchmark: Any, tmp_path: Path, raw: Any) ->
         with activestore.connect(ready["endpoint"]) as store:
             store.publish(str(HERE / "models.py"))
             bench = store.create("models.Bench")
-            ours, bare = alternate(bench.nothing, raw)
+            ours, bare = alternate(bench.nothing, raw.nothing)
             benchmark.pedantic(bench.nothing, rounds=1000)
     record(
         "null_no_spin", ours[0] / bare[0], p50_us=ours[0], p99_us=ours[1],
@@ -72,11 +75,14 @@ def test_null_call_without_spinning(benchmark: Any, tmp_path: Path, raw: Any) ->
     )  # fmt: skip
 
 
-def test_pipelined_null_calls(benchmark: Any, store: Any) -> None:
+def test_pipelined_null_calls(benchmark: Any, store: Any, raw: Any) -> None:
     bench = store.create("models.Bench")
     pipelined(bench.nothing, (), 5000)
-    rates = sorted(pipelined(bench.nothing, (), 30_000) for _ in range(3))
-    record("pipelined", rates[1])
+    pairs = [
+        (pipelined(bench.nothing, (), 30_000), raw.pipelined(30_000)) for _ in range(5)
+    ]
+    ours, bare = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    record("pipelined", ours, raw=bare, x_raw=ours / bare)
     benchmark.pedantic(pipelined, (bench.nothing, (), 5000), rounds=3)
 
 
@@ -119,11 +125,12 @@ def test_durable_call(benchmark: Any, store: Any, tmp_path: Path) -> None:
         bench.add(1)
 
     ours, bare = alternate(add, commit, rounds=3)
+    local = models.Bench()
     null, _ = p50_us(bench.nothing)
     bound = bare[0] + 1.5 * null
     record(
         "durable", ours[0] / bound, p50_us=ours[0], commit_us=bare[0], null_us=null,
-        p99_us=ours[1],
+        p99_us=ours[1], in_process_us=p50_us(lambda: local.add(1))[0],
     )  # fmt: skip
     env.close()
     benchmark.pedantic(add, rounds=500)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 from measure import HERE, record, running_peer
@@ -26,18 +27,33 @@ def rate_of(function: Any, megabytes: float, rounds: int = 15) -> float:
     return megabytes / sorted(times[5:])[rounds // 2]
 
 
-def test_array_argument_and_result(benchmark: Any, store: Any) -> None:
+def test_array_argument_and_result(benchmark: Any, store: Any, raw: Any) -> None:
     bench = store.create("models.Bench")
     array = np.ones(MB)
-    record("array_out", rate_of(lambda: bench.total(array), 8))
-    record("array_back", rate_of(lambda: bench.make(MB), 8))
+    local = models.Bench()
+    for name, ours, bare, here in (
+        (
+            "array_out",
+            lambda: bench.total(array),
+            lambda: raw.total(array),
+            lambda: local.total(array),
+        ),
+        (
+            "array_back",
+            lambda: bench.make(MB),
+            lambda: raw.make(8 * MB),
+            lambda: local.make(MB),
+        ),
+    ):
+        pairs = [(rate_of(ours, 8), rate_of(bare, 8)) for _ in range(3)]
+        mine, raw_rate = (statistics.median(r) for r in zip(*pairs, strict=True))
+        record(
+            name, mine, raw=raw_rate, x_raw=mine / raw_rate, in_process=rate_of(here, 8)
+        )
     benchmark.pedantic(bench.total, (array,), rounds=10)
 
 
 def test_persist_small_objects(benchmark: Any, store: Any) -> None:
-    sys.path.insert(0, str(HERE))
-    import models
-
     rates = []
     for _ in range(4):
         made = [models.Bench(i) for i in range(10_000)]
@@ -49,8 +65,6 @@ def test_persist_small_objects(benchmark: Any, store: Any) -> None:
 
 
 def test_persist_large_array(benchmark: Any, store: Any, tmp_path: Path) -> None:
-    import models
-
     rates, bare = [], []
     chance = np.random.default_rng(1)
     for i in range(4):
