@@ -176,7 +176,12 @@ def tables(result: dict[str, Any]) -> None:
     console = Console(width=100)
     base, thin = result["baseline"], result["client"]
     table = Table(
-        "", "baseline", "client", "peer", "aggregate", title="Memory and time",
+        "",
+        "baseline",
+        "client",
+        "peer",
+        "aggregate",
+        title="Memory and time",
         caption="memory: peaks, of the peer that of daemon and executors; times of the "
         "client hold those of the peer",
     )
