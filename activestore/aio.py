@@ -19,6 +19,7 @@ from typing import Any
 
 from activestore import remote
 from activestore.client import client
+from activestore.client.proxy import RemoteClass
 from activestore.errors import InvalidRequestError
 from activestore.ids import ObjectId
 from activestore.remote import CallOptions
@@ -69,7 +70,6 @@ class AsyncStore:
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
         """Run a method and return its result."""
-        args = tuple(self._unwrap(value) for value in args)
         future = self._store.submit(object_id, method, args, kwargs, options)
         return self._wrap(await asyncio.wrap_future(future))
 
@@ -108,20 +108,15 @@ class AsyncStore:
             field,
         )
 
-    @staticmethod
-    def _unwrap(value: Any) -> Any:
-        return value
-
     # -- the Store's names -------------------------------------------------------------
 
-    async def _run(
-        self, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a blocking function of the store in a thread; its result can be awaited on."""
         return self._wrap(await asyncio.to_thread(function, *args, **kwargs))
 
     async def get(self, name: Any) -> Any:
         """Return the object with this alias, id or ref."""
-        return await self._run(self._store.get, name)
+        return await self.run(self._store.get, name)
 
     async def set(self, obj: Any, field: str, value: Any) -> None:
         """Assign a field; durable on return."""
@@ -130,9 +125,17 @@ class AsyncStore:
             raise InvalidRequestError("it is not persistent", type(obj).__name__)
         await asyncio.to_thread(self._store.set_field, object_id, field, value)
 
+    async def cls(self, class_name: str) -> AsyncClass:
+        """Return a stand-in of a published class: `await C(5)`, `await C.get_by_alias(...)`.
+
+        Raises:
+            ClassNotFoundError: it was never published.
+        """
+        return AsyncClass(self, await asyncio.to_thread(self._store.cls, class_name))
+
     async def create(self, class_name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Make an object of a published class."""
-        return await self._run(self._store.create, class_name, *args, **kwargs)
+        return await self.run(self._store.create, class_name, *args, **kwargs)
 
     async def persist(self, objects: Any, /, **options: Any) -> None:
         """Keep objects and all they reach."""
@@ -140,19 +143,19 @@ class AsyncStore:
 
     async def publish(self, what: Any, *, data_files: Sequence[str] = ()) -> list[str]:
         """Publish code."""
-        found: list[str] = await self._run(
+        found: list[str] = await self.run(
             self._store.publish, what, data_files=data_files
         )
         return found
 
     async def locate(self, obj: Any) -> dict[str, Any]:
         """Return where an object lives."""
-        found: dict[str, Any] = await self._run(self._store.locate, obj)
+        found: dict[str, Any] = await self.run(self._store.locate, obj)
         return found
 
     async def delete(self, obj: Any) -> None:
         """Delete an object."""
-        await self._run(self._store.delete, obj)
+        await self.run(self._store.delete, obj)
 
     async def objects(self, alias_prefix: str = "") -> AsyncIterator[dict[str, Any]]:
         """Iterate over what is stored."""
@@ -163,12 +166,12 @@ class AsyncStore:
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the peers that the connected peer knows."""
-        found: list[dict[str, Any]] = await self._run(self._store.peers)
+        found: list[dict[str, Any]] = await self.run(self._store.peers)
         return found
 
     async def status(self) -> dict[str, Any]:
         """Return what the connected peer says of itself."""
-        found: dict[str, Any] = await self._run(self._store.status)
+        found: dict[str, Any] = await self.run(self._store.status)
         return found
 
     async def request(self, operation: str, /, **parameters: Any) -> Any:
@@ -176,3 +179,28 @@ class AsyncStore:
         return await asyncio.to_thread(
             lambda: self._store.request(operation, **parameters)
         )
+
+
+class AsyncClass:
+    """A published class without its code, for coroutines."""
+
+    def __init__(self, store: AsyncStore, blocking: RemoteClass) -> None:
+        self._store = store
+        self._blocking = blocking
+        self.__doc__ = blocking.__doc__
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Create an object; see Store.create."""
+        return await self._store.create(self._blocking.class_name, *args, **kwargs)
+
+    async def get_by_alias(self, alias: str) -> Any:
+        """Return the object that `alias` names.
+
+        Raises:
+            AliasNotFoundError: no object has that alias.
+            InvalidRequestError: it is of another class.
+        """
+        return await self._store.run(self._blocking.get_by_alias, alias)
+
+    def __repr__(self) -> str:
+        return repr(self._blocking)

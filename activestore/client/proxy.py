@@ -117,6 +117,11 @@ class RemoteClass:
         self._class_name = class_name
         self.__doc__ = interface.__doc__
 
+    @property
+    def class_name(self) -> str:
+        """Its published name, "module.Class"."""
+        return self._class_name
+
     def __call__(
         self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
     ) -> Any:

@@ -317,7 +317,6 @@ class Executor:
         "copies",
         "executor_id",
         "idle_since_s",
-        "interrupted",
         "is_condemned",
         "is_extra",
         "is_silent",
@@ -344,7 +343,6 @@ class Executor:
         self.is_extra = False
         # Killed by us for a call that did not end: nobody else is to blame.
         self.is_condemned = False
-        self.interrupted = 0
         self.idle_since_s = now_s
 
     def is_occupied(self, now_s: float, long_s: float) -> bool:

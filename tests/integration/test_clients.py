@@ -13,7 +13,7 @@ import time
 import pytest
 
 import activestore.aio
-from activestore.errors import BusyError, MethodError
+from activestore.errors import BusyError, InvalidRequestError, MethodError
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(40)]
 
@@ -173,6 +173,23 @@ def test_coroutines_call_read_assign_and_iterate(shared_peer):
     assert sums == list(range(6, 56))
     assert value == 55
     assert rows == [1, 2, 3, 4, 5]
+
+
+def test_coroutines_pass_objects_and_find_classes(shared_peer):
+    async def main() -> tuple:
+        async with await activestore.aio.connect(shared_peer.endpoint) as store:
+            node_class = await store.cls("models.Node")
+            first = await node_class("first", alias="async-first")
+            second = await node_class("second", first)
+            assert repr(node_class) == "<remote class models.Node>"
+            await first.link(second)
+            await second.bump_other()
+            found = await node_class.get_by_alias("async-first")
+            with pytest.raises(InvalidRequestError):
+                await (await store.cls("models.Counter")).get_by_alias("async-first")
+            return await found.value, await first.is_other(second), await second.value
+
+    assert asyncio.run(main()) == (1, True, 0)
 
 
 def test_coroutine_that_is_cancelled_cancels_its_call(shared_peer):
