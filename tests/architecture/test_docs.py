@@ -131,3 +131,15 @@ def test_start_has_the_flags_that_the_design_promises() -> None:
 
     assert [flag for flag in promised if flag not in flags] == []
     assert "--insecure" not in flags
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "explanation" / "promises.md").read_text()
+    names = re.findall(r"(test_\w+\.py)(?:::(\w+))?", page)
+    assert len(names) > 10
+    for file, test in names:
+        found = list((ROOT / "tests").rglob(file))
+        assert found, f"{file} is not there"
+        if test:
+            text = found[0].read_text()
+            assert re.search(rf"(def|class) {test}\b", text), f"{file} has no {test}"
