@@ -32,7 +32,8 @@ def zone_of(zone: Any) -> Any:
     """
     if zone is None:
         return None
-    key = getattr(zone, "key", None)
+    # zoneinfo has `key`, pytz, which older versions of pandas use, `zone`.
+    key = getattr(zone, "key", None) or getattr(zone, "zone", None)
     if isinstance(key, str):
         return key
     if isinstance(zone, datetime.timezone):

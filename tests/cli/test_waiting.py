@@ -63,8 +63,12 @@ def test_publish_waits_longer_than_it_takes_to_connect(
 @pytest.mark.net
 @pytest.mark.slow
 def test_publish_that_outlasts_its_timeout_says_that_the_peer_lives(
-    peer: Any, slow_module: Callable[..., str]
+    make_peer: Callable[..., Any], slow_module: Callable[..., str], tmp_path: Path
 ) -> None:
+    """A beat within the timeout would be a sign of life that prolongs it."""
+    settings = tmp_path / "peer.toml"
+    settings.write_text("beat_s = 10.0\n")
+    peer = make_peer("--config", str(settings))
     path = slow_module("Slower", 1.0)
 
     outcome = peer.run("publish", path, "--timeout", "0.6")
