@@ -19,7 +19,6 @@ from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.session import STREAM_CREDIT, Request
 from activestore.errors import (
-    CancelledError,
     ConfigurationError,
     InvalidRequestError,
     NoSuchMethodError,
@@ -207,7 +206,10 @@ class Store:
             object_id, method, Operation.CALL, args, kwargs, options,
             extra={"stream": STREAM_CREDIT}, is_stream=True,
         )  # fmt: skip
-        return self._items(request)
+        # Read on demand: most clients never stream.
+        from activestore.client.streams import Items
+
+        return Items(self._connection, request, self._decode, self._result)
 
     def get_field(self, object_id: ObjectId, field: str) -> Any:
         """Read a field of an object."""
@@ -258,23 +260,6 @@ class Store:
             )  # fmt: skip
 
         return make, timeout_s
-
-    def _items(self, request: Request) -> Iterator[Any]:
-        connection, items = self._connection, request.items
-        try:
-            while True:
-                connection.wait_for(lambda: bool(items) or request.is_done, request)
-                if not items:
-                    break
-                item = items.pop(0)
-                grant = connection.session.credit_for(request)
-                if grant is not None and not request.is_done:
-                    connection.tell(grant)
-                yield self._decode(item)
-        finally:
-            connection.abandon(request, CancelledError(request.where))
-        result: None = self._result(request)
-        return result
 
     def _send(
         self, make: Callable[[int, int], Any], where: str, timeout_s: float = 0.0

@@ -21,6 +21,7 @@ import random
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,7 @@ class Connection:
         self._pump: threading.Thread | None = None
         self._pump_wake = threading.Event()
         self._unwaited = 0
+        self._dropped: deque[Request] = deque()
         self.is_closed = False
         self._has_greeted = False
         self.session = Session(
@@ -305,6 +307,10 @@ class Connection:
         if message is not None:
             self._tell([request])
 
+    def drop(self, request: Request) -> None:
+        """End a request soon; for finalizers, which may run under the lock."""
+        self._dropped.append(request)
+
     # -- waiting -----------------------------------------------------------------------
 
     def call(
@@ -455,6 +461,9 @@ class Connection:
 
     def _turn(self, wait_s: float) -> None:
         """Send what waits, take what is there, or wait for it once."""
+        while self._dropped:
+            request = self._dropped.popleft()
+            self.abandon(request, CancelledError(request.where))
         with self._lock:
             if self._records:
                 self._flush_records()

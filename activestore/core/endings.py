@@ -47,6 +47,7 @@ class Endings(Chains):
         elif copy is not None and event.state_bytes:
             box.state_bytes = event.state_bytes
             self.pool.resize(copy, event.state_bytes)
+        self._end_streams(call)
         if call.is_reentrant:
             self._answer(call, event)
         elif is_stale and not call.is_answered:
@@ -54,6 +55,13 @@ class Endings(Chains):
         else:
             self._conclude(box, call, event, is_late=is_late)
         self._after_call(box, executor)
+
+    def _end_streams(self, call: Call) -> None:
+        """End the streams that a method had begun to read: nobody grants credit now."""
+        for child_id in list(call.children or ()):
+            child = self.calls.get(child_id)
+            if child is not None and child.is_stream:
+                self._stop(child, CancelledError(child.where()), "cancelled")
 
     def _not_run(
         self, box: Mailbox, call: Call, copy: Copy | None, *, is_dropped: bool

@@ -91,3 +91,38 @@ class Careless(Worker):
     @activemethod
     def hold(self, duration_s: float) -> None:
         time.sleep(duration_s)
+
+
+class Source(ActiveObject):
+    """Streams more than anybody reads."""
+
+    value: int
+
+    def __init__(self):
+        self.value = 0
+
+    @activemethod
+    def rows(self, count: int):
+        yield from range(count)
+
+    @activemethod
+    def add(self) -> int:
+        self.value += 1
+        return self.value
+
+
+class Reader(ActiveObject):
+    """Reads a part of a stream, or nothing."""
+
+    source: Any
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    @activemethod
+    def read(self, count: int) -> list:
+        found = []
+        items = self.source.rows.stream(10_000)
+        while len(found) < count:
+            found.append(next(items))
+        return found

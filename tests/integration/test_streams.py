@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,43 @@ def test_method_that_is_a_generator_can_be_called_as_one(shared):
     trainer = shared.create("models.Trainer")
 
     assert list(trainer.count(5)) == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def source(store):
+    store.publish(str(Path(__file__).with_name("ring_models.py")))
+    return store.create("ring_models.Source")
+
+
+@pytest.mark.parametrize("read", [0, 1, 5])
+def test_stream_that_is_forgotten_frees_its_object(source, read):
+    items = source.rows.stream(10_000)
+    for number in range(read):
+        assert next(items) == number
+    del items
+
+    assert source.add.options(timeout_s=10)() == 1
+
+
+def test_stream_that_is_closed_before_it_is_read_ends(source):
+    items = source.rows.stream(10_000)
+    items.close()
+
+    assert list(items) == []
+    assert source.add.options(timeout_s=10)() == 1
+
+
+@pytest.mark.parametrize("read", [0, 1, 40])
+def test_stream_that_a_method_leaves_ends_with_it(store, source, read):
+    reader = store.create("ring_models.Reader", source)
+
+    assert reader.read(read) == list(range(read))
+
+    assert source.add.options(timeout_s=10)() == 1
+
+
+def test_stream_that_has_ended_stays_ended(source):
+    items = source.rows.stream(3)
+
+    assert list(items) == [0, 1, 2]
+    assert next(items, "over") == "over"
