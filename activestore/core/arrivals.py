@@ -223,10 +223,9 @@ class Arrivals(Chains):
             self._emit(effects.ReleaseLoaded(event.loaded))
             return
         box.class_name = event.class_name
-        box.state = MailboxState.READY
-        box.loaded = event.loaded
-        box.state_bytes = event.state_bytes
+        self.boxes.put_loaded(box, event.loaded, event.state_bytes)
         box.executed_version = box.committed_version = event.version
+        box.state_version = event.version
         self.boxes.check_waiting(box)
         self._pump(box)
         self.boxes.tidy(box)

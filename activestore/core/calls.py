@@ -235,9 +235,11 @@ class Mailbox:
 
     __slots__ = (
         "class_name", "committed_version", "executed_version", "generation", "is_queued",
-        "known_replies", "loaded", "main", "object_id", "pending_commits", "pipe",
+        "known_replies", "loaded", "loaded_bytes", "main", "object_id", "pending_commits",
+        "pipe",
         "reader", "reader_loading", "reader_running", "readers_waiting", "running",
-        "shown_version", "state", "state_bytes", "unreplied", "waiting", "writers",
+        "shown_version", "state", "state_bytes", "state_version", "unreplied", "waiting",
+        "writers",
     )  # fmt: skip
 
     def __init__(self, object_id: ObjectId) -> None:
@@ -254,9 +256,11 @@ class Mailbox:
         self.reader: Copy | None = None
         self.reader_loading = False
         self.loaded: Any = None  # the state that was read, for the copy to come
+        self.loaded_bytes = 0
         self.executed_version = 0
         self.committed_version = 0
         self.shown_version = 0  # the highest that an answer has shown
+        self.state_version = 0  # the last committed one that changed the state
         self.pending_commits = 0
         self.unreplied: deque[tuple[int, Any]] = deque()
         self.generation = 0

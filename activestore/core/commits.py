@@ -51,6 +51,7 @@ class Pending(NamedTuple):
     generation: int
     call: Call | None
     checkpoint: int | None  # the request number that waits for it
+    has_state: bool  # whether it changes the object, or only keeps an answer
 
 
 class Ledger:
@@ -90,8 +91,9 @@ class Ledger:
         version = mailbox.executed_version
         token = self.next_token()
         self._pending[token] = Pending(
-            mailbox, version, mailbox.generation, call, checkpoint
-        )
+            mailbox, version, mailbox.generation, call, checkpoint,
+            step.delta is not None or step.state is not None,
+        )  # fmt: skip
         mailbox.pending_commits += 1
         client = call.origin if type(call.origin) is Client else None
         acknowledged: Sequence[tuple[SessionId, int]] = ()

@@ -113,7 +113,8 @@ class Endings(Chains):
         durability = 0
         is_recorded = type(call.origin) is Client and self._has_left_traces(call)
         if has_change or is_recorded:
-            if has_change and event.state is None:  # Names and new objects always last.
+            # Names and new objects always last.
+            if has_change and event.state is None and not event.created:
                 info = self.boxes.classes.get(box.class_name)
                 durability = info.durability if info is not None else 0
             version = self.ledger.order(
@@ -141,7 +142,8 @@ class Endings(Chains):
     def _after_call(self, box: Mailbox, executor: Executor) -> None:
         """Serve what the end of a call made room for."""
         reader = box.reader
-        if reader is not None and not reader.running and not box.writers:
+        is_unused = reader is not None and not reader.running
+        if reader is not None and is_unused and not self.boxes.holds_readers_up(box):
             self.pool.passivate(reader)
         if box.waiting:
             self._pump(box)
@@ -158,6 +160,8 @@ class Endings(Chains):
             return
         box = pending.mailbox
         box.pending_commits -= 1
+        if pending.has_state:
+            box.state_version = pending.version
         self.ledger.committed(box, pending.version)
         self._written(pending)
         if pending.checkpoint is not None and pending.call is not None:

@@ -145,11 +145,11 @@ class InvocationCore(Arrivals, Endings, Supervision):
                 call.is_deferred or call.call_id in self.calls
                 for call in session.values()
             )
-        loads = sum(
-            box.state is MailboxState.LOADING or box.loaded is not None
-            for box in self.boxes.boxes.values()
-        )
+        boxes = self.boxes.boxes.values()
+        loads = sum(box.state is MailboxState.LOADING for box in boxes)
         assert self.boxes.loads_count == loads, (self.boxes.loads_count, loads)
+        loaded = sum(box.loaded_bytes for box in boxes if box.loaded is not None)
+        assert self.boxes.loaded_bytes == loaded, (self.boxes.loaded_bytes, loaded)
 
 
 __all__ = ["InvocationConfig", "InvocationCore"]

@@ -50,9 +50,10 @@ from activestore.ids import ObjectId
 RECALL_S = 0.005
 # Mailboxes that are tried in vain when a slot is free, before the rest must wait.
 READY_FAILURES_MAX = 8
-# Objects that are being read, or were read and wait for a slot: bounds the memory that
-# their states take in the daemon. Nested calls do not wait: others wait for them.
+# Objects that are being read, and the states that were read and wait for a slot: both
+# bound the memory of the daemon. Nested calls do not wait: others wait for them.
 LOADS_MAX = 16
+LOADED_BYTES_MAX = 64 * 1024 * 1024
 
 _READ_FIELD = "<get>"
 _NEED_NO_STATE = (Kind.CREATE, Kind.DELETE)
@@ -90,7 +91,8 @@ class Mailboxes:
         self._ready: dict[ObjectId, Mailbox] = {}
         # Mailboxes whose object is to be read once others have been activated.
         self._to_load: dict[ObjectId, Mailbox] = {}
-        self.loads_count = 0  # being read, or read and not yet activated
+        self.loads_count = 0  # being read
+        self.loaded_bytes = 0  # read, and not yet activated
 
     def box_of(self, object_id: ObjectId) -> Mailbox:
         """Return the mailbox of an object, beginning it where there is none."""
@@ -119,13 +121,26 @@ class Mailboxes:
 
     def _take_loaded(self, box: Mailbox) -> Any:
         loaded, box.loaded = box.loaded, None
-        self.loads_count -= loaded is not None
+        if loaded is not None:
+            self.loaded_bytes -= box.loaded_bytes
         return loaded
+
+    def put_loaded(self, box: Mailbox, loaded: object, state_bytes: int) -> None:
+        """Note the state that was read for a mailbox."""
+        self.loads_count -= 1
+        self.loaded_bytes += state_bytes
+        box.loaded = loaded
+        box.loaded_bytes = box.state_bytes = state_bytes
+        box.state = MailboxState.READY
+
+    @property
+    def _may_load(self) -> bool:
+        return self.loads_count < LOADS_MAX and self.loaded_bytes < LOADED_BYTES_MAX
 
     @property
     def wants_loads(self) -> bool:
-        """Whether more objects can be read now."""
-        return bool(self._to_load) and self.loads_count < LOADS_MAX
+        """Whether objects wait to be read and can be now."""
+        return bool(self._to_load) and self._may_load
 
     def load_more(self) -> None:
         """Read objects that had to wait for others, in order of arrival."""
@@ -252,7 +267,7 @@ class Mailboxes:
             if box.pending_commits:
                 self.emit(HurryCommits())
             return False  # Storage must have the last executed state first.
-        if self.loads_count >= LOADS_MAX and type(call.origin) is Client:
+        if not self._may_load and type(call.origin) is Client:
             self._to_load[box.object_id] = box
             return False
         self.loads_count += 1
@@ -420,7 +435,7 @@ class Mailboxes:
 
     def _serve_readers(self, box: Mailbox) -> None:
         """Let readers that waited long enough run on the last committed state."""
-        if not box.writers:
+        if not self.holds_readers_up(box):
             return
         writer_since_s = min(call.dispatched_s for call in box.running.values())
         wait_s = self.config.reader_wait_s
@@ -440,13 +455,20 @@ class Mailboxes:
             elif not self._run_reader(box, call):
                 return
 
+    @staticmethod
+    def holds_readers_up(box: Mailbox) -> bool:
+        """Whether a writer runs, or one waits for long readers and others behind it."""
+        if box.writers:
+            return True
+        return bool(box.running and box.waiting and not box.waiting[0].is_readonly)
+
     def _run_reader(self, box: Mailbox, call: Call) -> bool:
         """Dispatch one reader on the reader copy; False where it must wait for it."""
         copy = box.reader
         if box.shown_version > box.committed_version:
             self.emit(HurryCommits())  # What was told already must be seen.
             return False
-        if copy is not None and copy.version < box.committed_version:
+        if copy is not None and copy.version < box.state_version:
             if copy.running:
                 box.reader = None  # Its readers end on it; it is dropped after them.
             else:
@@ -468,7 +490,8 @@ class Mailboxes:
     def reader_loaded(self, box: Mailbox, version: int, loaded: object) -> bool:
         """Make the reader copy of a state that was loaded; False where none is wanted."""
         box.reader_loading = False
-        if not any(call.is_readonly for call in box.waiting) or not box.writers:
+        is_wanted = any(call.is_readonly for call in box.waiting)
+        if not is_wanted or not self.holds_readers_up(box):
             self.emit(ReleaseLoaded(loaded))
             self.pump(box)
             return False
@@ -483,7 +506,8 @@ class Mailboxes:
         )
         copy.version = version
         box.reader = copy
-        slot = executor.slots[0]
+        idle = (slot for slot in executor.slots if not slot.queue)
+        slot = next(idle, executor.slots[0])
         self.emit(
             Activate(
                 executor.executor_id, slot.index, copy.copy_id, box.object_id,

@@ -84,7 +84,8 @@ class Slot:
         self._credit: dict[int, int] = {}  # stream call to items it may still send
         self._results: dict[int, list[Any]] = {}  # request to its RESULT
         self._items: dict[int, deque[list[Any]]] = {}  # nested stream to its items
-        self._submitted: dict[int, int] = {}  # request nobody waits for, to its call
+        self._open: dict[int, int] = {}  # request to the call that made it
+        self._submitted: set[int] = set()  # those that nobody waits for yet
         self._next_request = 1
         self._first_result_s = 0.0
         self._last_call_s = 0.0
@@ -183,15 +184,22 @@ class Slot:
             # A damaged archive is told by the activation that then lacks its class.
             with contextlib.suppress(InvalidRequestError):
                 self.host.loader.add(message[1], message[2])
-        elif kind == orders.RESULT:
-            self._results[message[1]] = message
-        elif kind == orders.ITEM_IN:
-            self._items.setdefault(message[1], deque()).append(message)
+        elif kind in {orders.RESULT, orders.ITEM_IN}:
+            self._take_answer(message)
         elif kind == orders.CREDIT:
             if message[1] in self._credit:
                 self._credit[message[1]] += message[2]
         elif kind == orders.STOP:
             self._stop(message[1], message[2])
+
+    def _take_answer(self, message: list[Any]) -> None:
+        kind, number = message[:2]
+        if number not in self._open:
+            return  # Its caller has ended without it.
+        if kind == orders.RESULT:
+            self._results[number] = message
+        else:
+            self._items.setdefault(number, deque()).append(message)
 
     def _activate(self, message: list[Any]) -> None:
         (
@@ -262,6 +270,8 @@ class Slot:
         )  # fmt: skip
         run_s = _perf() - start_s
         self._stack.pop()
+        if self._open:
+            self._forget_requests(call_id)
         if self._deferred and not self._stack:
             with self._inbox_lock:
                 self._inbox.extendleft(reversed(self._deferred))
@@ -270,6 +280,14 @@ class Slot:
             self._credit.pop(call_id, None)
         self._end(call_id, attempt, outcome, run_s, copy_id)
         self._last_call_s = start_s + run_s
+
+    def _forget_requests(self, call_id: int) -> None:
+        """Let go of what a call asked for and did not take."""
+        for number in [n for n, caller in self._open.items() if caller == call_id]:
+            del self._open[number]
+            self._submitted.discard(number)
+            self._results.pop(number, None)
+            self._items.pop(number, None)
 
     def _guarded(  # noqa: PLR0913 - a call has that many parts
         self, copy: HostedCopy, kind: int, method: str, body: bytes, buffers: Sequence[Any],
@@ -404,19 +422,24 @@ class Slot:
                 (orders.REQUEST, self._stack[-1][0], number, waits, record, described)
             )
             self._flush()
+        self._open[number] = self._stack[-1][0]
         if not waits:
-            self._submitted[number] = self._stack[-1][0]
+            self._submitted.add(number)
         return number
 
     def wait(self, number: int) -> Any:
         """Wait for the answer to a nested request and decode it."""
-        caller = self._submitted.pop(number, None)
-        if caller is not None and number not in self._results:
-            with self._inbox_lock:
-                self.channel.put((orders.WAITS, caller, number))
-                self._flush()
+        if number in self._submitted:
+            self._submitted.discard(number)
+            if number not in self._results:
+                with self._inbox_lock:
+                    self.channel.put((orders.WAITS, self._open[number], number))
+                    self._flush()
+        if number not in self._open:
+            raise InvalidRequestError("the call that made it has ended", "nested call")
         while number not in self._results:
             self._serve_while_waiting()
+        self._open.pop(number, None)
         return self._decode(self._results.pop(number))
 
     def _decode(self, message: list[Any]) -> Any:
@@ -438,6 +461,7 @@ class Slot:
                     yield self._decode([0, 0, "", message[3], message[4]])
                     self._send_credit(number)
                 if number in self._results:
+                    self._open.pop(number, None)
                     return self._decode(self._results.pop(number))
                 self._serve_while_waiting()
         finally:
@@ -466,6 +490,7 @@ class Slot:
             if created:
                 body, new = encode_states(created)
                 made = (body, self.channel.describe(new))
+            self._open[number] = call_id
             self.channel.put(
                 (orders.CHECKPOINT, call_id, attempt, number, packed, made)
             )

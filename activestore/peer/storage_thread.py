@@ -293,6 +293,8 @@ class StorageThreads:
     def _note_broken(self, order: _Order) -> None:
         """Remember what was refused: each object of a group, for all were."""
         for change in order.changes:
+            if not change.has_effect:
+                continue  # Nothing builds on an answer.
             self._broken.setdefault(change.object_id, change.version)
             if len(self._broken) > BROKEN_MAX:
                 del self._broken[next(iter(self._broken))]

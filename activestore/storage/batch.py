@@ -109,7 +109,7 @@ class Batch:
                 refusal = self._why_not_group(changes[position:end])
             for change in changes[position:end]:
                 error = refusal or self._apply(change)
-                if error is not None:
+                if error is not None and change.has_effect:
                     self._refused.setdefault(change.object_id, change.version)
                 results.append(error)
             position = end

@@ -71,6 +71,11 @@ class Change:
     drop_replies: Sequence[tuple[SessionId, int]] = ()
     group: int = 0
 
+    @property
+    def has_effect(self) -> bool:
+        """Whether it changes the object, beyond what is answered of it."""
+        return self.is_delete or self.state is not None or self.delta is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Head:

@@ -82,6 +82,37 @@ class Worker(ActiveObject):
                 continue
         time.sleep(5)
 
+    @activemethod
+    def hold(self, duration_s: float) -> None:
+        time.sleep(duration_s)
+
+    @activemethod(readonly=True)
+    def look(self, count: int, pause_s: float):
+        """Stream the value, slowly."""
+        for _ in range(count):
+            yield self.value
+            time.sleep(pause_s)
+
+    @activemethod
+    def name_other(self, alias: str) -> int:
+        """Make another one under a name that may be taken."""
+        self.value += 1
+        Worker().make_persistent(alias=alias)
+        return self.value
+
+    @activemethod
+    def submit_many(self, count: int, size: int) -> int:
+        """Ask for much and take nothing; return this process's memory in bytes."""
+        for _ in range(count):
+            self.other.make_bytes.submit(size)
+        time.sleep(0.3)
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @activemethod(readonly=True)
+    def make_bytes(self, size: int) -> bytes:
+        return bytes(size)
+
 
 class Careless(Worker):
     """The same, with changes that may be lost for a second."""
@@ -89,8 +120,8 @@ class Careless(Worker):
     durability = "interval"
 
     @activemethod
-    def hold(self, duration_s: float) -> None:
-        time.sleep(duration_s)
+    def make_other(self) -> Any:
+        return Worker()
 
 
 class Source(ActiveObject):

@@ -242,6 +242,13 @@ class TestRelaxedDurability:
         with pytest.raises(AliasExistsError):
             store.create("ring_models.Careless", alias="careless")
 
+    def test_object_that_a_method_returns_is_on_disk(self, peer, store):
+        careless = store.create("ring_models.Careless", alias="careless")
+        made = careless.make_other()
+        peer.restart()
+
+        assert made.add() == 1
+
     def test_reader_beside_a_writer_sees_what_was_answered(self, store):
         careless = store.create("ring_models.Careless")
         assert careless.add(5) == 5
@@ -250,6 +257,73 @@ class TestRelaxedDurability:
 
         assert careless.peek() == 5
         holding.result(WAIT_S)
+
+
+def test_name_that_is_taken_fails_the_call_and_spoils_nothing(store):
+    store.create("ring_models.Worker", alias="taken")
+    worker = store.create("ring_models.Worker")
+
+    assert worker.name_other("free") == 1
+    for _ in range(2):
+        with pytest.raises(AliasExistsError):
+            worker.name_other("taken")
+    assert worker.peek() == 1
+    assert worker.name_other("free too") == 2
+
+
+def test_readers_go_on_beside_a_writer_after_a_call_that_changed_others(store):
+    """The answer of such a call is kept by itself, without a change of the object."""
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other)
+    worker.add()
+    worker.add_to_other()
+    holding = worker.hold.submit(3.0)
+    time.sleep(0.1)
+
+    began_s = time.monotonic()
+    assert worker.peek() == 1
+    assert time.monotonic() - began_s < 1.5
+    holding.result(WAIT_S)
+
+
+def test_readers_do_not_wait_behind_a_writer_that_waits_for_a_long_reader(peer, store):
+    worker = store.create("ring_models.Worker", alias="worker")
+    of_another_client = peer.connect().get("worker")
+    worker.add(5)
+    looking = worker.look.stream(100, 0.1)
+    assert next(looking) == 5
+    adding = worker.add.submit(1)
+    time.sleep(0.1)
+
+    began_s = time.monotonic()
+    assert of_another_client.peek() == 5
+    assert of_another_client.value == 5
+    assert time.monotonic() - began_s < 2.0
+    looking.close()
+    assert adding.result(WAIT_S) == 6
+
+
+def test_reader_finds_a_free_thread_where_there_is_one_executor(make_peer):
+    store = make_peer(executors=1, executors_max=1).connect()
+    store.publish(MODELS)
+    worker = store.create("ring_models.Worker")
+    holding = worker.hold.submit(3.0)
+    time.sleep(0.1)
+
+    began_s = time.monotonic()
+    assert worker.peek() == 0
+    assert time.monotonic() - began_s < 1.5
+    holding.result(WAIT_S)
+
+
+def test_results_that_a_method_does_not_take_are_let_go(store):
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other)
+    first = worker.submit_many(30, 1_000_000)
+    for _ in range(3):
+        last = worker.submit_many(30, 1_000_000)
+
+    assert last - first < 60_000_000, "3 x 30 MB were asked for and not taken"
 
 
 @pytest.mark.parametrize(
