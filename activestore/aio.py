@@ -14,12 +14,14 @@ Source: design section 4.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from activestore import remote
 from activestore.client import client
 from activestore.client.proxy import RemoteClass
+from activestore.client.streams import NOTHING, Items
 from activestore.errors import InvalidRequestError
 from activestore.ids import ObjectId
 from activestore.remote import CallOptions
@@ -44,7 +46,9 @@ class AsyncStore:
 
     def __init__(self, store: client.Store) -> None:
         self._store = store
-        self._proxies: dict[type, type] = {}
+        blocking = store.resolve
+        # Also inside containers.
+        store.resolve = lambda payload: self._wrap(blocking(payload))
 
     async def __aenter__(self) -> AsyncStore:
         return self
@@ -82,18 +86,12 @@ class AsyncStore:
             self.invoke(object_id, method, args, kwargs, options)
         )
 
-    async def stream(
+    def stream(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions,
-    ) -> AsyncIterator[Any]:  # fmt: skip
+    ) -> AsyncItems:  # fmt: skip
         """Start a generator method; iterate its items with `async for`."""
-        items = self._store.stream(object_id, method, args, kwargs, options)
-        end = object()
-        try:
-            while (item := await asyncio.to_thread(next, items, end)) is not end:
-                yield self._wrap(item)
-        finally:
-            await asyncio.to_thread(items.close)  # type: ignore[attr-defined]  # a generator
+        return AsyncItems(self._store.stream(object_id, method, args, kwargs, options))
 
     async def get_field(self, object_id: ObjectId, field: str) -> Any:
         """Read a field: `await p.value`."""
@@ -204,3 +202,49 @@ class AsyncClass:
 
     def __repr__(self) -> str:
         return repr(self._blocking)
+
+
+class AsyncItems:
+    """The items of a stream, for `async for`; no thread waits for them.
+
+    Leaving the loop, cancelling its task or `aclose` ends the method at the peer.
+    """
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._event = asyncio.Event()
+        items.wake(_Waker(asyncio.get_running_loop(), self._event))
+
+    def __aiter__(self) -> AsyncItems:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            while True:
+                self._event.clear()
+                found = self._items.take()
+                if found is not NOTHING:
+                    return found
+                await self._event.wait()
+        except StopIteration:
+            raise StopAsyncIteration from None
+        except BaseException:
+            self._items.close()
+            raise
+
+    async def aclose(self) -> None:
+        """End the stream."""
+        self._items.close()
+
+
+class _Waker:
+    """Wakes a reader from another thread; it must not keep the reader itself alive."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        self._loop = loop
+        self._event = event
+
+    def set(self) -> None:
+        """Something has come."""
+        with contextlib.suppress(RuntimeError):  # The loop has been closed.
+            self._loop.call_soon_threadsafe(self._event.set)

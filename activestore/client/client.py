@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from activestore import ids, model, remote
 from activestore.client import codewatch, finding
@@ -31,6 +31,9 @@ from activestore.wire import messages, values
 from activestore.wire.messages import Operation
 
 PAGE_ROWS = 1000
+
+if TYPE_CHECKING:
+    from activestore.client.streams import Items
 
 
 def connect(
@@ -70,6 +73,9 @@ class Store:
         self._connection = connection
         self._unpickle = self._load_pickle if unpickle else None
         self._stand_ins = StandIns(self, self._interface)
+        self._items_class: Any = None
+        # Makes a stand-in of a ref; AsyncStore puts its own kind in its place.
+        self.resolve: Callable[[bytes], Any] = self._stand_ins.resolve
         self._revisions: dict[type, bytes] = {}
         self._compared: set[type] = set()
         self._persisting = Persisting(connection, self._states_of, self._adopt)
@@ -144,7 +150,7 @@ class Store:
         return values.decode(
             reply.body,
             reply.buffers,
-            resolve=self._stand_ins.resolve,
+            resolve=self.resolve,
             unpickle=self._unpickle,
         )
 
@@ -200,16 +206,20 @@ class Store:
     def stream(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions,
-    ) -> Iterator[Any]:  # fmt: skip
+    ) -> Items:  # fmt: skip
         """Start a generator method of an object and return an iterator of its items."""
         request = self._start_call(
             object_id, method, Operation.CALL, args, kwargs, options,
             extra={"stream": STREAM_CREDIT}, is_stream=True,
         )  # fmt: skip
-        # Read on demand: most clients never stream.
-        from activestore.client.streams import Items
-
-        return Items(self._connection, request, self._decode, self._result)
+        if self._items_class is None:
+            self._items_class = importlib.import_module(
+                "activestore.client.streams"
+            ).Items
+        items: Items = self._items_class(
+            self._connection, request, self._decode, self._result
+        )
+        return items
 
     def get_field(self, object_id: ObjectId, field: str) -> Any:
         """Read a field of an object."""

@@ -13,6 +13,9 @@ from activestore.client.connection import Connection
 from activestore.client.session import Request
 from activestore.errors import CancelledError
 
+# What `take` returns where there is no item yet.
+NOTHING: Any = object()
+
 
 class Items:
     """An iterator over a stream; `StopIteration.value` is the method's own result."""
@@ -34,23 +37,41 @@ class Items:
         return self
 
     def __next__(self) -> Any:
-        if self._is_over:
-            raise StopIteration
-        connection, request = self._connection, self._request
+        request = self._request
         items = request.items
         try:
-            connection.wait_for(lambda: bool(items) or request.is_done, request)
-            if items:
-                item = items.pop(0)
-                grant = connection.session.credit_for(request)
-                if grant is not None and not request.is_done:
-                    connection.tell(grant)
-                return self._decode(item)
+            if not self._is_over:
+                self._connection.wait_for(
+                    lambda: bool(items) or request.is_done, request
+                )
+            return self.take()
         except BaseException:
             self.close()
             raise
+
+    def take(self) -> Any:
+        """Return the next item if it is here, NOTHING where it has yet to come.
+
+        Raises:
+            StopIteration: there are no more.
+        """
+        connection, request = self._connection, self._request
+        if self._is_over:
+            raise StopIteration
+        if request.items:
+            item = request.items.pop(0)
+            grant = connection.session.credit_for(request)
+            if grant is not None and not request.is_done:
+                connection.tell(grant)
+            return self._decode(item)
+        if not request.is_done:
+            return NOTHING
         self._is_over = True
         raise StopIteration(self._result(request))
+
+    def wake(self, waiter: Any) -> None:
+        """Have `waiter.set()` called whenever something has come."""
+        self._request.waiter = waiter
 
     def close(self) -> None:
         """End the method, if it has not ended; nothing of it is committed then."""

@@ -169,6 +169,13 @@ class Arrivals(Chains):
                 parent.waits_nested += 1
                 self._settle_below(child)
 
+    def _on_nested_abandoned(self, event: events.NestedAbandoned) -> None:
+        parent = self.calls.get(event.parent)
+        for child_id in list((parent.children if parent is not None else None) or ()):
+            child = self.calls.get(child_id)
+            if child is not None and child.is_request(event.request):
+                self._stop(child, CancelledError(child.where()), "cancelled")
+
     def _on_persist_arrived(self, event: events.PersistArrived) -> None:
         origin = event.origin
         client = origin if type(origin) is Client else None

@@ -350,12 +350,12 @@ class Executor:
         self.idle_since_s = now_s
 
     def is_occupied(self, now_s: float, long_s: float) -> bool:
-        """Whether a call has run here for longer than `long_s` and still computes."""
+        """Whether a call has run here for `long_s` or longer and still computes."""
         for slot in self.slots:
             queue = slot.queue
             if (
                 queue
-                and now_s - slot.head_since_s > long_s
+                and now_s - slot.head_since_s >= long_s
                 and not queue[0].waits_nested
             ):
                 return True

@@ -15,7 +15,12 @@ from __future__ import annotations
 
 from activestore.core.calls import Call, Kind, Mailbox, Nested
 from activestore.core.desk import Desk
-from activestore.errors import BusyError, InvalidRequestError, UnavailableError
+from activestore.errors import (
+    BusyError,
+    CancelledError,
+    InvalidRequestError,
+    UnavailableError,
+)
 
 
 class Chains(Desk):
@@ -41,6 +46,13 @@ class Chains(Desk):
             )
             return True
         return False
+
+    def _end_streams(self, call: Call) -> None:
+        """End the streams that a method had begun to read: nobody grants credit now."""
+        for child_id in list(call.children or ()):
+            child = self.calls.get(child_id)
+            if child is not None and child.is_stream:
+                self._stop(child, CancelledError(child.where()), "cancelled")
 
     def _requeue(self, box: Mailbox, call: Call) -> None:
         """Let a call that a slot gave back wait again; it may close a ring now."""

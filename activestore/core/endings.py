@@ -56,13 +56,6 @@ class Endings(Chains):
             self._conclude(box, call, event, is_late=is_late)
         self._after_call(box, executor)
 
-    def _end_streams(self, call: Call) -> None:
-        """End the streams that a method had begun to read: nobody grants credit now."""
-        for child_id in list(call.children or ()):
-            child = self.calls.get(child_id)
-            if child is not None and child.is_stream:
-                self._stop(child, CancelledError(child.where()), "cancelled")
-
     def _not_run(
         self, box: Mailbox, call: Call, copy: Copy | None, *, is_dropped: bool
     ) -> None:

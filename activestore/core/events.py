@@ -179,6 +179,13 @@ class NestedWaits(NamedTuple):
     request: int
 
 
+class NestedAbandoned(NamedTuple):
+    """A running method does not read on in a stream that it had begun."""
+
+    parent: int
+    request: int
+
+
 class ErrandBegan(NamedTuple):
     """A client waits for something that is no call, and is to be told that it goes on."""
 
@@ -241,6 +248,7 @@ Event: TypeAlias = (
     | ItemProduced
     | CheckpointReached
     | NestedWaits
+    | NestedAbandoned
     | ErrandBegan
     | ErrandEnded
     | Committed

@@ -62,6 +62,7 @@ class InvocationCore(Arrivals, Endings, Supervision):
             events.ItemProduced: self._on_item_produced,
             events.CheckpointReached: self._on_checkpoint_reached,
             events.NestedWaits: self._on_nested_waits,
+            events.NestedAbandoned: self._on_nested_abandoned,
             events.ErrandBegan: self._on_errand_began,
             events.ErrandEnded: self._on_errand_ended,
             events.Committed: self._on_committed,

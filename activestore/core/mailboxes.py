@@ -50,10 +50,11 @@ from activestore.ids import ObjectId
 RECALL_S = 0.005
 # Mailboxes that are tried in vain when a slot is free, before the rest must wait.
 READY_FAILURES_MAX = 8
-# Objects that are being read, and the states that were read and wait for a slot: both
-# bound the memory of the daemon. Nested calls do not wait: others wait for them.
+# Objects that are being read, and the share of an executor's budget that states may
+# take that were read and wait for a slot: both bound the memory of the daemon. Nested
+# calls do not wait: others wait for them.
 LOADS_MAX = 16
-LOADED_BYTES_MAX = 64 * 1024 * 1024
+LOADED_SHARE = 0.25
 
 _READ_FIELD = "<get>"
 _NEED_NO_STATE = (Kind.CREATE, Kind.DELETE)
@@ -135,7 +136,8 @@ class Mailboxes:
 
     @property
     def _may_load(self) -> bool:
-        return self.loads_count < LOADS_MAX and self.loaded_bytes < LOADED_BYTES_MAX
+        bytes_max = LOADED_SHARE * self.pool.config.activation_bytes_max
+        return self.loads_count < LOADS_MAX and self.loaded_bytes <= bytes_max
 
     @property
     def wants_loads(self) -> bool:

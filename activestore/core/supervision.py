@@ -97,6 +97,7 @@ class Supervision(Chains):
         box = self.boxes.boxes[call.object_id]
         times = call.times
         self._leave_slot(box, call)
+        self._end_streams(call)
         if call.is_answered:
             self._close(call)
             return box
@@ -197,6 +198,7 @@ class Supervision(Chains):
             return
         self.pool.ensure_free(self._now_s)
         executor = call.slot.executor
+        self.boxes.pump_ready()  # What waits for this executor may move to a free one.
         if not executor.ping_sent_s:
             executor.ping_sent_s = self._now_s
             self._emit(effects.PingExecutor(executor.executor_id))

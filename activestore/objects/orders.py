@@ -19,6 +19,7 @@ leave the machine and both ends are of one version, so they may change freely.
       ITEM     [., call, attempt, body, buffers]
       REQUEST  [., call, request, waits, record, buffers]  a wire record: a nested call
       WAITS    [., call, request]      the method now waits for what it had submitted
+      ABANDON  [., call, request]      of a nested stream: the method does not read on
       CHECKPOINT [., call, attempt, request, delta, created]
       CREDIT   [., call, request, items]              of a nested stream
       RELEASED [., region numbers]                    both ways
@@ -35,7 +36,7 @@ Rules of this file: names only.
 from __future__ import annotations
 
 PACKAGE, ACTIVATE, RUN, RESULT, ITEM_IN, CREDIT, STOP = range(1, 8)
-ENDED, ITEM, REQUEST, CHECKPOINT, WAITS = range(16, 21)
+ENDED, ITEM, REQUEST, CHECKPOINT, WAITS, ABANDON = range(16, 22)
 RELEASED, GONE = 24, 25
 DROP, INTERRUPT, RECALL, PING, ADD_SLOT, EXIT = range(32, 38)
 PONG, READY = 48, 49

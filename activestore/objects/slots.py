@@ -85,6 +85,7 @@ class Slot:
         self._results: dict[int, list[Any]] = {}  # request to its RESULT
         self._items: dict[int, deque[list[Any]]] = {}  # nested stream to its items
         self._open: dict[int, int] = {}  # request to the call that made it
+        self._left: deque[int] = deque()  # streams that are not read on
         self._submitted: set[int] = set()  # those that nobody waits for yet
         self._next_request = 1
         self._first_result_s = 0.0
@@ -416,6 +417,7 @@ class Slot:
         number = self._next_request
         self._next_request += 1
         with self._inbox_lock:
+            self._tell_left()
             described = self.channel.describe(message.buffers)
             record = codec.encode(message._replace(buffers=()))
             self.channel.put(
@@ -451,21 +453,38 @@ class Slot:
             body, buffers, resolve=self.host.resolve, unpickle=self.host.load_value
         )
 
-    def items(self, number: int) -> Any:
-        """Yield the items of a nested stream; ends with its result."""
-        queue = self._items.setdefault(number, deque())
-        try:
-            while True:
-                while queue:
-                    message = queue.popleft()
-                    yield self._decode([0, 0, "", message[3], message[4]])
-                    self._send_credit(number)
-                if number in self._results:
-                    self._open.pop(number, None)
-                    return self._decode(self._results.pop(number))
-                self._serve_while_waiting()
-        finally:
+    def items(self, number: int) -> NestedItems:
+        """Return the items of a nested stream; it ends with its result."""
+        self._items.setdefault(number, deque())
+        return NestedItems(self, number)
+
+    def next_item(self, number: int) -> Any:
+        """Wait for an item and return it; StopIteration where there are no more."""
+        while True:
+            queue = self._items.get(number)
+            if queue:
+                message = queue.popleft()
+                self._send_credit(number)
+                return self._decode([0, 0, "", message[3], message[4]])
+            if number in self._results:
+                self._open.pop(number, None)
+                self._items.pop(number, None)
+                raise StopIteration(self._decode(self._results.pop(number)))
+            if number not in self._open:
+                raise StopIteration  # The call that began it has ended.
+            self._serve_while_waiting()
+
+    def leave(self, number: int) -> None:
+        """Note that a stream is not read on; told before anything else is asked."""
+        self._left.append(number)
+
+    def _tell_left(self) -> None:
+        while self._left:
+            number = self._left.popleft()
+            caller = self._open.pop(number, None)
             self._items.pop(number, None)
+            if caller is not None and self._results.pop(number, None) is None:
+                self.channel.put((orders.ABANDON, caller, number))
 
     def _send_credit(self, number: int) -> None:
         with self._inbox_lock:
@@ -496,6 +515,36 @@ class Slot:
             )
             self._flush()
         self.wait(number)
+
+
+class NestedItems:
+    """An iterator over a nested stream; only for the method that began it."""
+
+    def __init__(self, slot: Slot, number: int) -> None:
+        self._slot = slot
+        self._number = number
+        self._is_over = False
+
+    def __iter__(self) -> NestedItems:
+        return self
+
+    def __next__(self) -> Any:
+        if self._is_over:
+            raise StopIteration
+        try:
+            return self._slot.next_item(self._number)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the stream, if it has not ended."""
+        if not self._is_over:
+            self._is_over = True
+            self._slot.leave(self._number)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _fence() -> None:

@@ -387,7 +387,7 @@ class ExecutorProcesses:
             )
         return news
 
-    def _take(self, end: _End, message: list[Any], news: list[Any]) -> None:  # noqa: C901 - one branch per kind
+    def _take(self, end: _End, message: list[Any], news: list[Any]) -> None:  # noqa: C901, PLR0912 - one branch per kind
         kind = message[0]
         if kind == orders.ENDED:
             news.append(_ended(end, message))
@@ -411,6 +411,8 @@ class ExecutorProcesses:
             )
         elif kind == orders.WAITS:
             news.append(events.NestedWaits(message[1], message[2]))
+        elif kind == orders.ABANDON:
+            news.append(events.NestedAbandoned(message[1], message[2]))
         elif kind == orders.CREDIT:
             news.append(events.NestedCreditArrived(message[1], message[2], message[3]))
         elif kind == orders.RELEASED:

@@ -285,3 +285,21 @@ def test_short_reader_beside_a_writer_leaves_a_silent_executor() -> None:
     assert stage.boxes[OBJECT].main is writer.copy
     assert only(out, effects.LoadObject) == [effects.LoadObject(OBJECT, is_reader=True)]
     assert (moved.origin, moved.slot.executor.executor_id) == (client(2), 2)
+
+
+def test_object_whose_executor_turns_out_busy_moves_to_a_free_one() -> None:
+    """It was activated there and waits; nothing ends that would have it looked at."""
+    stage = Stage(executors=2, executors_max=2, slots=1)
+    second = stage.run(1, object_id=OTHER)
+    stage.end(second)
+    where = stage.boxes[OTHER].main.executor
+    blockers = [stage.run(2), stage.run(3, object_id=object_id_of(3))]
+    (busy,) = [b for b in blockers if b.slot.executor is where]
+    (free,) = [b for b in blockers if b is not busy]
+    stage.end(free)
+    stage.call(4, object_id=OTHER)
+
+    stage.wait(0.05)
+    out = stage.load(OTHER)
+
+    assert dispatched(out).slot.executor is not where

@@ -142,6 +142,19 @@ class Source(ActiveObject):
         return self.value
 
 
+class Family(ActiveObject):
+    """Has others in containers."""
+
+    members: dict
+
+    def __init__(self, members: dict):
+        self.members = members
+
+    @activemethod(readonly=True)
+    def listed(self) -> list:
+        return [list(self.members.values())]
+
+
 class Reader(ActiveObject):
     """Reads a part of a stream, or nothing."""
 
@@ -157,3 +170,11 @@ class Reader(ActiveObject):
         while len(found) < count:
             found.append(next(items))
         return found
+
+    @activemethod
+    def read_then_add(self, count: int) -> int:
+        """Leave the stream, then call the object that it held."""
+        for number in self.source.rows.stream(10_000):
+            if number >= count:
+                break
+        return self.source.add()

@@ -5,12 +5,14 @@ Source: design section 5 ("Readers do not wait", "Generators").
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from pathlib import Path
 
 import pytest
 
+import activestore
 from activestore.errors import UnavailableError
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(40)]
@@ -162,3 +164,77 @@ def test_stream_that_has_ended_stays_ended(source):
 
     assert list(items) == [0, 1, 2]
     assert next(items, "over") == "over"
+
+
+@pytest.mark.parametrize("read", [0, 3, 40])
+def test_stream_that_a_method_leaves_frees_its_object_at_once(store, source, read):
+    reader = store.create("ring_models.Reader", source)
+
+    assert reader.read_then_add.options(timeout_s=15)(read) == 1
+
+
+class TestCoroutines:
+    """Streams and objects for coroutines; see activestore.aio."""
+
+    @pytest.fixture
+    def names(self, store, source):
+        store.publish(str(Path(__file__).with_name("ring_models.py")))
+        worker = store.create("ring_models.Worker")
+        store.create("ring_models.Family", {"w1": worker, "s": source}, alias="family")
+        return store
+
+    def run(self, peer, main):
+        async def connected():
+            async with await activestore.aio.connect(peer.endpoint) as store:
+                return await asyncio.wait_for(main(store), 20)
+
+        return asyncio.run(connected())
+
+    def test_many_idle_streams_hold_up_nobody(self, peer, names):
+        async def main(store):
+            workers = [await store.create("ring_models.Worker") for _ in range(10)]
+            streams = [worker.look.stream(1000, 60.0) for worker in workers]
+            firsts = await asyncio.gather(*(anext(one) for one in streams))
+            other = await store.create("ring_models.Worker")
+            added = await other.add()
+            for one in streams:
+                await one.aclose()
+            return firsts, added
+
+        firsts, added = self.run(peer, main)
+        assert (firsts, added) == ([0] * 10, 1)
+
+    def test_cancelled_reader_ends_its_stream(self, peer, names):
+        async def main(store):
+            source = (await (await store.get("family")).members)["s"]
+
+            async def read_all():
+                async for _ in source.rows.stream(1_000_000):
+                    await asyncio.sleep(0.001)
+
+            try:
+                await asyncio.wait_for(read_all(), 0.3)
+            except asyncio.TimeoutError:
+                pass  # And with it goes the traceback, which held the stream.
+            return await source.add()
+
+        assert self.run(peer, main) == 1
+
+    def test_left_loop_ends_its_stream(self, peer, names):
+        async def main(store):
+            source = (await (await store.get("family")).members)["s"]
+            async for number in source.rows.stream(1_000_000):
+                if number == 5:
+                    break
+            return number, await source.add()
+
+        assert self.run(peer, main) == (5, 1)
+
+    def test_objects_in_containers_are_awaited_too(self, peer, names):
+        async def main(store):
+            family = await store.get("family")
+            members = await family.members
+            (listed,) = await family.listed()
+            return await members["w1"].add(), await listed[0].add(), len(listed)
+
+        assert self.run(peer, main) == (1, 2, 2)
