@@ -27,9 +27,16 @@ from activestore.errors import (
 )
 from activestore.ids import SessionId
 from activestore.wire import values
-from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from activestore.wire.limits import (
+    OPEN_TOLD_EVERY,
+    OPEN_TOLD_FROM,
+    OPEN_TOLD_MAX,
+    PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN,
+)
 from activestore.wire.messages import (
     Beat,
+    Call,
     Cancel,
     Credit,
     Failure,
@@ -156,11 +163,23 @@ class Session:
         sequence = self._next_sequence
         self._next_sequence = sequence + 1
         first_unacked = next(iter(self.requests), sequence)
-        request = Request(
-            sequence, make(sequence, first_unacked), now_s, timeout_s, where
-        )
+        message = make(sequence, first_unacked)
+        if sequence - first_unacked > OPEN_TOLD_FROM and type(message) is Call:
+            message = self._with_open(message)
+        request = Request(sequence, message, now_s, timeout_s, where)
         self.requests[sequence] = request
         return request
+
+    def _with_open(self, message: Call) -> Call:
+        """Say which requests are open, now and then, where one has been for long.
+
+        Else the peer would keep the answers of all that came after it.
+        """
+        is_turn = message.sequence % OPEN_TOLD_EVERY == 0
+        if not is_turn or len(self.requests) > OPEN_TOLD_MAX:
+            return message
+        extra = {**(message.extra or {}), "open": list(self.requests)}
+        return message._replace(extra=extra)
 
     # -- what comes in -----------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Arrivals(Chains):
         call.alias = event.alias
         call.credit = event.credit
         call.first_unacked = event.first_unacked
+        call.still_open = event.still_open
         if type(origin) is Client:
             if not self._admit_client(origin, call, event):
                 return

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 from activestore.errors import ActiveStoreError
@@ -134,7 +134,7 @@ class Call:
         "interrupt", "is_abandoned", "is_answered", "is_checked", "is_deferred",
         "is_readonly", "is_reentrant", "is_stream", "items_sent", "key", "kind",
         "made_nested", "method", "object_id", "origin", "payload", "refusal", "slot",
-        "timeout_s", "times", "version", "waits_nested",
+        "still_open", "timeout_s", "times", "version", "waits_nested",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +159,7 @@ class Call:
         self.deadline_s = 0.0  # absolute; 0 for none
         self.timeout_s = 0.0  # what deadline_s was made from
         self.first_unacked = 0
+        self.still_open: Sequence[int] = ()
         self.credit = 0
         self.items_sent = 0
         self.times: MethodTimes | None = None
@@ -234,7 +235,8 @@ class Mailbox:
     """One object with something to do, or activated."""
 
     __slots__ = (
-        "class_name", "committed_version", "executed_version", "generation", "is_queued",
+        "class_name", "committed_version", "entered", "executed_version", "generation",
+        "is_queued",
         "known_replies", "loaded", "loaded_bytes", "main", "object_id", "pending_commits",
         "pipe",
         "reader", "reader_loading", "reader_running", "readers_waiting", "running",
@@ -251,6 +253,7 @@ class Mailbox:
         self.writers = 0
         self.pipe: Slot | None = None  # the slot of all running calls, if it is one
         self.reader_running = 0
+        self.entered = 0  # calls of its own chain on top of a running one
         self.readers_waiting = 0
         self.main: Copy | None = None
         self.reader: Copy | None = None
@@ -274,7 +277,7 @@ class Mailbox:
         """Whether nothing runs, waits, loads or commits."""
         return not (
             self.waiting or self.running or self.pending_commits or self.unreplied
-            or self.reader_running
+            or self.reader_running or self.entered
             or self.state is MailboxState.LOADING or self.reader_loading
         )  # fmt: skip
 

@@ -81,7 +81,7 @@ class Chains(Desk):
             if parent is None:
                 return None
             if parent.object_id == call.object_id and parent.slot is not None:
-                return parent
+                return None if parent.is_answered else parent
             link = parent
         return None
 
@@ -91,20 +91,27 @@ class Chains(Desk):
         if copy is None or slot is None:
             self._fail(call, UnavailableError(call.where(), "its caller is gone"))
             return
-        error = (
+        is_lost = copy.copy_id not in copy.executor.copies
+        if is_lost or holder.generation != box.generation:
+            error = UnavailableError(
+                call.where(), "an earlier change that its caller saw was not committed"
+            )
+            self._fail(call, error)
+            return
+        refused = (
             InvalidRequestError(
                 "an object cannot be deleted by a call it runs", call.where()
             )
             if call.kind is Kind.DELETE
             else self.boxes.why_not(box, call)
         )
-        if error is None and holder.is_readonly and not call.is_readonly:
-            error = InvalidRequestError(
+        if refused is None and holder.is_readonly and not call.is_readonly:
+            refused = InvalidRequestError(
                 f"a readonly call of the same chain ({holder.method}) holds the object",
                 call.where(),
             )
-        if error is not None:
-            self._fail(call, error)
+        if refused is not None:
+            self._fail(call, refused)
             return
         call.is_checked = True
         call.is_reentrant = True

@@ -29,9 +29,10 @@ from activestore.errors import ActiveStoreError
 from activestore.ids import SessionId
 from activestore.wire.state import NamedState, ObjectState, StateDelta
 
-# Sessions per object whose acknowledgements are followed. A reply that is not followed
-# stays on disk until it is too old for a retry.
+# Sessions per object, and replies of each, whose acknowledgements are followed. A reply
+# that is not followed stays on disk until it is too old for a retry.
 KNOWN_SESSIONS_MAX = 1024
+KNOWN_SEQUENCES_MAX = 4096
 
 
 class Step(NamedTuple):
@@ -98,7 +99,7 @@ class Ledger:
         client = call.origin if type(call.origin) is Client else None
         acknowledged: Sequence[tuple[SessionId, int]] = ()
         if client is not None:
-            acknowledged = _acknowledged(mailbox, client, call.first_unacked)
+            acknowledged = _acknowledged(mailbox, client, call)
         self._emit(
             Commit(
                 token, mailbox.object_id, version, step.delta, step.state, step.created,
@@ -155,7 +156,7 @@ class Ledger:
 
 
 def _acknowledged(
-    mailbox: Mailbox, client: Client, first_unacked: int
+    mailbox: Mailbox, client: Client, call: Call
 ) -> list[tuple[SessionId, int]]:
     """Return the replies that may go with this commit, and note the one that comes."""
     known = mailbox.known_replies
@@ -165,8 +166,15 @@ def _acknowledged(
             del known[next(iter(known))]
         sequences = known[client.session] = deque()
     gone: list[tuple[SessionId, int]] = []
-    while sequences and sequences[0] < first_unacked:
+    while sequences and sequences[0] < call.first_unacked:
         gone.append((client.session, sequences.popleft()))
+    if call.still_open:
+        kept = [n for n in sequences if n in call.still_open or n >= client.sequence]
+        gone += [(client.session, n) for n in sequences if n not in kept]
+        sequences.clear()
+        sequences.extend(kept)
+    elif len(sequences) >= KNOWN_SEQUENCES_MAX:
+        sequences.popleft()
     if not sequences or sequences[-1] != client.sequence:
         sequences.append(client.sequence)
     return gone

@@ -83,6 +83,7 @@ class Desk:
     def _try_delete(self, box: Mailbox) -> None:
         """Delete the object, as is first in line, if nothing runs on it."""
         if box.running or box.reader_running:
+            self._end_streams_of(box)
             return
         call = box.waiting[0]
         self.boxes.take(box, call)
@@ -96,6 +97,12 @@ class Desk:
         )  # fmt: skip
         self._note_change(call)
         self._release(box, version, call, effects.Answer(call.origin, NIL, ()))
+
+    def _end_streams_of(self, box: Mailbox) -> None:
+        """End the streams of an object that is to be deleted: they may have no end."""
+        for call in list(self.calls.values()):
+            if call.object_id == box.object_id and call.is_stream and call.slot:
+                self._stop(call, CancelledError(call.where()), "deleted")
 
     def _release(
         self,
@@ -164,6 +171,7 @@ class Desk:
             copy.running -= 1
             if copy.is_reader and not call.is_reentrant:
                 box.reader_running -= 1
+        box.entered -= call.is_reentrant
         if box.running.pop(call.call_id, None) is not None and not call.is_readonly:
             box.writers -= 1
         call.slot = None
@@ -201,6 +209,7 @@ class Desk:
         else:
             parent = self._parent_of(call)
             if parent is not None and parent.children is not None:
+                parent.changed_others |= self._has_left_traces(call)
                 parent.children.discard(call.call_id)
                 parent.waits_nested -= origin.waits
 

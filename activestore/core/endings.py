@@ -10,7 +10,7 @@ Source: design section 5, "What a call does to state"; reliability.md 3.4 R5.
 from __future__ import annotations
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Copy, Executor, Mailbox, Nested
+from activestore.core.calls import Call, Client, Copy, Executor, Kind, Mailbox, Nested
 from activestore.core.chains import Chains
 from activestore.core.commits import Pending, Step
 from activestore.core.desk import NIL, NOT_RUN, provisional
@@ -43,7 +43,8 @@ class Endings(Chains):
         is_stale = call.generation != box.generation
         is_late = bool(call.deadline_s and self._now_s >= call.deadline_s)
         if event.is_dropped and copy is not None:
-            self.pool.forget(copy)
+            if not call.is_reentrant:  # Else its holder runs there still.
+                self.pool.forget(copy)
         elif copy is not None and event.state_bytes:
             box.state_bytes = event.state_bytes
             self.pool.resize(copy, event.state_bytes)
@@ -60,9 +61,11 @@ class Endings(Chains):
         self, box: Mailbox, call: Call, copy: Copy | None, *, is_dropped: bool
     ) -> None:
         """An executor gave a call back untouched: it stands where it stood."""
-        if is_dropped and copy is not None and not copy.running:
+        if is_dropped and copy is not None and not call.is_reentrant:
             self.pool.forget(copy)
         if call.is_answered:
+            if call.kind is Kind.CREATE and copy is not None:
+                self.pool.passivate(copy)  # It has no state, and will not get one.
             self._close(call)
         elif call.is_reentrant and is_dropped:
             self._fail(call, UnavailableError(call.where(), "its copy was dropped"))

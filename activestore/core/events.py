@@ -21,6 +21,8 @@ class CallArrived(NamedTuple):
     `payload` is handed back untouched in Dispatch. `deadline_s`: seconds from now, 0
     for none. `age_s`: time since the first attempt, by the client's clock. `credit`:
     items the caller can take at once; 0 where it did not ask for a stream.
+    `still_open`: where one of the client's requests stays open for long, all that are:
+    the answers of others before this one have arrived.
     """
 
     origin: Client | Nested
@@ -35,6 +37,7 @@ class CallArrived(NamedTuple):
     credit: int = 0
     class_name: str = ""
     alias: str = ""
+    still_open: Sequence[int] = ()
 
 
 class PersistArrived(NamedTuple):

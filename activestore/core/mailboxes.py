@@ -419,7 +419,9 @@ class Mailboxes:
         call.generation = copy.mailbox.generation
         call.version = copy.version if copy.is_reader else copy.mailbox.executed_version
         copy.running += 1
-        if not is_stacked:
+        if is_stacked:
+            copy.mailbox.entered += 1
+        else:
             slot.queue.append(call)
             if len(slot.queue) == 1:
                 slot.head_since_s = now_s

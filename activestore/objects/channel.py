@@ -352,5 +352,10 @@ class Channel:
     def close(self) -> None:
         """Close the socket and what came over it unread."""
         self.sock.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        self._mapped.close()
+        unsent = [fd for _, _, fds in self._backlog for fd in fds]
+        for fd in (*unsent, *self._close_after, *self._fds):
+            os.close(fd)
+        self._backlog.clear()
+        self._close_after.clear()
+        self._fds.clear()

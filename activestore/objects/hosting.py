@@ -90,6 +90,7 @@ class Running(threading.local):
     readonly_method: str = ""
     created: list[Any] | None = None
     loading: HostedCopy | None = None
+    current: HostedCopy | None = None  # whose call runs
 
 
 class Host:
@@ -225,7 +226,8 @@ class Host:
         if copy.error is not None:
             return self._failure(copy.error, is_dropped=True)
         running = self.running
-        outer_readonly = running.readonly_obj, running.readonly_method
+        outer = running.readonly_obj, running.readonly_method, running.current
+        running.current = copy
         running.readonly_obj = copy.obj if is_readonly else None
         running.readonly_method = method
         created = running.created = [] if not is_reentrant else running.created
@@ -245,14 +247,32 @@ class Host:
                 if stop.reason == "cancelled"
                 else DeadlineExceededError(f"{copy.class_name}.{method}", 0.0)
             )
-            outcome = self._undo(copy, error, is_readonly=is_readonly, kind=kind)
+            outcome = self._undo(
+                copy,
+                error,
+                is_readonly=is_readonly,
+                is_reentrant=is_reentrant,
+                kind=kind,
+            )
         except ActiveStoreError as error:
-            outcome = self._undo(copy, error, is_readonly=is_readonly, kind=kind)
+            outcome = self._undo(
+                copy,
+                error,
+                is_readonly=is_readonly,
+                is_reentrant=is_reentrant,
+                kind=kind,
+            )
         except BaseException as error:  # noqa: BLE001 - user code: anything may come
             told = self._method_error(error, f"{copy.class_name}.{method}")
-            outcome = self._undo(copy, told, is_readonly=is_readonly, kind=kind)
+            outcome = self._undo(
+                copy,
+                told,
+                is_readonly=is_readonly,
+                is_reentrant=is_reentrant,
+                kind=kind,
+            )
         finally:
-            running.readonly_obj, running.readonly_method = outer_readonly
+            running.readonly_obj, running.readonly_method, running.current = outer
         if outcome.code and not is_reentrant:
             for made in created or ():
                 made.__dict__.pop(model.ID_SLOT, None)
@@ -437,9 +457,16 @@ class Host:
             self.running.created = outer
 
     def _undo(
-        self, copy: HostedCopy, error: ActiveStoreError, *, is_readonly: bool, kind: int
-    ) -> Outcome:
-        """Return a failure, giving the copy up where the call changed something."""
+        self, copy: HostedCopy, error: ActiveStoreError, *, is_readonly: bool,
+        is_reentrant: bool, kind: int,
+    ) -> Outcome:  # fmt: skip
+        """Return a failure, giving the copy up where the call changed something.
+
+        A call that entered its own chain's object is a part of the call it entered: what
+        it changed is that one's to keep or to give up.
+        """
+        if is_reentrant:
+            return self._failure(error)
         is_dropped = kind == CREATE or isinstance(error, ReadonlyViolationError)
         if not is_dropped and not is_readonly:
             try:
@@ -533,9 +560,9 @@ class Host:
     def resolve(self, ref: bytes) -> object:
         """Return the one object of this process that stands for `ref`."""
         object_id = ObjectId(ref[: ids.OBJECT_ID_BYTES])
-        loading = self.running.loading
-        if loading is not None and loading.object_id == object_id:
-            return loading.obj
+        for copy in (self.running.loading, self.running.current):
+            if copy is not None and copy.object_id == object_id:
+                return copy.obj  # `self` is itself, by whatever way it comes.
         known = self._stand_ins.get(object_id)
         if known is not None:
             return known

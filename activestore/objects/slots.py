@@ -50,6 +50,8 @@ from activestore.wire.state import (
     encode_states,
 )
 
+# Calls that were stopped before they began and are remembered; most have ended.
+STOPPED_MAX = 1024
 # The exit status of an executor whose slot thread failed, a bug of ours.
 SLOT_FAILED_STATUS = 70
 # How long a finished result may wait for others, in seconds.
@@ -80,7 +82,7 @@ class Slot:
         self._stack: list[
             tuple[int, int, HostedCopy | None]
         ] = []  # call, attempt, copy
-        self._stopped: set[int] = set()  # calls to be answered without a run
+        self._stopped: dict[int, None] = {}  # calls to be answered without a run
         self._credit: dict[int, int] = {}  # stream call to items it may still send
         self._results: dict[int, list[Any]] = {}  # request to its RESULT
         self._items: dict[int, deque[list[Any]]] = {}  # nested stream to its items
@@ -234,7 +236,13 @@ class Slot:
         with self._inbox_lock:
             waiting = [*self._inbox, *self._deferred]
         if any(m[0] == orders.RUN and m[1] == call_id for m in waiting):
-            self._stopped.add(call_id)
+            self._note_stopped(call_id)
+
+    def _note_stopped(self, call_id: int) -> None:
+        """Have a call answered without a run, should it come up yet."""
+        self._stopped[call_id] = None
+        if len(self._stopped) > STOPPED_MAX:
+            self._stopped.pop(next(iter(self._stopped)), None)
 
     # -- one call ----------------------------------------------------------------------
 
@@ -250,7 +258,7 @@ class Slot:
         # run on top of nothing, nobody would commit what it changes.
         is_late = is_reentrant and all(entry[2] is not copy for entry in self._stack)
         if call_id in self._stopped or copy is None or is_late:
-            self._stopped.discard(call_id)
+            self._stopped.pop(call_id, None)
             self._end(
                 call_id,
                 attempt,
@@ -323,6 +331,8 @@ class Slot:
         with self._inbox_lock:
             thread_id = self.thread.ident
             if self._interruptible != call_id or thread_id is None:
+                if all(entry[0] != call_id for entry in self._stack):
+                    self._note_stopped(call_id)  # It has not begun, or has ended.
                 return
             kind = InterruptedByDeadline if reason == "deadline" else Interrupted
             ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -8,7 +8,7 @@ Source: schemas/protocol.md; design section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from activestore.core import effects, events
@@ -24,6 +24,7 @@ from activestore.peer.table import Session, Table
 from activestore.wire import codec
 from activestore.wire.limits import (
     FRAME_BYTES_MAX,
+    OPEN_TOLD_MAX,
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
 )
@@ -190,14 +191,16 @@ class Incoming(Table):
             return
         self.calls_count += 1
         age_s, credit = 0.0, 0
+        still_open: Sequence[int] = ()
         if message.extra:
             age_s = _number(message.extra, "age_ms") / 1000
             credit = int(_number(message.extra, "stream"))
+            still_open = _numbers(message.extra, "open")
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
-                message.deadline_ms / 1000, age_s, credit,
+                message.deadline_ms / 1000, age_s, credit, "", "", still_open,
             )
         )  # fmt: skip
 
@@ -317,6 +320,13 @@ def _why_no_alias(alias: str) -> ActiveStoreError | None:
 def _number(extra: Any, key: str) -> float:
     value = extra.get(key, 0)
     return value if type(value) is int and value >= 0 else 0
+
+
+def _numbers(extra: Any, key: str) -> Sequence[int]:
+    """Return a list of few numbers, none where it is anything else."""
+    found = extra.get(key, ())
+    is_good = type(found) is list and len(found) <= OPEN_TOLD_MAX
+    return found if is_good and all(type(n) is int for n in found) else ()
 
 
 def _sequence(origin: Any) -> int:

@@ -33,6 +33,7 @@ from activestore.peer.ports import ExecutorNews, NestedRequest
 from activestore.storage.engine import ClassRecord, Head
 from activestore.wire import codec, packing
 from activestore.wire.state import (
+    FileBuffer,
     NamedState,
     ObjectState,
     StateDelta,
@@ -290,6 +291,9 @@ class ExecutorProcesses:
         """Send a state, and before it the code of its class where it is not there yet."""
         end = self._end_of(order.executor, order.slot)
         if end is None:
+            for buffer in stored[1].buffers if stored is not None else ():
+                if isinstance(buffer, FileBuffer):
+                    os.close(buffer.fd)
             return
         if record.package not in end.packages:
             archive = self._code(record.package) or b""

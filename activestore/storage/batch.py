@@ -99,7 +99,7 @@ class Batch:
         results: list[ActiveStoreError | None] = []
         position = 0
         while position < len(changes):
-            end = _group_end(changes, position)
+            end = group_end(changes, position)
             refusal = next(
                 (refusals[i] for i in range(position, end) if i in refusals), None
             )
@@ -495,7 +495,7 @@ def aliases_of(
     ]
 
 
-def _group_end(changes: Sequence[Change], start: int) -> int:
+def group_end(changes: Sequence[Change], start: int) -> int:
     """Return where the group that begins at `start` ends."""
     group, end = changes[start].group, start + 1
     while group and end < len(changes) and changes[end].group == group:

@@ -32,7 +32,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.storage import reading, upkeep
-from activestore.storage.batch import Batch
+from activestore.storage.batch import Batch, group_end
 from activestore.storage.blobs import FILE_MISSING, NO_SPACE
 from activestore.storage.engine import Change, ClassRecord, Head, ReplyRecord
 from activestore.storage.reading import KEY_BYTES_MAX, as_key
@@ -202,15 +202,29 @@ class TableEngine:
     def _only_shrinking(
         self, changes: Sequence[Change], full: StorageFullError
     ) -> list[ActiveStoreError | None]:
-        """Commit the deletes alone, then in ever smaller parts: a few need little room."""
-        deletes = [change for change in changes if change.is_delete]
-        if len(deletes) < len(changes):
-            done = iter(self.commit(deletes) if deletes else [])
-            return [next(done) if change.is_delete else full for change in changes]
-        if len(changes) == 1:
-            return [full]
-        half = len(changes) // 2
-        return [*self.commit(changes[:half]), *self.commit(changes[half:])]
+        """Commit the deletes alone, then in ever smaller parts: a few need little room.
+
+        What belongs together, such as a delete and an answer, stays together.
+        """
+        units = list(_units(changes))
+        small = [unit for unit in units if _only_deletes(unit)]
+        if len(small) < len(units):
+            found = iter(
+                self.commit([c for unit in small for c in unit]) if small else []
+            )
+            return [
+                next(found) if _only_deletes(unit) else full
+                for unit in units
+                for _ in unit
+            ]
+        if len(units) == 1:
+            return [full] * len(changes)
+        half = len(units) // 2
+        return [
+            result
+            for part in (units[:half], units[half:])
+            for result in self.commit([c for unit in part for c in unit])
+        ]
 
     def _write_files(
         self,
@@ -493,3 +507,18 @@ def _class_key(record: ClassRecord) -> tuple[bytes, bytes]:
             record.class_name[:80],
         )
     return name, key
+
+
+def _units(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """Yield the changes that are done or refused together."""
+    start = 0
+    while start < len(changes):
+        end = group_end(changes, start)
+        yield changes[start:end]
+        start = end
+
+
+def _only_deletes(unit: Sequence[Change]) -> bool:
+    return any(c.is_delete for c in unit) and all(
+        c.is_delete or not c.has_effect for c in unit
+    )

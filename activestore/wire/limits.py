@@ -34,6 +34,12 @@ VALUE_ELEMENTS_MAX = 100_000
 # An inline body: larger values hold large buffers, which travel beside it.
 BODY_BYTES_MAX = FRAME_BYTES_MAX - HEADER_BYTES_MAX - 8
 
+# A client tells of its open requests where the oldest is this far behind, and as many at
+# most; then at every so many requests.
+OPEN_TOLD_FROM = 256
+OPEN_TOLD_MAX = 256
+OPEN_TOLD_EVERY = 64
+
 # Sequence numbers in one Beat, so that its header stays under HEADER_BYTES_MAX.
 BEAT_SEQUENCES_MAX = 400
 

@@ -113,6 +113,37 @@ class Worker(ActiveObject):
     def make_bytes(self, size: int) -> bytes:
         return bytes(size)
 
+    @activemethod
+    def enter_and_fail(self, times: int) -> int:
+        """Have the other one call back what changes this object and raises."""
+        for _ in range(times):
+            try:
+                self.other.fail_back(self)
+            except ValueError:
+                continue
+        return self.value
+
+    @activemethod
+    def fail_back(self, caller: Any) -> None:
+        caller.add_then_raise()
+
+    @activemethod
+    def give_back(self, value: Any) -> Any:
+        return value
+
+    @activemethod
+    def is_itself(self) -> list:
+        """Return whether what comes back from another object is this one."""
+        found = self.other.give_back([self])[0]
+        return [found is self, found == self, [found].index(self), len({found, self})]
+
+
+class SlowToWake(Worker):
+    """Takes its time to be activated."""
+
+    def on_activate(self) -> None:
+        time.sleep(0.8)
+
 
 class Careless(Worker):
     """The same, with changes that may be lost for a second."""

@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import activestore
 from activestore.errors import (
+    ActiveStoreError,
     AliasExistsError,
+    DeadlineExceededError,
     ExecutorCrashedError,
     InvalidRequestError,
 )
@@ -257,6 +260,80 @@ class TestRelaxedDurability:
 
         assert careless.peek() == 5
         holding.result(WAIT_S)
+
+
+def test_object_may_be_entered_again_by_calls_that_raise(store):
+    """They are a part of the call that they enter, as local calls would be."""
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other)
+
+    assert [worker.enter_and_fail(3) for _ in range(3)] == [3, 6, 9]
+    assert worker.add() == 10
+
+
+def test_object_that_comes_back_to_itself_is_itself(store):
+    other = store.create("ring_models.Worker")
+    worker = store.create("ring_models.Worker", other)
+
+    assert worker.is_itself() == [True, True, 0, 1]
+
+
+def test_call_that_is_overdue_before_it_begins_costs_no_executor(peer, store):
+    store.create("ring_models.SlowToWake", alias="slow")
+    peer.restart()
+    store = peer.connect()
+    slow = store.get("slow")
+    before = {executor["pid"] for executor in store.status()["executors"]}
+
+    with pytest.raises(DeadlineExceededError):
+        slow.add.options(timeout_s=0.2)()
+    time.sleep(3.0)
+
+    after = {executor["pid"] for executor in store.status()["executors"]}
+    assert before <= after, "an executor was killed for a call that had not begun"
+    assert slow.peek() == 0
+
+
+def test_dead_executors_leave_no_descriptors_in_the_daemon(peer, store):
+    counts = []
+    for _ in range(4):
+        workers = [store.create("ring_models.Worker") for _ in range(8)]
+        futures = [one.make_bytes.submit(200_000) for one in workers for _ in range(4)]
+        assert all(len(future.result(WAIT_S)) == 200_000 for future in futures)
+        for executor in peer.executors():
+            executor.kill()
+        assert store.create("ring_models.Worker").add() == 1
+        counts.append(psutil.Process(peer.pid).num_fds())
+
+    assert counts[-1] <= counts[0] + 16, counts
+
+
+def test_one_long_call_does_not_keep_the_answers_of_all_others(peer, store):
+    holding = store.create("ring_models.Worker").hold.submit(20.0)
+    worker = store.create("ring_models.Worker")
+    before = store.status()["storage"]["used_bytes"]
+
+    for _ in range(60):
+        for future in [worker.add.submit() for _ in range(50)]:
+            future.result(WAIT_S)
+    grown = store.status()["storage"]["used_bytes"] - before
+
+    assert worker.peek() == 3000
+    assert grown < 200_000, "3,000 kept answers would take 300 kB and more"
+    holding.cancel()
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_deleting_an_object_ends_its_streams(store, read):
+    worker = store.create("ring_models.Worker")
+    looking = worker.look.stream(1_000_000, 0.01)
+    for _ in range(read):
+        next(looking)
+
+    store.delete(worker)
+
+    with pytest.raises(ActiveStoreError):
+        list(looking)
 
 
 def test_name_that_is_taken_fails_the_call_and_spoils_nothing(store):
