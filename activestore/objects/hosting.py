@@ -241,29 +241,8 @@ class Host:
                 is_readonly=is_readonly,
                 is_reentrant=is_reentrant,
             )
-        except Interrupted as stop:
-            error: ActiveStoreError = (
-                CancelledError(f"{copy.class_name}.{method}")
-                if stop.reason == "cancelled"
-                else DeadlineExceededError(f"{copy.class_name}.{method}", 0.0)
-            )
-            outcome = self._undo(
-                copy,
-                error,
-                is_readonly=is_readonly,
-                is_reentrant=is_reentrant,
-                kind=kind,
-            )
-        except ActiveStoreError as error:
-            outcome = self._undo(
-                copy,
-                error,
-                is_readonly=is_readonly,
-                is_reentrant=is_reentrant,
-                kind=kind,
-            )
         except BaseException as error:  # noqa: BLE001 - user code: anything may come
-            told = self._method_error(error, f"{copy.class_name}.{method}")
+            told = self._told(error, f"{copy.class_name}.{method}")
             outcome = self._undo(
                 copy,
                 told,
@@ -492,6 +471,16 @@ class Host:
             told = method_error(type(error).__name__, _text_of(error))
             error, body = told, values.encode_error(told)
         return Outcome(error.code, body, is_dropped=is_dropped)
+
+    def _told(self, error: BaseException, where: str) -> ActiveStoreError:
+        """Return what a caller is told of what a method raised."""
+        if isinstance(error, Interrupted):
+            if error.reason == "cancelled":
+                return CancelledError(where)
+            return DeadlineExceededError(where, 0.0)
+        if isinstance(error, ActiveStoreError):
+            return error
+        return self._method_error(error, where)
 
     @staticmethod
     def _method_error(error: BaseException, where: str) -> ActiveStoreError:
