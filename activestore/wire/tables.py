@@ -195,7 +195,9 @@ def _make_array(pandas: Any, column: Any) -> Any:
             content, categories=categories, ordered=column["is_ordered"]
         )
     if kind == "zoned":
-        zone = zone_from(column["zone"])
+        zone = zone_from(column["zone"])  # Refuses what is none.
+        if type(column["zone"]) is str:
+            zone = column["zone"]  # pandas has its own idea of which library has it.
         return pandas.DatetimeIndex(content).tz_localize("UTC").tz_convert(zone)
     if kind in _NULLABLE:
         made = pandas.array(content, dtype=kind)
