@@ -27,8 +27,10 @@ pytestmark = [
 ]
 
 CALLS = 500
-# How much slower others may get; a shared machine is given three tries.
+# How much slower others may get, and one slice of the scheduler: a method that burns a
+# core takes it, now and then, from threads that have to share two.
 P99_RATIO_MAX = 5.0
+SLICE_S = 0.004
 ROUNDS_MAX = 3
 
 
@@ -56,7 +58,7 @@ def usual_p99_s(call) -> float:
 
 def assert_others_are_served(call, usual_s: float) -> None:
     """Check that a disturbed peer serves the null call about as usual."""
-    limit_s = P99_RATIO_MAX * usual_s
+    limit_s = P99_RATIO_MAX * usual_s + SLICE_S
     seen_s = []
     for _ in range(ROUNDS_MAX):
         seen_s.append(p99_s(call))
