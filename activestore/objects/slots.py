@@ -40,6 +40,7 @@ from activestore.objects import orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_file
 from activestore.objects.hosting import Host, HostedCopy
 from activestore.objects.outcomes import Interrupted, InterruptedByDeadline, Outcome
+from activestore.objects.spinning import Spin
 from activestore.wire import codec, values
 from activestore.wire.messages import Call, Message, Persist
 from activestore.wire.state import (
@@ -69,7 +70,7 @@ class Slot:
     ) -> None:
         self.index = index
         self.host = host
-        self._spin_s = spin_s
+        self._spin = Spin(spin_s, _perf)
         pool = RegionPool()
         self._released: deque[int] = deque()
         mapped = MappedRegions(self._released.append)
@@ -140,14 +141,13 @@ class Slot:
     def _read(self) -> None:
         """Wait for messages, first looking again for a while if calls come fast."""
         now_s = _perf()
-        if self._spin_s and now_s - self._last_call_s < self._spin_s * 4:
-            until_s = now_s + self._spin_s
-            while now_s < until_s:
-                if self._read_now():
-                    return
-                # The other core may be needed by the very thread that is waited for.
-                os.sched_yield()
-                now_s = _perf()
+        until_s = self._spin.until_s(now_s, self._last_call_s)
+        while now_s < until_s:
+            if self._read_now():
+                return
+            if not self._spin.offer_core():
+                break
+            now_s = _perf()
         self._poll.poll()
         self._read_now()
 

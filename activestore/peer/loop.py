@@ -24,6 +24,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId
 from activestore.objects import orders
+from activestore.objects.spinning import Spin
 from activestore.peer import ports
 from activestore.peer.incoming import Incoming
 from activestore.peer.outgoing import Outgoing
@@ -56,6 +57,7 @@ class PeerLoop(Incoming, Outgoing):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         transport, storage, executors = self.transport, self.storage, self.executors
+        self._spin = Spin(self.settings.spin_s, self.clock)
         self._poll = select.epoll() if hasattr(select, "epoll") else None
         self._fallback = None if self._poll else select.poll()
         self._watch(transport.wake_fd())
@@ -134,15 +136,12 @@ class PeerLoop(Incoming, Outgoing):
         if worked:
             # Only an executor is worth looking for at once. To look again while a commit
             # runs would take the interpreter, and perhaps the core, from the writer.
-            is_close = now_s - self._last_work_s < self.settings.spin_s * 4
-            if is_close and self.core.calls:
-                self._busy_until_s = now_s + self.settings.spin_s
-            else:
-                self._busy_until_s = 0.0
+            self._busy_until_s = 0.0
+            if self.core.calls:
+                self._busy_until_s = self._spin.until_s(now_s, self._last_work_s)
             self._last_work_s = now_s
-        elif now_s < self._busy_until_s:
-            # Whoever is waited for may need this core: offer it at every look.
-            os.sched_yield()
+        elif now_s < self._busy_until_s and not self._spin.offer_core():
+            self._busy_until_s = 0.0
 
     def _measure(self, now_s: float) -> None:
         """Look at the executors' memory."""
