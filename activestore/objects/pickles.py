@@ -185,7 +185,13 @@ def dump(
     kind: Any = _ValuePickler if by_value else _NamePickler
     pickler = kind(file, protocol=5, buffer_callback=keep)
     pickler._prepare(ref_of, skipped or {})  # noqa: SLF001 - of this file
-    pickler.dump(graph)
+    try:
+        pickler.dump(graph)
+    finally:
+        # It knows its own methods and all that it met: in a circle, large arrays would
+        # stay until the next garbage collection.
+        pickler.__dict__.clear()
+        pickler.clear_memo()
     return Dump(file.getvalue(), buffers)
 
 

@@ -31,8 +31,9 @@ def test_more_objects_than_memory_are_written_and_read_back(make_peer, models_fi
     resident = [child.memory_info().rss // MIB for child in peer.executors()]
     daemon_mib = psutil.Process(peer.pid).memory_info().rss // MIB
     print(f"executors={resident} MiB daemon={daemon_mib} MiB")
-    # 32 MiB of objects each, Python, numpy, and what the allocator keeps.
-    assert max(resident) < 400
+    # 32 MiB of objects each, Python with numpy, and what one call leaves; 800 MB went
+    # through.
+    assert max(resident) < 120
     peer.restart()
     again = peer.connect().get(repr(chunks[3]).split()[-1].rstrip(">"))
     assert again.total() == 3.5 * COUNT
