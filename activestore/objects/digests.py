@@ -12,9 +12,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
-import sys
 from collections.abc import Callable
 from typing import TypeAlias
+
+from activestore.wire.values import loaded_library
 
 DIGEST_BYTES = 16
 
@@ -54,7 +55,7 @@ def address_of(view: memoryview) -> int:
     """
     if not view.nbytes:
         return 0
-    numpy = sys.modules.get("numpy")
+    numpy = loaded_library("numpy")
     if numpy is not None:
         found = numpy.frombuffer(view, numpy.uint8).__array_interface__["data"][0]
         return int(found)

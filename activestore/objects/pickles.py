@@ -11,7 +11,7 @@ numpy array become arrays of their own; only the same array object in two places
 one.
 
 Rules of this file: `unpickle` is the only function of the package that unpickles. torch
-is looked up in sys.modules, never imported. A dump's buffers are the live memory of the
+is used where it is loaded, never imported. A dump's buffers are the live memory of the
 graph: copy or send them before the next method runs.
 
 Source: PEP 574; design section 4, "Fields that share objects stay shared".
@@ -34,6 +34,7 @@ from activestore.model import ActiveObject
 from activestore.objects import rebuild
 from activestore.remote import Proxy
 from activestore.sources import MAIN_NAMES, module_of
+from activestore.wire.values import loaded_library
 
 # Smaller blocks stay in the stream: a descriptor, a digest and a frame cost more.
 OUT_OF_BAND_BYTES_MIN = 4096
@@ -81,8 +82,8 @@ class _Reducers:
         self._ref_of = ref_of
         self._skipped = skipped
         self._reducers = {LargeBytes: _reduce_large_bytes}
-        torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch, "UntypedStorage"):
+        torch = loaded_library("torch")
+        if torch is not None:
             self._reducers[torch.UntypedStorage] = _reduce_storage
             self._reducers[torch.storage.TypedStorage] = _reduce_typed_storage
             self._reducers[torch.Generator] = _reduce_generator

@@ -570,10 +570,11 @@ EXTENSION_CODES = frozenset(_DECODERS)
 
 
 def library(name: str) -> ModuleType | None:
-    """Return an installed library, imported on first need; None where it is missing."""
-    found = sys.modules.get(name)
-    if found is not None:
-        return found
+    """Return an installed library, imported on first need; None where it is missing.
+
+    sys.modules is not asked: it may hold what another thread has half imported, for
+    which an import waits.
+    """
     if name in _MISSING:
         return None
     try:
@@ -581,6 +582,11 @@ def library(name: str) -> ModuleType | None:
     except ImportError:
         _MISSING.add(name)
         return None
+
+
+def loaded_library(name: str) -> ModuleType | None:
+    """Return a library that this process uses already, else None."""
+    return library(name) if sys.modules.get(name) is not None else None
 
 
 _MISSING: set[str] = set()

@@ -6,6 +6,8 @@ import datetime as dt
 import decimal
 import subprocess
 import sys
+import threading
+import time
 import uuid
 import zoneinfo
 from typing import Any
@@ -249,3 +251,23 @@ def test_without_numpy_arrays_tensors_and_frames_still_arrive() -> None:
         "array bfloat16 (2,) [1.0, 1.0]",
         "dict ['a', 'b']",
     ]
+
+
+def test_library_that_another_thread_has_half_imported_is_waited_for(
+    tmp_path, monkeypatch
+) -> None:
+    """`sys.modules` holds a module from the first line of its import on."""
+    (tmp_path / "slowly_made.py").write_text(
+        "import time\ntime.sleep(0.3)\nis_whole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=__import__, args=("slowly_made",))
+    thread.start()
+    while "slowly_made" not in sys.modules:
+        time.sleep(0.001)
+
+    found = values.loaded_library("slowly_made")
+
+    thread.join()
+    assert found is not None
+    assert found.is_whole
