@@ -10,44 +10,26 @@ that asked, whatever the import does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import sys
-import threading
-import time
 
 from activestore.errors import ActiveStoreError, InvalidRequestError
-from activestore.objects import registry
+from activestore.objects import lifeline, registry
 from activestore.wire import packing, values
 
-PR_SET_PDEATHSIG = 1
-# How often it looks for its daemon where the system does not say that one died.
-LOOK_S = 1.0
 
-
-def end_with(daemon_pid: int, *, cpu_s: int) -> bool:
-    """Make this process end with its daemon, and after so much work; False: it is gone."""
+def limit_work(cpu_s: int) -> None:
+    """Make this process end after so many seconds of work."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     if hard == resource.RLIM_INFINITY or hard > cpu_s:
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, hard))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_look, args=(daemon_pid,), daemon=True).start()
-    return os.getppid() == daemon_pid
-
-
-def _look(daemon_pid: int) -> None:
-    while os.getppid() == daemon_pid:
-        time.sleep(LOOK_S)
-    os._exit(1)
 
 
 def main() -> None:
     """Describe one package."""
-    if not end_with(int(sys.argv[1]), cpu_s=int(sys.argv[2])):
+    limit_work(int(sys.argv[2]))
+    if not lifeline.tie_to(int(sys.argv[1])):
         return
     kind, name, digest, archive = packing.unpack(sys.stdin.buffer.read())
     answer_fd = os.dup(1)

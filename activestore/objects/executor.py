@@ -13,7 +13,6 @@ Source: design section 3.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import resource
@@ -27,15 +26,13 @@ from typing import Any
 from activestore import model, remote
 from activestore.errors import AliasNotFoundError, InvalidRequestError
 from activestore.ids import ObjectId, PeerId, new_object_id
-from activestore.objects import orders
+from activestore.objects import lifeline, orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.objects.hosting import Host
 from activestore.objects.slots import STREAM_CREDIT, Slot, call_message, persist_message
 from activestore.remote import CallOptions
 from activestore.wire import packing, values
 from activestore.wire.messages import Create, Delete, Operation, Request
-
-PR_SET_PDEATHSIG = 1
 
 
 class ExecutorCaller:
@@ -305,15 +302,11 @@ def _leave_ending_to_the_daemon() -> None:
 def main() -> None:
     """Read the settings from standard input, then serve."""
     settings = packing.unpack(sys.stdin.buffer.read())
-    if sys.platform == "linux":
-        # A method that never lets the interpreter go would not notice that the daemon
-        # died.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != settings["daemon_pid"]:
-            return
-        limit = settings["memory_bytes_max"]
-        if limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if not lifeline.tie_to(settings["daemon_pid"]):
+        return
+    limit = settings["memory_bytes_max"]
+    if limit and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     _leave_ending_to_the_daemon()
     sys.setswitchinterval(0.0005)
     for name in settings["preload"]:

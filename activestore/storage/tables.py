@@ -19,6 +19,7 @@ Source: design section 6; reliability.md section 4.
 
 from __future__ import annotations
 
+import abc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -81,7 +82,7 @@ class Files(Protocol):
         """Yield address and size of what was written before a wall-clock time."""
 
 
-class TableEngine:
+class TableEngine(abc.ABC):
     """Keeps objects, aliases, replies and published code of one peer in tables."""
 
     def __init__(
@@ -106,16 +107,17 @@ class TableEngine:
             room.blob_bytes, room.dead_bytes = upkeep.sum_files(transaction, tables)
 
     @property
+    @abc.abstractmethod
     def peer_id(self) -> PeerId:
         """The id made with the data."""
-        raise NotImplementedError
 
     # -- what a subclass gives ---------------------------------------------------------
 
+    @abc.abstractmethod
     def _reading(self, object_id: bytes = b"") -> AbstractContextManager[Any]:
         """Return a read transaction."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _write(self, work: Callable[[Any], _T]) -> _T:
         """Do work in a write transaction, durable on return; may do it again.
 
@@ -123,15 +125,14 @@ class TableEngine:
             StorageFullError: there is no room; nothing was done.
             OSError: the disk failed; nothing was done.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _count_tables(self, transaction: Any) -> int:
         """Return the bytes that the tables take."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _look_at_disk(self, needed_bytes: int) -> None:
         """Get room for a commit; tell `_room` what the disk still has where it is full."""
-        raise NotImplementedError
 
     # -- commit ------------------------------------------------------------------------
 

@@ -241,6 +241,12 @@ def only(out: Sequence[effects.Effect], kind: type[E]) -> list[E]:
     return [effect for effect in out if type(effect) is kind]  # type: ignore[misc]
 
 
+def dispatched(out: Sequence[effects.Effect]) -> Call:
+    """Return the only call that was sent to a slot."""
+    (dispatch,) = only(out, effects.Dispatch)
+    return dispatch.call
+
+
 def answers(out: Sequence[effects.Effect]) -> dict[Any, str]:
     """Return what was answered to whom: "" for a result, else the error's code."""
     found: dict[Any, str] = {}

@@ -26,12 +26,6 @@ from tests.core.world import object_id_of, session_of
 REPLY_KEEP_S = InvocationConfig().session_expiry_s
 
 
-@pytest.fixture
-def stage() -> Stage:
-    """One executor with two slots, ready."""
-    return Stage()
-
-
 # -- calls that cannot be --------------------------------------------------------------
 
 

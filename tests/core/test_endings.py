@@ -14,24 +14,13 @@ from tests.core.stage import (
     answers,
     client,
     delta,
+    dispatched,
     named,
     only,
 )
 from tests.core.world import object_id_of, session_of
 
 THIRD = object_id_of(3)
-
-
-@pytest.fixture
-def stage() -> Stage:
-    """One executor with two slots, ready."""
-    return Stage()
-
-
-def dispatched(out: list[effects.Effect]) -> Call:
-    """Return the only call that was sent to a slot."""
-    (dispatch,) = only(out, effects.Dispatch)
-    return dispatch.call
 
 
 # -- replies and commits ---------------------------------------------------------------

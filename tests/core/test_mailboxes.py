@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Kind, Nested
+from activestore.core.calls import Kind, Nested
 from activestore.core.mailboxes import READY_FAILURES_MAX, MailboxConfig
 from activestore.core.supervision import PING_S, SILENT_S
 from tests.core.stage import (
@@ -16,6 +16,7 @@ from tests.core.stage import (
     answers,
     client,
     delta,
+    dispatched,
     only,
     state,
 )
@@ -23,18 +24,6 @@ from tests.core.world import object_id_of
 
 READER_WAIT_S = MailboxConfig().reader_wait_s
 LONG_RUN_S = 0.02
-
-
-@pytest.fixture
-def stage() -> Stage:
-    """One executor with two slots, ready."""
-    return Stage()
-
-
-def dispatched(out: list[effects.Effect]) -> Call:
-    """Return the only call that was sent to a slot."""
-    (dispatch,) = only(out, effects.Dispatch)
-    return dispatch.call
 
 
 def test_fields_are_read_together_and_written_alone(stage: Stage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, ExecutorState, Nested
+from activestore.core.calls import ExecutorState, Nested
 from activestore.core.executors import (
     EXTRA_IDLE_S,
     MOVABLE_BYTES_MAX,
@@ -16,25 +16,22 @@ from activestore.core.invocation import InvocationConfig
 from activestore.core.mailboxes import MailboxConfig
 from activestore.core.quarantine import ENTRIES_MAX, RUNS_TRUSTED, Quarantine
 from activestore.core.supervision import PING_S, SILENT_S, TIDY_S, YOUNG_S
-from tests.core.stage import OBJECT, OTHER, Stage, answers, client, delta, only
+from tests.core.stage import (
+    OBJECT,
+    OTHER,
+    Stage,
+    answers,
+    client,
+    delta,
+    dispatched,
+    only,
+)
 from tests.core.world import object_id_of, session_of
 
 THIRD = object_id_of(3)
 LONG_RUN_S = 0.02
 GRACE_S = InvocationConfig().grace_s
 READER_WAIT_S = MailboxConfig().reader_wait_s
-
-
-@pytest.fixture
-def stage() -> Stage:
-    """One executor with two slots, ready."""
-    return Stage()
-
-
-def dispatched(out: list[effects.Effect]) -> Call:
-    """Return the only call that was sent to a slot."""
-    (dispatch,) = only(out, effects.Dispatch)
-    return dispatch.call
 
 
 def die(stage: Stage, executor: int = 1, how: str = "signal 9") -> list[effects.Effect]:
