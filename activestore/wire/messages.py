@@ -180,6 +180,62 @@ class Request(NamedTuple):
     buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
+class Probe(NamedTuple):
+    """Peer to peer: are you there? Answered by Ack. Body: gossip.
+
+    `target`: whom the sender believes to reach; another peer at that address says so.
+    """
+
+    token: int
+    target: bytes
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class ProbeFor(NamedTuple):
+    """Peer to peer: probe `target` for me; answered by Ack or Nack. Body: gossip."""
+
+    token: int
+    target: bytes
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Gossip(NamedTuple):
+    """Peer to peer: news of peers and objects, in the body; not answered."""
+
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Sync(NamedTuple):
+    """Peer to peer: a part of all records, in the body; answered by Synced."""
+
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Relay(NamedTuple):
+    """Peer to peer: a message of another's session. Body: its record.
+
+    `hops`: how often it was relayed before. The buffers are those of the message.
+    """
+
+    session: bytes
+    hops: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
 class Welcome(NamedTuple):
     """Peer to client, the answer to Hello: the version spoken, who answers, its limits."""
 
@@ -253,6 +309,44 @@ class Refused(NamedTuple):
     buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
+class Ack(NamedTuple):
+    """The answer to Probe, also through a third peer. Body: gossip."""
+
+    token: int
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Nack(NamedTuple):
+    """The answer to ProbeFor where the target did not answer: the prober is well."""
+
+    token: int
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Relayed(NamedTuple):
+    """An answer for a session whose message came by Relay. Body: its record."""
+
+    session: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Synced(NamedTuple):
+    """The answer to Sync: a part of all records of the other side, in the body."""
+
+    sender: bytes
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
 Message: TypeAlias = (
     Hello
     | Call
@@ -264,6 +358,11 @@ Message: TypeAlias = (
     | Persist
     | Delete
     | Request
+    | Probe
+    | ProbeFor
+    | Gossip
+    | Sync
+    | Relay
     | Welcome
     | Reply
     | Failure
@@ -271,6 +370,10 @@ Message: TypeAlias = (
     | Beat
     | Pong
     | Refused
+    | Ack
+    | Nack
+    | Relayed
+    | Synced
 )
 # The types of the header fields: "u64", "id16" and "id6" (bytes of that size), "bytes",
 # "text", "bool", "texts", "u64s", "limits" (text to u64), "extra" (text to anything).
@@ -285,6 +388,11 @@ HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
     Persist: (8, ("u64", "u64", "u64", "extra")),
     Delete: (9, ("u64", "id16", "u64", "u64", "extra")),
     Request: (10, ("u64", "text", "extra")),
+    Probe: (11, ("u64", "id6", "id6", "extra")),
+    ProbeFor: (12, ("u64", "id6", "id6", "extra")),
+    Gossip: (13, ("id6", "extra")),
+    Sync: (14, ("id6", "extra")),
+    Relay: (15, ("id16", "u64", "extra")),
     Welcome: (32, ("u64", "id6", "id16", "text", "limits", "texts", "extra")),
     Reply: (33, ("u64", "extra")),
     Failure: (34, ("u64", "text", "extra")),
@@ -292,5 +400,9 @@ HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
     Beat: (36, ("u64s", "extra")),
     Pong: (37, ("u64", "id16", "bool", "extra")),
     Refused: (38, ("text", "text", "extra")),
+    Ack: (39, ("u64", "id6", "extra")),
+    Nack: (40, ("u64", "id6", "extra")),
+    Relayed: (41, ("id16", "extra")),
+    Synced: (42, ("id6", "extra")),
 }
 KIND_OF: dict[type[Message], int] = {cls: kind for cls, (kind, _) in HEADERS.items()}
