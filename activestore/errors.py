@@ -13,7 +13,7 @@ pickle or a journey; the text is made from the fields. Fields are only ever appe
       CorruptRecordError    SessionExpiredError           DirectoryLockedError
       RemoteProtocolError          the other side broke the protocol
       UnavailableError             try again
-        NoQuorumError   BusyError   ExecutorCrashedError
+        NoQuorumError   BusyError   ExecutorCrashedError   MovedError
       DeadlineExceededError (also TimeoutError)           CancelledError
       MethodError                  the method itself raised (also its built-in type)
       InternalError                our bug
@@ -388,6 +388,31 @@ class NoQuorumError(UnavailableError):
     """Too few replicas answer to decide. Nothing was changed by this attempt."""
 
     code = "no_quorum"
+
+
+class MovedError(UnavailableError):
+    """The object is at another peer. Ask there; clients and peers do so by themselves.
+
+    `endpoint`: where that peer is reached. `epoch`: how new this is; the highest counts.
+    """
+
+    code = "moved"
+    FIELDS: ClassVar[tuple[str, ...]] = ("object_id", "peer_id", "endpoint", "epoch")
+
+    def __init__(
+        self, object_id: bytes, peer_id: bytes, endpoint: str = "", epoch: int = 0
+    ) -> None:
+        Exception.__init__(self, object_id, peer_id, endpoint, epoch)
+        self.object_id = object_id
+        self.peer_id = peer_id
+        self.endpoint = endpoint
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        where = self.endpoint or "an address that is not known here"
+        return (
+            f"object {self.object_id.hex()} is at peer {self.peer_id.hex()}, {where}"
+        )
 
 
 class BusyError(UnavailableError):
