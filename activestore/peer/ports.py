@@ -18,7 +18,10 @@ from activestore.wire.state import ObjectState
 
 
 class Transport(Protocol):
-    """Messages in and out, by route; a route is one connection of one other process."""
+    """Messages in and out, by route; a route is one connection of one other process.
+
+    It connected to us, or we to it with `connect`.
+    """
 
     def receive(self, count_max: int) -> list[tuple[bytes, list[Buffer]]]:
         """Return up to `count_max` messages that are here now, as route and frames."""
@@ -28,6 +31,16 @@ class Transport(Protocol):
 
     def flush(self) -> list[bytes]:
         """Write what waits; return routes that nobody answers to any more."""
+
+    def connect(self, endpoint: str) -> bytes:
+        """Open a link to another peer and return its route; it never waits for anybody.
+
+        Raises:
+            ConfigurationError: it is no address.
+        """
+
+    def disconnect(self, route: bytes) -> None:
+        """End a link and drop what waits for it; nothing happens where it has ended."""
 
     def wake_fd(self) -> int:
         """Return the descriptor that becomes readable when messages may be here."""

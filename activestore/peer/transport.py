@@ -2,23 +2,27 @@
 
 MANDATORY, so that a reply to nobody is an error and not silence; a bounded backlog per
 route, so that one slow client costs itself and nobody else; heartbeats, so that
-half-open connections end.
+half-open connections end. The same socket connects to other peers: such a *link* has a
+route from the start, and what is sent before anybody is there waits, within bounds.
 
 Rules of this file: it knows frames and routes; sessions and meaning are the loop's.
-Only the loop's thread comes here.
+Only the loop's thread comes here, and nothing here waits for the network.
 
-Source: reliability.md section 6.
+Source: reliability.md section 6; docs/decisions/0009.
 """
 
 from __future__ import annotations
 
 import errno
+import ipaddress
+import os
 from collections import deque
 from typing import Any
 
 import zmq
 
 from activestore.errors import ConfigurationError
+from activestore.peer.addresses import check_endpoint
 from activestore.wire import codec
 from activestore.wire.limits import FRAME_BYTES_MAX, RECORDS_PER_FRAME_MAX
 from activestore.wire.messages import Buffer, Message
@@ -32,6 +36,18 @@ HIGH_WATER_MARK = 1000
 # Bytes that may wait for one client that does not read; more, and it is given up.
 BACKLOG_BYTES_MAX = 256 * 1024 * 1024
 LINGER_MS = 1000
+# A peer that is away is looked for at once and then less and less often.
+RECONNECT_MS, RECONNECT_MS_MAX = 100, 30_000
+CONNECT_TIMEOUT_MS = 3000
+# Bytes that ZeroMQ holds for a link since its other side was heard last; more waits here,
+# under the bound of a backlog. ZeroMQ itself counts messages, whatever their size.
+UNHEARD_BYTES_MAX = 64 * 1024 * 1024
+# Links begin with this and go on with chance: no route that ZeroMQ makes up begins so,
+# and nobody who connects can ask for one that is in use.
+LINK_PREFIX, LINK_BYTES = b"L", 8
+# ZeroMQ looks up names in the thread that moves the bytes, and waits there. So links to
+# names have a thread of their own: one that cannot be looked up delays no others.
+IO_THREADS, IO_BYTES_ONLY, IO_NAMES = 2, 1, 2
 # A joined frame stops growing here: it must not hold up the next client's answers.
 JOINED_BYTES_MAX = 256 * 1024
 
@@ -49,7 +65,7 @@ class RouterTransport:
     """All connections of one peer."""
 
     def __init__(self, listen: str, *, sockets_max: int = 4096) -> None:
-        self._context = zmq.Context(1)
+        self._context = zmq.Context(IO_THREADS)
         self._context.setsockopt(zmq.MAX_SOCKETS, max(64, sockets_max))
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -61,9 +77,16 @@ class RouterTransport:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+        socket.setsockopt(zmq.AFFINITY, IO_BYTES_ONLY)
         if "[" in listen:
             socket.setsockopt(zmq.IPV6, 1)
         self._socket = socket
+        # Links: the address as ZeroMQ knows it, and the bytes that nobody has taken.
+        self._links: dict[bytes, str] = {}
+        self._unheard_bytes: dict[bytes, int] = {}
         self._out: dict[bytes, list[bytes]] = {}
         self._backlog: dict[bytes, deque[list[Buffer]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
@@ -86,6 +109,65 @@ class RouterTransport:
         """Return whether a message is here. The descriptor is edge-triggered: ask this."""
         return bool(_get(self._socket, _EVENTS) & _POLLIN)
 
+    def connect(self, endpoint: str) -> bytes:
+        """Open a link to another peer and return its route; it never waits for anybody.
+
+        The link finds the other side again after a restart of either. Several links may
+        lead to one endpoint.
+
+        Raises:
+            ConfigurationError: it is no address.
+        """
+        check_endpoint(endpoint, "endpoint", port_min=1)
+        route = LINK_PREFIX + os.urandom(LINK_BYTES)
+        address = self._unused_form(endpoint)
+        socket = self._socket
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        socket.setsockopt(
+            zmq.AFFINITY, IO_NAMES if _has_name(endpoint) else IO_BYTES_ONLY
+        )
+        socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise ConfigurationError(
+                "endpoint",
+                f"{endpoint!r} is no address: {zmq.strerror(error.errno or 0)}",
+            ) from None
+        self._links[route] = address
+        self._unheard_bytes[route] = 0
+        return route
+
+    def disconnect(self, route: bytes) -> None:
+        """End a link and drop what waits for it; nothing happens where it has ended."""
+        address = self._links.pop(route, None)
+        if address is None:
+            return
+        del self._unheard_bytes[route]
+        self._out.pop(route, None)
+        self._backlog.pop(route, None)
+        self._backlog_bytes.pop(route, None)
+        # The connection would linger as long as the socket does, and find the other side.
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.disconnect(address)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+
+    def _unused_form(self, endpoint: str) -> str:
+        """Return the endpoint in a form that no link has yet.
+
+        ZeroMQ ends all connections to an address at once, and compares addresses as
+        text: more zeros before a port, or slashes before a path, are another text.
+        """
+        taken = set(self._links.values())
+        form = endpoint
+        while form in taken:
+            if form.startswith("ipc://"):
+                form = f"ipc://{'/' if form[6] == '/' else './'}{form[6:]}"
+            else:
+                host, _, port = form.rpartition(":")
+                form = f"{host}:0{port}"
+        return form
+
     def receive(self, count_max: int) -> list[tuple[bytes, list[Buffer]]]:
         """Return up to `count_max` messages that are here now, as route and frames.
 
@@ -93,7 +175,7 @@ class RouterTransport:
         referenced.
         """
         found: list[tuple[bytes, list[Buffer]]] = []
-        socket = self._socket
+        socket, unheard_bytes = self._socket, self._unheard_bytes
         while len(found) < count_max and _get(socket, _EVENTS) & _POLLIN:
             route = _receive(socket, _NOBLOCK)
             frames: list[Buffer] = []
@@ -105,6 +187,8 @@ class RouterTransport:
                 self.bytes_in += len(frame)
             if frames:
                 self.bytes_in += len(frames[0])
+                if route in unheard_bytes:
+                    unheard_bytes[route] = 0
                 found.append((route, frames))
         return found
 
@@ -123,7 +207,11 @@ class RouterTransport:
                 self._join(route)
 
     def flush(self) -> list[bytes]:
-        """Write what waits; return routes that nobody answers to any more."""
+        """Write what waits; return routes that nobody answers to any more.
+
+        A link is among them when too much waited for it, which is dropped then; it stays
+        until `disconnect`.
+        """
         if self._out:
             for route in list(self._out):
                 self._join(route)
@@ -162,10 +250,11 @@ class RouterTransport:
                 return
             backlog = self._backlog[route] = deque()
             self._backlog_bytes[route] = 0
-        backlog.append(frames)
-        self._backlog_bytes[route] += sum(memoryview(f).nbytes for f in frames)
         if self._backlog_bytes[route] > BACKLOG_BYTES_MAX:
             self._forget(route)
+            return
+        backlog.append(frames)
+        self._backlog_bytes[route] += sum(memoryview(f).nbytes for f in frames)
 
     def _drain(self, route: bytes) -> None:
         backlog = self._backlog[route]
@@ -182,6 +271,9 @@ class RouterTransport:
     def _write(self, route: bytes, frames: list[Buffer]) -> bool:
         """Hand frames to ZeroMQ; False where the pipe of this route is full."""
         socket = self._socket
+        unheard_bytes = self._unheard_bytes.get(route, 0)
+        if unheard_bytes > UNHEARD_BYTES_MAX:
+            return False
         try:
             _send(socket, route, _SNDMORE | _NOBLOCK)
         except zmq.ZMQError as error:
@@ -199,6 +291,9 @@ class RouterTransport:
             else:
                 _send(socket, frame, 0 if i == last else _SNDMORE)
             self.bytes_out += len(frame)
+        if route in self._unheard_bytes:
+            unheard_bytes += sum(memoryview(f).nbytes for f in frames)
+            self._unheard_bytes[route] = unheard_bytes
         return True
 
     def _forget(self, route: bytes) -> None:
@@ -211,6 +306,18 @@ class RouterTransport:
         self.flush()
         self._socket.close()
         self._context.term()
+
+
+def _has_name(endpoint: str) -> bool:
+    """Return whether a checked endpoint has a host that must be looked up."""
+    if endpoint.startswith("ipc://"):
+        return False
+    host = endpoint[6:].rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def _why_not_bound(listen: str, error: zmq.ZMQError) -> str:
