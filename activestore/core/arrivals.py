@@ -18,15 +18,14 @@ from activestore.core.calls import (
     MailboxState,
     Nested,
 )
-from activestore.core.chains import Chains
 from activestore.core.desk import provisional
 from activestore.core.timers import Timer
+from activestore.core.travels import Travels
 from activestore.errors import (
     ActiveStoreError,
     BusyError,
     CancelledError,
     ExecutorCrashedError,
-    InvalidRequestError,
     SessionExpiredError,
     UnavailableError,
 )
@@ -34,7 +33,7 @@ from activestore.errors import (
 _NONE: Mapping[int, Call] = {}
 
 
-class Arrivals(Chains):
+class Arrivals(Travels):
     """Handlers of what arrives."""
 
     def _on_call_arrived(self, event: events.CallArrived) -> None:
@@ -54,6 +53,8 @@ class Arrivals(Chains):
         call.credit = event.credit
         call.first_unacked = event.first_unacked
         call.still_open = event.still_open
+        call.chain = event.chain
+        call.depth = event.depth
         if type(origin) is Client:
             if not self._admit_client(origin, call, event):
                 return
@@ -81,6 +82,9 @@ class Arrivals(Chains):
         if known is not None:
             if known.refusal is not None:  # It is being ended; this was its answer.
                 self._emit(effects.Refuse(origin, known.refusal))
+            elif event.chain and not known.chain:
+                known.chain = event.chain  # Its caller waits for it now.
+                self._settle_below(known)
             return False  # A retry of what is in progress: its answer will come.
         if self._unwritten and origin in self._unwritten:
             self._emit(self._unwritten[origin])
@@ -104,34 +108,10 @@ class Arrivals(Chains):
             return UnavailableError("peer", "it is stopping")
         return None
 
-    def _admit_nested(self, origin: Nested, call: Call) -> bool:
-        """Tie a nested call to the call that made it; False where it is refused."""
-        parent = self.calls.get(origin.parent)
-        if parent is None or parent.slot is None or parent.is_answered:
-            self._emit(effects.Refuse(origin, CancelledError(call.where())))
-            return False
-        call.depth = parent.depth + 1
-        if call.depth > self.config.depth_max:
-            self._emit(
-                effects.Refuse(
-                    origin,
-                    InvalidRequestError(
-                        f"a chain of {call.depth} nested calls, over {self.config.depth_max}",
-                        call.where(),
-                    ),
-                )
-            )
-            return False
-        parent.made_nested = True
-        parent.waits_nested += origin.waits
-        if parent.children is None:
-            parent.children = set()
-        parent.children.add(call.call_id)
-        return True
-
     def _enqueue(self, call: Call) -> None:
         box = self.boxes.box_of(call.object_id)
-        if type(call.origin) is Nested and self._is_settled_in_chain(box, call):
+        is_nested = type(call.origin) is Nested or bool(call.chain)
+        if is_nested and self._is_settled_in_chain(box, call):
             return
         refused_s = self._quarantined_for_s(call)
         if refused_s:
@@ -286,6 +266,9 @@ class Arrivals(Chains):
                 self._grant(child, event.items)
 
     def _grant(self, call: Call, items: int) -> None:
+        if call.is_away:
+            self._emit(effects.GrantAway(call.call_id, items))
+            return
         if call.slot is None:
             call.credit += items
             return

@@ -128,12 +128,13 @@ class Call:
     """One invocation on its way through the peer."""
 
     __slots__ = (
-        "alias", "arrived_s", "attempt", "call_id", "changed_others", "children",
+        "alias", "arrived_s", "attempt", "call_id", "chain", "changed_others", "children",
         "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
         "first_unacked", "generation", "has_checkpointed", "has_reader_timer",
-        "interrupt", "is_abandoned", "is_answered", "is_checked", "is_deferred",
+        "interrupt", "is_abandoned", "is_answered", "is_away", "is_checked", "is_deferred",
         "is_readonly", "is_reentrant", "is_stream", "items_sent", "key", "kind",
-        "made_nested", "method", "object_id", "origin", "payload", "refusal", "slot",
+        "made_nested", "method", "object_id", "origin", "payload", "promise", "refusal",
+        "slot",
         "still_open", "timeout_s", "times", "version", "waits_nested",
     )  # fmt: skip
 
@@ -166,9 +167,12 @@ class Call:
         self.depth = 0
         self.children: set[int] | None = None  # nested calls that are not answered
         self.waits_nested = 0  # of those, the ones its thread waits for
-        self.made_nested = False
+        self.made_nested = self.has_checkpointed = False
         self.changed_others = False  # through nested calls
-        self.has_checkpointed = False
+        # At another peer; and the marks of its callers where it came from another.
+        self.is_away = False
+        self.chain: Sequence[tuple[bytes, int]] = ()
+        self.promise = 0  # the commit of what a retry is told; see travels
         # Where it runs; `attempt` counts dispatches and fences late answers.
         self.attempt = 0
         self.slot: Slot | None = None
@@ -179,8 +183,7 @@ class Call:
         self.interrupt = ""
         self.is_checked = False
         self.is_readonly = False
-        self.is_stream = False
-        self.is_reentrant = False
+        self.is_stream = self.is_reentrant = False
         self.is_answered = False
         self.refusal: ActiveStoreError | None = None  # its answer, while it still runs
         self.is_deferred = False  # ended; its answer waits for a commit

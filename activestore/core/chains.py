@@ -13,7 +13,10 @@ Source: design section 5, "Nested calls".
 
 from __future__ import annotations
 
-from activestore.core.calls import Call, Kind, Mailbox, Nested
+from collections.abc import Iterator
+
+from activestore.core import effects
+from activestore.core.calls import Call, Client, Kind, Mailbox, Nested
 from activestore.core.desk import Desk
 from activestore.errors import (
     BusyError,
@@ -56,12 +59,16 @@ class Chains(Desk):
 
     def _requeue(self, box: Mailbox, call: Call) -> None:
         """Let a call that a slot gave back wait again; it may close a ring now."""
-        if type(call.origin) is Nested and self._is_settled_in_chain(box, call):
+        is_nested = type(call.origin) is Nested or bool(call.chain)
+        if is_nested and self._is_settled_in_chain(box, call):
             return
         self.boxes.requeue(box, call)
 
     def _settle_below(self, call: Call) -> None:
         """Look again at what waits below a call that is now waited for."""
+        if call.is_away:
+            self._depart(call, is_again=True)
+            return
         box = self.boxes.boxes.get(call.object_id)
         if call.slot is None and box is not None and call in box.waiting:
             self.boxes.take(box, call)
@@ -73,16 +80,55 @@ class Chains(Desk):
             if child is not None and child.is_waited_for:
                 self._settle_below(child)
 
+    def _depart(self, call: Call, *, is_again: bool = False) -> None:
+        left_s = 0.0
+        link: Call | None = call
+        while link is not None:
+            if link.deadline_s:
+                own_s = max(link.deadline_s - self._now_s, 0.001)
+                left_s = min(left_s, own_s) if left_s else own_s
+            link = self._parent_of(link)
+        chain = self._chain_of(call)
+        self._emit(effects.SendAway(call, chain, call.depth, left_s, is_again))
+
+    def _chain_of(self, call: Call) -> list[tuple[bytes, int]]:
+        """Return the marks by which its callers know themselves again; the nearest first."""
+        if not call.is_waited_for:
+            return []
+        chain = [(self.config.mark, call.call_id)]
+        link: Call | None = call
+        while link is not None and link.is_waited_for:
+            link = self._parent_of(link)
+        if link is not None and type(link.origin) is Client:
+            chain.extend(link.chain)
+        return chain
+
     def _holder_in_chain(self, call: Call) -> Call | None:
         """Return the nearest call of this chain that runs on the same object and waits."""
-        link = call
-        while type(link.origin) is Nested and link.origin.waits:
-            parent = self.calls.get(link.origin.parent)
-            if parent is None:
-                return None
+        for parent in self._waiting_callers(call):
             if parent.object_id == call.object_id and parent.slot is not None:
                 return None if parent.is_answered else parent
-            link = parent
+        return None
+
+    def _waiting_callers(self, call: Call) -> Iterator[Call]:
+        """Yield the calls here that stand still until this one ends, the nearest first.
+
+        A chain that was at other peers in between goes on where it left.
+        """
+        link: Call | None = call
+        while link is not None:
+            while link is not None and link.is_waited_for:
+                link = self._parent_of(link)
+                if link is not None:
+                    yield link
+            link = self._left_here(link) if link is not None else None
+
+    def _left_here(self, call: Call) -> Call | None:
+        """Return the call here, away since, that a call from another peer comes from."""
+        for mark, call_id in call.chain:
+            if mark == self.config.mark:
+                away = self.calls.get(call_id)
+                return away if away is not None and away.is_away else None
         return None
 
     def _enter(self, box: Mailbox, call: Call, holder: Call) -> None:
@@ -119,12 +165,7 @@ class Chains(Desk):
 
     def _would_deadlock(self, call: Call, box: Mailbox) -> bool:
         """Whether waiting for this object means waiting for one's own chain."""
-        mine = set()
-        link: Call | None = call
-        while link is not None and link.is_waited_for:
-            link = self._parent_of(link)
-            if link is not None:
-                mine.add(link.call_id)
+        mine = {caller.call_id for caller in self._waiting_callers(call)}
         seen: set[int] = set()
         self.boxes.why_not(box, call)  # Notes whether it reads only.
         shares = call.is_readonly and not box.waiting

@@ -38,6 +38,7 @@ class InvocationConfig(NamedTuple):
     quarantine_s: float = 600.0
     session_expiry_s: float = 3600.0
     depth_max: int = 32
+    mark: bytes = b""  # of this start of this peer, in the chains of calls
 
 
 class Desk:
@@ -65,6 +66,8 @@ class Desk:
         # Answers that are out before what they tell is on disk (relaxed durability).
         self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
         self._persists: dict[int, events.PersistArrived] = {}
+        # Commits that calls to other peers wait for: the outermost call, and those.
+        self._departures: dict[int, tuple[int, list[int]]] = {}
         # What clients wait for that is no call: persists, requests. By session.
         self.errands: dict[SessionId, set[int]] = {}
         self._next_call = 1
@@ -221,6 +224,8 @@ class Desk:
             child = self.calls.get(child_id)
             if child is not None:
                 self._stop(child, CancelledError(child.where()), reason)
+        if call.is_away:
+            self._emit(effects.StopAway(call.call_id))
         box = self.boxes.boxes.get(call.object_id)
         if call.slot is None:
             if box is not None and call in box.waiting:

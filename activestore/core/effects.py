@@ -76,6 +76,33 @@ class RecallCalls(NamedTuple):
     slot: int
 
 
+class SendAway(NamedTuple):
+    """Send a nested call to the peer that holds its object; answer with AwayAnswered.
+
+    `deadline_s`: seconds from now, 0 for none. `is_again`: it is on its way; only its
+    chain is new.
+    """
+
+    call: Call
+    chain: Sequence[tuple[bytes, int]]
+    depth: int
+    deadline_s: float
+    is_again: bool
+
+
+class StopAway(NamedTuple):
+    """Cancel a call that is at another peer; its answer is not wanted any more."""
+
+    call_id: int
+
+
+class GrantAway(NamedTuple):
+    """Let a stream at another peer send more items."""
+
+    call_id: int
+    items: int
+
+
 class PingExecutor(NamedTuple):
     """Ask an executor's control thread for a sign of life."""
 
@@ -219,6 +246,9 @@ Effect: TypeAlias = (
     | Dispatch
     | DropCopy
     | RecallCalls
+    | SendAway
+    | StopAway
+    | GrantAway
     | PingExecutor
     | InterruptCall
     | GrantCredit

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Copy, Executor, Kind, Mailbox, Nested
-from activestore.core.chains import Chains
 from activestore.core.commits import Pending, Step
 from activestore.core.desk import NIL, NOT_RUN, provisional
+from activestore.core.travels import Travels
 from activestore.errors import (
     ActiveStoreError,
     CancelledError,
@@ -22,7 +22,7 @@ from activestore.errors import (
 )
 
 
-class Endings(Chains):
+class Endings(Travels):
     """Handlers of what executors and storage report about calls."""
 
     def _on_call_ended(self, event: events.CallEnded) -> None:
@@ -152,7 +152,8 @@ class Endings(Chains):
     def _on_committed(self, event: events.Committed) -> None:
         pending = self.ledger.take(event.token)
         if pending is None:
-            self._persist_done(event.token, None)
+            if not self._promise_done(event.token, None):
+                self._persist_done(event.token, None)
             return
         box = pending.mailbox
         box.pending_commits -= 1
@@ -174,7 +175,8 @@ class Endings(Chains):
     def _on_commit_refused(self, event: events.CommitRefused) -> None:
         pending = self.ledger.take(event.token)
         if pending is None:
-            self._persist_done(event.token, event.error)
+            if not self._promise_done(event.token, event.error):
+                self._persist_done(event.token, event.error)
             return
         box = pending.mailbox
         box.pending_commits -= 1

@@ -22,7 +22,8 @@ class CallArrived(NamedTuple):
     for none. `age_s`: time since the first attempt, by the client's clock. `credit`:
     items the caller can take at once; 0 where it did not ask for a stream.
     `still_open`: where one of the client's requests stays open for long, all that are:
-    the answers of others before this one have arrived.
+    the answers of others before this one have arrived. `chain`, `depth`: of a nested
+    call from another peer, see travels.
     """
 
     origin: Client | Nested
@@ -38,6 +39,39 @@ class CallArrived(NamedTuple):
     class_name: str = ""
     alias: str = ""
     still_open: Sequence[int] = ()
+    chain: Sequence[tuple[bytes, int]] = ()
+    depth: int = 0
+
+
+class NestedLeft(NamedTuple):
+    """A running method calls an object that another peer holds."""
+
+    origin: Nested
+    object_id: ObjectId
+    kind: Kind
+    method: str
+    payload: object
+    may_change: bool
+    deadline_s: float = 0.0
+    credit: int = 0
+
+
+class AwayAnswered(NamedTuple):
+    """A call at another peer has ended; `code`: "" for a result."""
+
+    call_id: int
+    code: str
+    body: bytes = b""
+    buffers: Sequence[object] = ()
+
+
+class AwayItem(NamedTuple):
+    """A stream at another peer has produced an item."""
+
+    call_id: int
+    number: int
+    body: bytes
+    buffers: Sequence[object] = ()
 
 
 class PersistArrived(NamedTuple):
@@ -234,6 +268,9 @@ class TimerFired(NamedTuple):
 
 Event: TypeAlias = (
     CallArrived
+    | NestedLeft
+    | AwayAnswered
+    | AwayItem
     | PersistArrived
     | ReplyLookedUp
     | CancelArrived

@@ -6,6 +6,7 @@
     arrivals     admission, nesting, cancels          endings      commits and answers
     mailboxes    who runs next on an object           executors    where it runs
     supervision  deaths, silence, timers              commits      replies after commits
+    chains       re-entry and deadlock                travels      calls to other peers
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
 given again; nothing is answered before what it saw is durable; a call that is
@@ -45,6 +46,9 @@ class InvocationCore(Arrivals, Endings, Supervision):
         super().__init__(config, mailboxes, pool)
         self._handlers: dict[type, Callable[..., None]] = {
             events.CallArrived: self._on_call_arrived,
+            events.NestedLeft: self._on_nested_left,
+            events.AwayAnswered: self._on_away_answered,
+            events.AwayItem: self._on_away_item,
             events.PersistArrived: self._on_persist_arrived,
             events.ReplyLookedUp: self._on_reply_looked_up,
             events.CancelArrived: self._on_cancel_arrived,
