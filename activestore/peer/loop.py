@@ -14,7 +14,6 @@ Source: design section 3.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from activestore.peer import ports
 from activestore.peer.incoming import Incoming
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.table import Parts, Session
+from activestore.peer.waiting import DescriptorWaiter, Waiter
 from activestore.wire.messages import (
     Bye,
     Call,
@@ -54,15 +54,15 @@ RETRY_S = 0.005
 class PeerLoop(Incoming, Outgoing):
     """Everything a peer does, in one thread."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, waiter: Waiter | None = None) -> None:
+        """Join the parts; `waiter`: what it waits on, by default real descriptors."""
         super().__init__(parts)
         transport, storage, executors = self.transport, self.storage, self.executors
         self._spin = Spin(self.settings.spin_s, self.clock)
-        self._poll = select.epoll() if hasattr(select, "epoll") else None
-        self._fallback = None if self._poll else select.poll()
-        self._watch(transport.wake_fd())
-        self._watch(storage.wake_fd())
-        executors.watch(self._watch, self._unwatch)
+        self._waiter = waiter if waiter is not None else DescriptorWaiter()
+        self._waiter.watch(transport.wake_fd())
+        self._waiter.watch(storage.wake_fd())
+        executors.watch(self._waiter.watch, self._waiter.unwatch)
         self._messages: dict[type, Callable[[Session, Any], None]] = {
             Call: self._on_call,
             Create: self._on_create,
@@ -111,16 +111,20 @@ class PeerLoop(Incoming, Outgoing):
 
     def run(self, until: Callable[[], bool]) -> None:
         """Turn until `until()`; it is asked once per turn."""
-        self.carry_out(self.core.start(self.clock()))
+        self.start()
         while not until():
             self.turn()
+
+    def start(self) -> None:
+        """Order the first executors; before the first turn."""
+        self.carry_out(self.core.start(self.clock()))
 
     def turn(self) -> None:
         """Take what is there, decide, write; wait only if there was nothing."""
         worked = self._take_network()
         if worked:
             self.executors.flush()  # Calls go first: nothing else is as urgent.
-        for fd in self._ready(self._wait_s(worked=worked)):
+        for fd in self._waiter.wait(self._wait_s(worked=worked)):
             worked |= self._take_executor(fd)
         if worked:
             self._flush_network()
@@ -165,24 +169,6 @@ class PeerLoop(Incoming, Outgoing):
         if deadline_s is not None and deadline_s < due_s:
             due_s = deadline_s
         return min(max(due_s - self.clock(), 0.0), BLOCK_S_MAX)
-
-    def _watch(self, fd: int) -> None:
-        if self._poll is not None:
-            self._poll.register(fd, select.EPOLLIN)
-        elif self._fallback is not None:
-            self._fallback.register(fd, select.POLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        poll = self._poll or self._fallback
-        if poll is not None:
-            poll.unregister(fd)
-
-    def _ready(self, wait_s: float) -> list[int]:
-        if self._poll is not None:
-            return [fd for fd, _ in self._poll.poll(wait_s)]
-        if self._fallback is not None:
-            return [fd for fd, _ in self._fallback.poll(wait_s * 1000)]
-        return []
 
     # -- from the network --------------------------------------------------------------
 
