@@ -73,7 +73,7 @@ def _setting_row(name: str) -> str:
     elif kind == "bool":
         shown = f"`{str(default).lower()}`"
     else:
-        shown = f"`{default}`"
+        shown = f"`{default}`" if default != "" else "empty"
     if about.choices:
         within = ", ".join(f"`{choice}`" for choice in about.choices)
     elif about.low is not None and about.high is not None:

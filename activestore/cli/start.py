@@ -29,6 +29,7 @@ from activestore.version import VERSION
 _log = logging.getLogger(__name__)
 
 JOIN_IS_MISSING = "--join is not built yet; this peer stays alone"
+DISCOVER_IS_MISSING = "--discover is not built yet; this peer stays alone"
 
 
 @click.command()
@@ -43,6 +44,15 @@ JOIN_IS_MISSING = "--join is not built yet; this peer stays alone"
     help="Address of a peer to join; may be repeated. Not built yet: the peer says so, "
     "and stays alone.",
 )
+@click.option(
+    "--discover",
+    is_flag=True,
+    default=None,
+    help="Find peers by mDNS, and be found. Not built yet: the peer says so, and stays alone.",
+)
+@click.option("--cluster", help="Name of its cluster; others are refused.")
+@click.option("--zone", help="Where it stands, in a word.")
+@click.option("--profile", help="How patiently it watches others: lan, wan or edge.")
 @click.option("--data-dir", type=click.Path(), help="Where its objects live.")
 @click.option(
     "--config", "path", type=click.Path(), help="A peer.toml, e.g. of nodes/."
@@ -62,6 +72,8 @@ def start(path: str | None, *, as_json: bool, **flags: Any) -> None:
     )
     if config.join:
         say(f"warning: {JOIN_IS_MISSING}")
+    if config.discover:
+        say(f"warning: {DISCOVER_IS_MISSING}")
     daemon = _opened(config)
     try:
         code = daemon.run(lambda: _say_ready(daemon, config, as_json=as_json))

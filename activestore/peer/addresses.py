@@ -1,4 +1,4 @@
-"""Addresses of peers as text: what is one, and who can reach it.
+"""Addresses and names of peers as text: what is one, and who can reach it.
 
 Rules of this file: no socket is opened; a name is resolved only to learn whether it is
 loopback.
@@ -39,6 +39,20 @@ def check_endpoint(endpoint: str, setting: str, *, port_min: int) -> None:
     if setting != "listen" and host in ("*", "0.0.0.0", "::"):  # noqa: S104 - refused
         raise ConfigurationError(
             setting, f"{endpoint}: nobody can connect to {host}; name one address"
+        )
+
+
+def check_word(word: str, setting: str) -> None:
+    """Check a name that becomes part of paths, of alias names, of records of peers.
+
+    Raises:
+        ConfigurationError: it is empty, too long, or has other signs.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", word):
+        raise ConfigurationError(
+            setting,
+            f"is {word!r}, expected 1 to 64 letters, digits, '-', '_' or '.', and no "
+            "'.' in front",
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 from activestore.errors import ConfigurationError
 from activestore.peer import machine
-from activestore.peer.addresses import check_endpoint, exposure_of
+from activestore.peer.addresses import check_endpoint, check_word, exposure_of
 from activestore.wire.limits import MESSAGE_BYTES_MAX
 
 if sys.version_info >= (3, 11):
@@ -39,6 +38,9 @@ CONFIG_FILE_BYTES_MAX = 1024 * 1024
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_S = 86_400.0
+
+# A record of a peer travels in gossip: it stays small.
+ACCELERATORS_MAX = 16
 
 # An unknown variable that is this similar to a setting is taken for a typing error.
 # Less similar ones pass: clients and tests share the prefix.
@@ -104,6 +106,40 @@ class PeerConfig:
     join: tuple[str, ...] = _setting(
         (),
         "Addresses of peers to join at start; any one of them is enough.",
+    )
+    cluster: str = _setting(
+        "activestore",
+        "The name of its cluster: peers of another one are refused, so that two on the "
+        "same network stay two. Written like a name.",
+    )
+    zone: str = _setting(
+        "",
+        "Where it stands, in a word: `plant-2`, `eu-west`. Within a zone peers are "
+        "watched closely, between zones patiently. Written like a name, or empty.",
+    )
+    profile: str = _setting(
+        "lan",
+        "How patiently it watches others: `lan` finds a death in seconds, `wan` "
+        "forgives slow lines, `edge` also wakes the radio less often. Peers of "
+        "different zones use `wan` where both say `lan`.",
+        choices=("lan", "wan", "edge"),
+    )
+    discover: bool = _setting(
+        False,
+        "Find peers of the same cluster on the local network by mDNS, and be found. "
+        "Needs `activestore[discover]`. Off by default: what joins without being "
+        "named should be asked for.",
+    )
+    stable: bool = _setting(
+        True,
+        "Whether it is a good keeper of what others look up: it stays on and keeps its "
+        "address. Boards on a battery and laptops are not.",
+    )
+    accelerators: tuple[str, ...] = _setting(
+        (),
+        "Accelerators that classes may ask for, such as `cuda` or `tpu`, where the "
+        "system does not show them. Each is written like a name, at most 16.",
+        automatic="those that are found",
     )
     data_dir: str = _setting(
         "",
@@ -278,7 +314,7 @@ class PeerConfig:
         cores = machine.cores_count()
         self._default("name", machine.host_name())
         # Before it becomes part of a path.
-        _check_peer_name(self.name)
+        check_word(self.name, "name")
         home = machine.data_home(os.environ)
         self._default("data_dir", str(home / "activestore" / self.name))
         path = os.path.abspath(os.path.expanduser(self.data_dir))
@@ -291,6 +327,7 @@ class PeerConfig:
         self._default("executor_memory_mb", _bounded("executor_memory_mb", share_mb))
         half_mb = memory_mb // 2
         self._default("activation_memory_mb", _bounded("activation_memory_mb", half_mb))
+        self._default("accelerators", machine.accelerators())
         if not self.disk_budget_mb:
             disk_mb = machine.disk_available_bytes(Path(path)) // MIB * 8 // 10
             self._default("disk_budget_mb", _bounded("disk_budget_mb", disk_mb))
@@ -338,12 +375,12 @@ def load_config(
     """
     env = {} if env is None else env
     chosen = path if path is not None else env.get(f"{ENV_PREFIX}CONFIG") or None
-    values: dict[str, Any] = {} if chosen is None else _from_file(Path(chosen))
+    values: dict[str, Any] = {} if chosen is None else settings_of_file(Path(chosen))
     values.update(_from_env(env))
     values.update(_from_flags({} if flags is None else flags))
     name = values.get("name") or machine.host_name()
     _check_type("name", name)
-    _check_peer_name(name)
+    check_word(name, "name")
     if not values.get("data_dir"):
         values["data_dir"] = str(machine.data_home(env) / "activestore" / name)
     return PeerConfig(**values)
@@ -367,7 +404,13 @@ def check_listen(config: PeerConfig) -> None:
         )
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def settings_of_file(path: Path) -> dict[str, Any]:
+    """Return what a `peer.toml` says, each value of its setting's type and range.
+
+    Raises:
+        ConfigurationError: the file cannot be read, a key is unknown, a value has the
+            wrong type or is outside its range.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(CONFIG_FILE_BYTES_MAX + 1)
@@ -384,11 +427,20 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError(str(path), reason) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(str(path), f"is not TOML: {error}") from None
+    return settings_of_table(table, f"in {path}")
+
+
+def settings_of_table(table: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Return the settings of a parsed file; `where` says in errors what was read.
+
+    Raises:
+        ConfigurationError: as `settings_of_file`.
+    """
     values = {}
     for key, value in table.items():
         if key not in SETTINGS:
-            raise ConfigurationError(key, _unknown(key, f"in {path}"))
-        values[key] = _from_toml(key, value, f"in {path}")
+            raise ConfigurationError(key, _unknown(key, where))
+        values[key] = _from_toml(key, value, where)
     return values
 
 
@@ -525,17 +577,18 @@ def _check_names(config: PeerConfig) -> None:
         check_endpoint(config.advertise, "advertise", port_min=1)
     for endpoint in config.join:
         check_endpoint(endpoint, "join", port_min=1)
+    check_word(config.cluster, "cluster")
+    if config.zone:
+        check_word(config.zone, "zone")
+    if len(config.accelerators) > ACCELERATORS_MAX:
+        raise ConfigurationError(
+            "accelerators",
+            f"has {len(config.accelerators)}, expected at most {ACCELERATORS_MAX}",
+        )
+    for accelerator in config.accelerators:
+        check_word(accelerator, "accelerators")
     for module in config.preload:
         if not all(part.isidentifier() for part in module.split(".")):
             raise ConfigurationError(
                 "preload", f"{module!r} is not the name of a module, such as 'torch'"
             )
-
-
-def _check_peer_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", name):
-        raise ConfigurationError(
-            "name",
-            f"is {name!r}, expected 1 to 64 letters, digits, '-', '_' or '.', and no "
-            "'.' in front",
-        )

@@ -66,6 +66,16 @@ def gpus_count() -> int:
     )
 
 
+def accelerators() -> tuple[str, ...]:
+    """Return the kinds of accelerators that the system shows, by their runtime."""
+    found = []
+    if any(_DEVICES.glob("nvidia[0-9]*")):
+        found.append("cuda")
+    if any(_is_amd(path) for path in (_DEVICES / "dri").glob("renderD*")):
+        found.append("rocm")
+    return tuple(found)
+
+
 def _is_amd(device: Path) -> bool:
     vendor = Path("/sys/class/drm") / device.name / "device" / "vendor"
     try:

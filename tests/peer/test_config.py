@@ -331,7 +331,7 @@ def test_number_that_is_none(text: str) -> None:
         load_config(flags={"beat_s": text})
 
 
-@pytest.mark.parametrize("name", ["log_level", "power_source"])
+@pytest.mark.parametrize("name", ["log_level", "power_source", "profile"])
 def test_choice_outside_its_list_names_the_list(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_config(flags={name: "loud"})
