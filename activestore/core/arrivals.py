@@ -206,6 +206,7 @@ class Arrivals(Travels):
         if event.is_reader:
             box.class_name = event.class_name
             self.boxes.reader_loaded(box, event.version, event.loaded)
+            self.boxes.tidy(box)  # It may have lost its other copy in the meantime.
             return
         if box.state is not MailboxState.LOADING:
             self._emit(effects.ReleaseLoaded(event.loaded))
@@ -224,6 +225,7 @@ class Arrivals(Travels):
             return
         if event.is_reader:
             box.reader_loading = False
+            self.boxes.tidy(box)
             return
         self.boxes.cool(box)
         for call in list(box.waiting):

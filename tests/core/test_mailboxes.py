@@ -292,3 +292,16 @@ def test_object_whose_executor_turns_out_busy_moves_to_a_free_one() -> None:
     out = stage.load(OTHER)
 
     assert dispatched(out).slot.executor is not where
+
+
+def test_object_whose_reader_is_read_for_nobody_is_forgotten(stage: Stage) -> None:
+    """The reader gave up and the writer's executor died while the state was read."""
+    stage.run(1)
+    stage.call(2, "peek")
+    assert only(stage.wait(READER_WAIT_S), effects.LoadObject)
+    stage.step(events.CancelArrived(client(2).session, client(2).sequence))
+    stage.step(events.ExecutorDied(1, "signal 9"))
+
+    stage.load(is_reader=True)
+
+    assert stage.boxes == {}
