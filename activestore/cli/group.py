@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from activestore.cli import admin, code, objects, offline, start
+from activestore.cli import admin, code, objects, offline, start, topology
 from activestore.cli.output import EXIT_CODES, EXIT_INTERRUPTED, ended_by, say
 from activestore.version import VERSION
 
@@ -33,6 +33,8 @@ def group(debug: bool) -> None:
 
 for _command in (
     start.start,
+    topology.up,
+    topology.down,
     admin.status,
     admin.peers,
     objects.objects,

@@ -34,8 +34,13 @@ Step = tuple[int, int]  # bytes done, of how many
 
 
 @contextlib.contextmanager
-def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Draw a bar; yields what moves it: (bytes done, total). It runs until then."""
+def bar(
+    title: str, *, quiet: bool, unit: str = "bytes"
+) -> Iterator[Callable[[int, int], None]]:
+    """Draw a bar; yields what moves it: (done, total). It runs until then.
+
+    `unit` is what is counted: bytes are shown as sizes, anything else as "3/5 peers".
+    """
     if quiet or not is_terminal(sys.stderr):
         yield lambda done, total: None
         return
@@ -44,6 +49,7 @@ def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
@@ -55,8 +61,11 @@ def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         task = drawn.add_task(title, total=None)
 
         def move(done: int, total: int) -> None:
-            if not any(isinstance(column, DownloadColumn) for column in drawn.columns):
-                drawn.columns = (*drawn.columns, DownloadColumn(binary_units=True))
+            if len(drawn.columns) == len(columns):
+                counted: ProgressColumn = DownloadColumn(binary_units=True)
+                if unit != "bytes":
+                    counted = TextColumn(f"{{task.completed}}/{{task.total}} {unit}")
+                drawn.columns = (*drawn.columns, counted)
             drawn.update(task, completed=done, total=total)
 
         yield move
