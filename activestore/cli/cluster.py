@@ -265,7 +265,9 @@ def is_running(directory: Path, entry: Entry) -> bool:
             return False
         if abs(process.create_time() - entry.started_s) > START_SLACK_S:
             return False
-        return str(directory / f"{entry.name}.toml") in process.cmdline()
+        words = process.cmdline()
+        # It has no words left while it ends: until then it holds its files and port.
+        return not words or str(directory / f"{entry.name}.toml") in words
     except psutil.Error:
         return False
 
