@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     import inspect
 
 
+# Thirty years: what is beyond is a slip, and does not fit the wire in milliseconds.
+TIMEOUT_S_MAX = 1e9
+
+
 class CallOptions(NamedTuple):
     """Options of one call, set by `p.method.options(...)`.
 
@@ -139,9 +143,15 @@ class RemoteMethod:
             timeout_s: Deadline of the call in seconds from now, above 0.
             direct: False to have the connected peer forward the call.
         """
-        if timeout_s is not None and not timeout_s > 0:
+        if timeout_s is not None and not _is_duration(timeout_s):
             raise InvalidRequestError(
-                f"timeout_s is {timeout_s}, expected above 0", self._spec.name
+                f"timeout_s is {str(timeout_s)[:40]!r}, expected above 0 and at most "
+                f"{TIMEOUT_S_MAX:g}",
+                self._spec.name,
+            )
+        if direct not in (True, False):
+            raise InvalidRequestError(
+                f"direct is {direct!r}, expected True or False", self._spec.name
             )
         return RemoteMethod(
             self._spec, self._object_id, self._caller, CallOptions(timeout_s, direct)
@@ -166,6 +176,12 @@ class RemoteMethod:
     def __repr__(self) -> str:
         name = f"{self._spec.owner}.{self._spec.name}"
         return f"<remote method {name} of {self._object_id.hex()}>"
+
+
+def _is_duration(seconds: Any) -> bool:
+    if type(seconds) is bool or not isinstance(seconds, (int, float)):
+        return False
+    return 0 < seconds <= TIMEOUT_S_MAX
 
 
 class MethodSpec:

@@ -17,7 +17,8 @@ from activestore.client import codewatch, finding
 from activestore.client.connection import Connection
 from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
-from activestore.client.session import STREAM_CREDIT, Request
+from activestore.client.requests import Request
+from activestore.client.session import STREAM_CREDIT
 from activestore.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -47,7 +48,8 @@ def connect(
 
     Args:
         endpoint: An address such as "tcp://127.0.0.1:7400", or several of which the
-            first that answers is taken; None for `$ACTIVESTORE_ENDPOINT`.
+            first that answers is taken, and another when that one dies; None for
+            `$ACTIVESTORE_ENDPOINT`.
         timeout_s: How long a call may go without a sign of life from the peer, in
             seconds, above 0. Not a bound on how long a method runs.
         name: What the peer's log calls this client; the program's name by default.
@@ -67,7 +69,11 @@ def connect(
 
 
 class Store:
-    """A connection to the cluster through one peer. Use it from any number of threads."""
+    """A connection to the cluster through one peer. Use it from any number of threads.
+
+    Calls go straight to the peer that has the object, where it can be reached. When the
+    connected peer dies, the store goes on with another that it knows.
+    """
 
     def __init__(self, connection: Connection, *, unpickle: bool = False) -> None:
         self._connection = connection
@@ -99,7 +105,7 @@ class Store:
 
     @property
     def endpoint(self) -> str:
-        """The address of the connected peer."""
+        """The address of the connected peer; another one after that peer has died."""
         return self._connection.endpoint
 
     # -- values ------------------------------------------------------------------------
@@ -260,6 +266,8 @@ class Store:
     ) -> tuple[Callable[[int, int], messages.Call], float]:  # fmt: skip
         """Return what makes the message once its sequence is known, and the deadline."""
         body, buffers = self._arguments(args, kwargs)
+        if not options.direct:
+            extra = {**(extra or {}), "direct": False}
         timeout_s = options.timeout_s or 0.0
         deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
 

@@ -1,16 +1,14 @@
-"""One DEALER socket used by many threads, without a thread of its own for plain calls.
+"""One socket to all peers, used by many threads; see `waiting` for which of them reads.
 
-A thread that waits for a result reads the socket itself and serves the others too: it
-is the *leader*. The others sleep and one of them takes over when the leader has its
-result. Futures and streams that nobody waits for are served by a pump thread, which
-starts with the first of them and stands back while some thread leads.
+It is a ROUTER that only connects: each link has a route that it was connected with, and
+one descriptor tells of all of them.
 
 Rules of this file: the socket is touched only under `_lock`; whoever touches it drains
 it or wakes the leader, because ZeroMQ's descriptor tells of each change once and even
 sending may take that away. Nobody polls under the lock.
 What a user's callback does happens outside the lock.
 
-Source: design section 4; reliability.md section 6.
+Source: design section 4; reliability.md section 6; docs/decisions/0009.
 """
 
 from __future__ import annotations
@@ -18,16 +16,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
-from activestore.client.session import Request, Session
+from activestore.client.links import Link
+from activestore.client.requests import Request
+from activestore.client.session import Out, Session
+from activestore.client.waiting import Waiting
 from activestore.errors import (
     ActiveStoreError,
     CancelledError,
@@ -49,10 +51,9 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 2000, 6000, 8000
 # Submitted calls go out at once while fewer than this are open, else many in one frame.
 BATCH_FROM = 8
 BATCH_RECORDS = 32
-# The pump looks this often after records that wait for company.
-PUMP_TICK_S = 0.001
-# For this long after a thread led, the pump leaves the socket to such threads.
-STAND_BACK_S = 0.005
+# ZeroMQ looks up names in the thread that moves the bytes, and waits there. So links to
+# names have threads of their own, as many as the user gave addresses.
+NAME_THREADS_MAX = 8
 
 # The calls below run several times per call; pyzmq's own layer above them costs up to 1 us
 # each for turning numbers into enums.
@@ -60,70 +61,145 @@ _get: Any = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
 _receive = zmq.backend.Socket.recv
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
-_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+_POLLIN, _NOBLOCK, _SNDMORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.SNDMORE)
 
 _now = time.monotonic
+# Whoever has such an address is not looked up.
+_LITERAL = re.compile(r"ipc://|tcp://(\[|[0-9.]+:)")
+_OPTIONS = (
+    (zmq.ROUTER_MANDATORY, 1),
+    (zmq.LINGER, 0),
+    (zmq.SNDHWM, HIGH_WATER_MARK),
+    (zmq.RCVHWM, HIGH_WATER_MARK),
+    (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
+    (zmq.RECONNECT_IVL, RECONNECT_MS),
+    (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
+    (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+    (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+    (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
+)
 
 
-class Connection:
-    """The connection of one client to one peer."""
+class Connection(Waiting):
+    """The connections of one client: to one peer, and to those that it names."""
 
-    def __init__(self, endpoint: str, timeout_s: float, name: str) -> None:
-        self.endpoint = endpoint
-        self._lock = threading.Lock()
+    def __init__(
+        self, endpoints: str | Sequence[str], timeout_s: float, name: str
+    ) -> None:
+        super().__init__()
+        given = [endpoints] if isinstance(endpoints, str) else endpoints
         self._pid = os.getpid()
-        self._context = zmq.Context(1)
-        self._socket = self._context.socket(zmq.DEALER)
-        self._connect(endpoint)
+        self._name_threads = min(len(given), NAME_THREADS_MAX)
+        self._context = zmq.Context(1 + self._name_threads)
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in _OPTIONS:
+            self._socket.setsockopt(option, value)
+        self.session = Session(
+            new_session_id(),
+            name,
+            given,
+            timeout_s,
+            random.Random().random,  # noqa: S311 - jitter, not a secret
+        )
+        self._addresses: dict[bytes, str] = {}
+        self._connect_given(given)
         self._fd = int(self._socket.getsockopt(zmq.FD))
         # A byte in this pipe ends the leader's poll; there is never more than one.
         self._wake_fd, self._wake_end_fd = os.pipe()
         self._is_roused = False
-        self._leader = 0
-        self._led_s = 0.0
-        self._waiters: list[Any] = []
-        self._records: list[bytes] = []
-        self._unsent: list[list[Any]] = []
-        self._pump: threading.Thread | None = None
-        self._pump_wake = threading.Event()
-        self._unwaited = 0
+        self._unsent: dict[bytes, deque[list[Any]]] = {}
         self._dropped: deque[Request] = deque()
-        self.is_closed = False
+        # Ended while something was sent, and still to be told outside the lock.
+        self._ended_meanwhile: list[Request] = []
         self._has_greeted = False
-        self.session = Session(
-            new_session_id(),
-            name,
-            endpoint,
-            timeout_s,
-            random.Random().random,  # noqa: S311 - jitter, not a secret
-        )
 
-    def _connect(self, endpoint: str) -> None:
+    @property
+    def endpoint(self) -> str:
+        """The address of the connected peer."""
+        return self.session.endpoint
+
+    # -- links -------------------------------------------------------------------------
+
+    def _connect_given(self, endpoints: Sequence[str]) -> None:
+        """Connect the first address, and refuse those that are none while the user is here.
+
+        Raises:
+            ConfigurationError: one is no address.
+        """
+        main = self.session.links.opened.pop(0)
+        for number, endpoint in enumerate(endpoints, 1):
+            is_first = number == main.number
+            route = main.route if is_first else b"?%d" % number
+            try:
+                self._connect(endpoint, route, number)
+            except zmq.ZMQError as error:
+                self._socket.close(0)
+                self._context.term()
+                raise ConfigurationError(
+                    "endpoint",
+                    f"{endpoint!r} is no address: {zmq.strerror(error.errno or 0)}; "
+                    "expected one like tcp://127.0.0.1:7400",
+                ) from None
+            if not is_first:
+                self._disconnect(route)
+
+    def _connect(self, endpoint: str, route: bytes, number: int) -> None:
+        # ZeroMQ ends all connections to an address at once, and compares addresses as
+        # text: more zeros before a port, or slashes before a path, are another text.
+        address = endpoint
+        while address in self._addresses.values():
+            if address.startswith("ipc://"):
+                address = f"ipc://{'/' if address[6] == '/' else './'}{address[6:]}"
+            else:
+                host, _, port = address.rpartition(":")
+                address = f"{host}:0{port}"
+        thread = 0 if _LITERAL.match(address) else 1 + number % self._name_threads
         socket = self._socket
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, HIGH_WATER_MARK),
-            (zmq.RCVHWM, HIGH_WATER_MARK),
-            (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
-            (zmq.RECONNECT_IVL, RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
-            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
-            (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
-        ):
-            socket.setsockopt(option, value)
-        if "[" in endpoint:
-            socket.setsockopt(zmq.IPV6, 1)
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            self._context.term()
-            raise ConfigurationError(
-                "endpoint",
-                f"{endpoint!r} is no address: {zmq.strerror(error.errno or 0)}; "
-                "expected one like tcp://127.0.0.1:7400",
-            ) from None
+        socket.setsockopt(zmq.AFFINITY, 1 << thread)
+        socket.setsockopt(zmq.IPV6, int("[" in address))
+        socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        socket.connect(address)
+        self._addresses[route] = address
+
+    def _disconnect(self, route: bytes) -> None:
+        address = self._addresses.pop(route, None)
+        if address is not None:
+            self._socket.disconnect(address)
+
+    def _follow_links(self) -> None:
+        """Open and end connections as the session wants them; under the lock."""
+        links = self.session.links
+        while links.opened:
+            link = links.opened.pop(0)
+            if not link.is_open:
+                continue
+            try:
+                self._connect(link.endpoint, link.route, link.number)
+            except zmq.ZMQError as error:  # A peer named it; the user's were checked.
+                why = RemoteProtocolError(
+                    f"it is no address: {zmq.strerror(error.errno or 0)}", link.endpoint
+                )
+                ended, out = self.session.give_up(link, why, _now())
+                self._ended_meanwhile += ended
+                self._send_out(out)
+            else:
+                self._queue(link.route, [codec.encode(link.first)])
+        while links.ended:
+            route = links.ended.pop(0).route
+            self._records.pop(route, None)
+            self._unsent.pop(route, None)
+            self._disconnect(route)
+
+    def _send_out(self, out: Out) -> None:
+        """Send what the session wants sent; under the lock."""
+        links = self.session.links
+        if links.opened or links.ended:
+            self._follow_links()
+        for link, message in out:
+            if link.is_open:
+                if self._records:
+                    self._flush_records()
+                self._queue(link.route, codec.encode_frames(message))
 
     # -- life --------------------------------------------------------------------------
 
@@ -143,18 +219,23 @@ class Connection:
         if not self._has_greeted:
             self._has_greeted = True
             with self._lock:
-                self._queue([codec.encode(session.hello())])
+                main = session.links.main
+                session.begin(_now())
+                self._queue(main.route, [codec.encode(main.first)])
         while session.peer is None:
             left_s = deadline_s - _now()
             if left_s <= 0:
-                raise UnavailableError(
-                    self.endpoint,
-                    f"no peer answered within {wait_s:g} s; start one with "
-                    f"`activestore-node start --listen {self.endpoint}`",
-                )
+                raise session.why_unreached() or self._unreached(wait_s)
             self._turn(min(left_s, 0.1))
             if session.refusal is not None:
                 raise session.refusal
+
+    def _unreached(self, wait_s: float) -> UnavailableError:
+        given = self.session.links.given
+        what = f"no peer answered within {wait_s:g} s"
+        if len(given) == 1:
+            what += f"; start one with `activestore-node start --listen {given[0]}`"
+        return UnavailableError(", ".join(given), what)
 
     def close(self) -> None:
         """Say goodbye and close; open requests fail."""
@@ -164,7 +245,9 @@ class Connection:
             self.is_closed = True
             if self._pid == os.getpid():
                 self._flush_records()
-                self._queue([codec.encode(Bye())])
+                for link in self.session.links.by_route.values():
+                    if link.peer is not None:
+                        self._queue(link.route, [codec.encode(Bye())])
                 self._socket.setsockopt(zmq.LINGER, 100)
             ended = self.session.fail_all(CancelledError("the client was closed"))
             self._rouse()
@@ -210,7 +293,7 @@ class Connection:
             request.on_done = on_done
             request.is_stream = is_stream
             try:
-                self._put(request.message, may_wait=on_done is not None)
+                self._begin(request, may_wait=on_done is not None)
             except ActiveStoreError:
                 self.session.requests.pop(request.sequence, None)
                 raise
@@ -223,57 +306,73 @@ class Connection:
                     self._pump_wake.set()
         return request
 
-    def _put(self, message: Message, *, may_wait: bool) -> None:
-        size = len(message[-2]) + sum(map(bytes_count, message[-1]))
-        peer = self.session.peer
-        if peer is not None and size > peer.message_bytes_max:
-            raise TooLargeError(
-                "arguments",
-                size,
-                peer.message_bytes_max,
-                "message_bytes_max of the peer",
-            )
+    def _begin(self, request: Request, *, may_wait: bool) -> None:
+        """Send a new request, or hold it where its link is not welcomed yet."""
+        links, link, message = self.session.links, request.link, request.message
+        is_held = not request.is_sent
+        if links.opened or links.ended:
+            self._follow_links()
+        peer = link.peer
+        if peer is not None:
+            size = len(message[-2]) + sum(map(bytes_count, message[-1]))
+            if size > peer.message_bytes_max:
+                raise TooLargeError(
+                    "arguments",
+                    size,
+                    peer.message_bytes_max,
+                    "message_bytes_max of the peer",
+                )
+        if not is_held:
+            self._put(link.route, message, may_wait=may_wait)
+
+    def _put(self, route: bytes, message: Message, *, may_wait: bool) -> None:
         if message[-1]:
             self._flush_records()
-            self._queue(codec.encode_frames(message))
+            self._queue(route, codec.encode_frames(message))
             return
         record = codec.encode(message)
         if may_wait and len(self.session.requests) > BATCH_FROM:
-            self._records.append(record)
-            if len(self._records) >= BATCH_RECORDS:
+            records = self._records.get(route)
+            if records is None:
+                self._records[route] = [record]
+                return
+            records.append(record)
+            if len(records) >= BATCH_RECORDS:
                 self._flush_records()
         elif self._records:
-            self._records.append(record)
+            self._records.setdefault(route, []).append(record)
             self._flush_records()
         else:
-            self._queue([record])
+            self._queue(route, [record])
 
     def _flush_records(self) -> None:
-        records = self._records
-        while records:
-            part = records[:RECORDS_PER_FRAME_MAX]
-            del records[:RECORDS_PER_FRAME_MAX]
-            self._queue([b"".join(part)])
+        while self._records:
+            route, records = self._records.popitem()
+            for start in range(0, len(records), RECORDS_PER_FRAME_MAX):
+                part = records[start : start + RECORDS_PER_FRAME_MAX]
+                self._queue(route, [b"".join(part)])
 
-    def _queue(self, frames: list[Any]) -> None:
-        if self._unsent or not self._write(frames):
-            self._unsent.append(frames)
+    def _queue(self, route: bytes, frames: list[Any]) -> None:
+        if route in self._unsent or not self._write(route, frames):
+            self._unsent.setdefault(route, deque()).append(frames)
 
-    def _write(self, frames: list[Any]) -> bool:
+    def _write(self, route: bytes, frames: list[Any]) -> bool:
         """Hand one message to ZeroMQ; False where it takes no more now."""
         socket, last = self._socket, len(frames) - 1
-        i = 0
         try:
-            if last:
+            _send(socket, route, _SNDMORE | _NOBLOCK)
+            if last:  # A message is refused at its route or not at all.
                 for i, frame in enumerate(frames):
                     flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
                     socket.send(frame, flags, copy=i == 0)
             else:
                 _send(socket, frames[0], _NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno == zmq.EAGAIN and i == 0:
+            if error.errno == zmq.EAGAIN:
                 self._rouse()  # The leader is to try again soon.
-                return False  # A message is refused at its first frame or not at all.
+                return False
+            if error.errno == errno.EHOSTUNREACH:
+                return True  # The link has ended.
             if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
                 raise InvalidRequestError(
                     "the store is closed", self.endpoint
@@ -289,22 +388,23 @@ class Connection:
             self._is_roused = True
             os.write(self._wake_end_fd, b"\0")
 
-    def tell(self, message: Message) -> None:
+    def tell(self, message: Message, request: Request | None = None) -> None:
         """Send a message that has no answer of its own: Cancel, Credit."""
+        links = self.session.links
         with self._lock:
             if not self.is_closed:
                 self._flush_records()
-                self._queue([codec.encode(message)])
+                link = links.main if request is None else request.link
+                self._queue(link.route, [codec.encode(message)])
 
     def abandon(self, request: Request, error: ActiveStoreError) -> None:
         """End a request from this side."""
         with self._lock:
-            message = self.session.abandon(request, error)
-            if message is not None and not self.is_closed:
-                self._flush_records()
-                self._queue([codec.encode(message)])
+            out = self.session.abandon(request, error)
+            if out is not None and not self.is_closed:
+                self._send_out(out)
                 self._rouse()  # The leader may be waiting for this very request.
-        if message is not None:
+        if out is not None:
             self._tell([request])
 
     def drop(self, request: Request) -> None:
@@ -328,7 +428,7 @@ class Connection:
             with self._lock:
                 request = self.session.open(make, _now(), timeout_s, where)
                 try:
-                    self._put(request.message, may_wait=False)
+                    self._begin(request, may_wait=False)
                 except ActiveStoreError:
                     self.session.requests.pop(request.sequence, None)
                     raise
@@ -366,97 +466,6 @@ class Connection:
             with self._lock:
                 ended = self._drain()
 
-    def wait(self, request: Request, until_s: float | None = None) -> bool:
-        """Wait until the request has ended; False where `until_s` passed before.
-
-        An exception in the waiting thread, such as KeyboardInterrupt, cancels the
-        request.
-        """
-        return self.wait_for(lambda: request.is_done, request, until_s)
-
-    def wait_for(
-        self,
-        is_over: Callable[[], bool],
-        request: Request,
-        until_s: float | None = None,
-    ) -> bool:
-        """Wait for `is_over`, which only incoming messages can make true."""
-        if is_over():
-            return True
-        me = threading.get_ident()
-        try:
-            while not is_over():
-                if until_s is not None and _now() >= until_s:
-                    return False
-                if self._lead(me):
-                    try:
-                        self._turn_until(is_over, until_s)
-                    finally:
-                        self._hand_over()
-                else:
-                    self._follow(request, is_over, until_s)
-        except (KeyboardInterrupt, SystemExit):
-            self.abandon(request, CancelledError(request.where))
-            raise
-        finally:
-            self._pass_on()
-        return True
-
-    def _lead(self, me: int) -> bool:
-        with self._lock:
-            if self._leader in (0, me):
-                self._leader = me
-                return True
-        return False
-
-    def _hand_over(self) -> None:
-        with self._lock:
-            self._leader = 0
-            self._led_s = _now()
-            waiter = self._waiters[0] if self._waiters else None
-        if waiter is not None:
-            waiter.set()
-
-    def _pass_on(self) -> None:
-        """Wake another waiter where nobody leads: we may have been woken for that."""
-        if self._waiters and not self._leader:
-            with self._lock:
-                heir = self._waiters[0] if self._waiters else None
-            if heir is not None:
-                heir.set()
-
-    def _turn_until(self, is_over: Callable[[], bool], until_s: float | None) -> None:
-        while not is_over():
-            wait_s = 0.25
-            if until_s is not None:
-                wait_s = min(wait_s, until_s - _now())
-                if wait_s <= 0:
-                    return
-            self._turn(wait_s)
-
-    def _follow(
-        self, request: Request, is_over: Callable[[], bool], until_s: float | None
-    ) -> None:
-        with self._lock:
-            if self._leader == 0:
-                return
-            waiter = request.waiter  # Several threads may wait for one request.
-            if waiter is None:
-                waiter = request.waiter = threading.Event()
-            self._waiters.append(waiter)
-            self._flush_records()
-        try:
-            # Asked after the waiter can be seen: what ends later will wake it.
-            if not is_over():
-                waiter.wait(
-                    0.25 if until_s is None else max(0.0, min(0.25, until_s - _now()))
-                )
-        finally:
-            with self._lock:
-                self._waiters.remove(waiter)
-                if waiter not in self._waiters:
-                    request.waiter = None
-
     # -- one turn ----------------------------------------------------------------------
 
     def _turn(self, wait_s: float) -> None:
@@ -481,8 +490,7 @@ class Connection:
         if now_s >= self.session.next_tick_s():
             with self._lock:
                 more, out = self.session.tick(now_s)
-                for message in out:
-                    self._queue(codec.encode_frames(message))
+                self._send_out(out)
             ended = [*ended, *more]
         if ended:
             self._tell(ended)
@@ -491,83 +499,53 @@ class Connection:
         """Take everything that is there; under the lock."""
         if self.is_closed:
             return []
-        if self._is_roused:
-            self._is_roused = False
-            os.read(self._wake_fd, 1)
-        socket, session = self._socket, self.session
         ended: list[Request] = []
-        while self._unsent and self._write(self._unsent[0]):
-            del self._unsent[0]
+        if self._is_roused or self._unsent or self._ended_meanwhile:
+            ended = self._catch_up()
+        socket, session = self._socket, self.session
+        links = session.links
         while _get(socket, _EVENTS) & _POLLIN:
+            route = _receive(socket, _NOBLOCK)
             frames: list[Any] = [_receive(socket, _NOBLOCK)]
             while _get(socket, _RCVMORE):
                 frames.append(_receive(socket, _NOBLOCK, False).buffer)
+            link = links.by_route.get(route)
+            if link is None:
+                continue
             now_s = _now()
             try:
                 for message in codec.decode_frames(frames, codec.joined):
-                    more, out = session.take(message, now_s)
+                    more, out = session.take(message, now_s, link)
                     ended.extend(more)
-                    for answer in out:
-                        self._queue(codec.encode_frames(answer))
+                    if out or links.opened or links.ended:
+                        self._send_out(out)
             except RemoteProtocolError as error:
-                told = RemoteProtocolError(
-                    f"what answers there is no activestore peer: {error}", self.endpoint
-                )
-                session.refusal = told
-                ended.extend(session.fail_all(told))
+                ended += self._give_up(link, error, now_s)
         return ended
 
-    def _tell(self, ended: list[Request]) -> None:
-        """Call or wake those whose requests moved on; outside the lock.
-
-        A stream may be in `ended` several times.
-        """
-        counted = [request for request in ended if request.is_counted]
-        if counted:
-            with self._lock:
-                for request in counted:
-                    if request.is_done and request.is_counted:
-                        request.is_counted = False
-                        self._unwaited -= 1
-        for request in ended:
-            # First the callback: it makes true what the waiter looks for.
-            if request.on_done is not None and request.is_done:
-                request.on_done(request)
-            waiter = request.waiter
-            if waiter is not None:
-                waiter.set()
-
-    # -- the pump ----------------------------------------------------------------------
-
-    def _start_pump(self) -> None:
-        self._pump = threading.Thread(
-            target=self._run_pump, name="activestore", daemon=True
+    def _give_up(
+        self, link: Link, error: RemoteProtocolError, now_s: float
+    ) -> list[Request]:
+        """Go on without who talks nonsense; under the lock."""
+        told = RemoteProtocolError(
+            f"what answers there is no activestore peer: {error}", link.endpoint
         )
-        self._pump.start()
+        ended, out = self.session.give_up(link, told, now_s)
+        self._send_out(out)
+        return ended
 
-    def _run_pump(self) -> None:
-        me = threading.get_ident()
-        while not self.is_closed:
-            if not self._unwaited:
-                self._pump_wake.clear()
-                if not self._unwaited:  # It may have changed before the clear.
-                    self._pump_wake.wait(1.0)
-                continue
-            if self._leader or _now() - self._led_s < STAND_BACK_S:
-                time.sleep(PUMP_TICK_S)
-                with self._lock:
-                    if self._records and not self.is_closed:
-                        self._flush_records()
-                continue
-            if self._lead(me):
-                try:
-                    self._turn(PUMP_TICK_S if self._records else 0.02)
-                finally:
-                    led_s = self._led_s
-                    self._hand_over()
-                    self._led_s = (
-                        led_s  # Only foreground threads make the pump stand back.
-                    )
+    def _catch_up(self) -> list[Request]:
+        """Do what an earlier turn left: the leader was roused for it."""
+        if self._is_roused:
+            self._is_roused = False
+            os.read(self._wake_fd, 1)
+        for route, waiting in list(self._unsent.items()):
+            while waiting and self._write(route, waiting[0]):
+                waiting.popleft()
+            if not waiting:
+                self._unsent.pop(route, None)
+        ended, self._ended_meanwhile = self._ended_meanwhile, []
+        return ended
 
 
 _local = threading.local()

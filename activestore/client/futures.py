@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.client.connection import Connection
-from activestore.client.session import Request
+from activestore.client.requests import Request
 from activestore.errors import CancelledError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.client.connection import Connection
-from activestore.client.session import Request
+from activestore.client.requests import Request
 from activestore.errors import CancelledError
 
 # What `take` returns where there is no item yet.
@@ -62,7 +62,7 @@ class Items:
             item = request.items.pop(0)
             grant = connection.session.credit_for(request)
             if grant is not None and not request.is_done:
-                connection.tell(grant)
+                connection.tell(grant, request)
             return self._decode(item)
         if not request.is_done:
             return NOTHING

@@ -21,12 +21,23 @@ def peer() -> Iterator[FakePeer]:
 
 
 @pytest.fixture
+def peers() -> Iterator[list[FakePeer]]:
+    """Three peers of one cluster: the first is connected to."""
+    peers = [FakePeer() for _ in range(3)]
+    for number, peer in enumerate(peers):
+        peer.peer_id = b"peer-%d" % number
+    yield peers
+    for peer in peers:
+        peer.close()
+
+
+@pytest.fixture
 def connect() -> Iterator[Callable[..., Connection]]:
     """Open connections; greeted unless told otherwise."""
     opened: list[Connection] = []
 
     def connect(
-        endpoint: str, timeout_s: float = TIMEOUT_S, *, greets: bool = True
+        endpoint: str | list[str], timeout_s: float = TIMEOUT_S, *, greets: bool = True
     ) -> Connection:
         connection = Connection(endpoint, timeout_s, "tester")
         opened.append(connection)

@@ -8,6 +8,9 @@ What it does with a Call depends on the method that the call names:
     items      three items and the reply in one frame
     endless    one item, then nothing until `release`
     garbage    answers with bytes that are no message
+
+With `moved_to` another peer it answers calls by naming that one, and echoes only those
+that it is asked to forward; with `is_frozen` it does nothing at all, like a stopped process.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import zmq
 from activestore.client.connection import Connection
 from activestore.client.futures import CallFuture
 from activestore.client.session import Request
+from activestore.errors import MovedError
 from activestore.wire import codec, values
 from activestore.wire.messages import (
     Bye,
@@ -34,7 +38,7 @@ from activestore.wire.messages import (
     Refused,
     Reply,
 )
-from tests.client.sessions import OBJECT, welcome
+from tests.client.sessions import OBJECT, PEER, failure, welcome
 
 GARBAGE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 POLL_MS = 5
@@ -46,6 +50,11 @@ class FakePeer:
 
     def __init__(self, *, greeting: str = "welcome") -> None:
         self.greeting = greeting
+        self.peer_id = PEER
+        self.welcome_extra: dict[str, Any] | None = None
+        self.moved_to: FakePeer | None = None
+        self.epoch = 1
+        self.is_frozen = False
         self.incarnation = 0
         self.port = 0
         self.seen: list[Message] = []
@@ -90,6 +99,11 @@ class FakePeer:
         self._thread.join()
         self._socket.close()
 
+    def freeze(self) -> None:
+        """Do nothing any more, like a stopped process."""
+        self.is_frozen = True
+        time.sleep(4 * POLL_MS / 1000)  # The poll under way ends.
+
     def restart(self) -> None:
         """Come back at the same address as another incarnation."""
         self._start()
@@ -131,7 +145,9 @@ class FakePeer:
             while self._to_send:
                 route, message = self._to_send.pop(0)
                 self._send(route, [codec.encode(message)])
-            if self._socket.poll(POLL_MS):
+            if self.is_frozen:
+                time.sleep(POLL_MS / 1000)
+            elif self._socket.poll(POLL_MS):
                 route, *frames = self._socket.recv_multipart()
                 came = codec.decode_frames(frames)
                 for message in came:
@@ -155,7 +171,9 @@ class FakePeer:
                 self._routes.add(route)
                 answers = [
                     welcome(incarnation)._replace(
-                        limits={"message_bytes_max": MESSAGE_BYTES_MAX}
+                        peer_id=self.peer_id,
+                        limits={"message_bytes_max": MESSAGE_BYTES_MAX},
+                        extra=self.welcome_extra,
                     )
                 ]
         elif self.greeting != "welcome" or type(message) in (Bye, Cancel):
@@ -171,6 +189,10 @@ class FakePeer:
 
     def _serve(self, route: bytes, call: Call) -> list[Message]:
         sequence = call.sequence
+        if self.moved_to is not None and (call.extra or {}).get("direct") is not False:
+            to = self.moved_to
+            error = MovedError(call.object_id, to.peer_id, to.endpoint, self.epoch)
+            return [failure(sequence, error)]
         if call.method == "echo":
             if call.buffers:
                 reply = Reply(sequence, None, call.body, call.buffers)

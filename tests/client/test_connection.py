@@ -212,7 +212,7 @@ def test_messages_beyond_the_high_water_mark_wait_for_the_peer_in_order(
 
     for number in range(count):
         connection.tell(Cancel(number))
-    waiting = len(connection._unsent)
+    waiting = sum(map(len, connection._unsent.values()))
     peer.restart()
     connection.shake_hands()
 

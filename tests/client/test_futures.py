@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from activestore.client import connection as connection_module
+from activestore.client import waiting
 from activestore.client.connection import Connection
 from activestore.client.futures import CallFuture
-from activestore.client.session import Request
+from activestore.client.links import Link
+from activestore.client.requests import Request
 from activestore.errors import CancelledError, MethodError
 from activestore.wire.messages import Call, Cancel, Reply
 from tests.client.fake_peer import FakePeer, decode, maker, stream, submit
@@ -128,7 +129,7 @@ def test_callback_may_call_on_the_same_connection(connection: Connection) -> Non
 def test_items_are_fetched_while_nobody_reads(
     peer: FakePeer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_module, "STAND_BACK_S", 0.0)
+    monkeypatch.setattr(waiting, "STAND_BACK_S", 0.0)
     arrived = threading.Event()
     request = stream(connection, "endless")
     request.waiter = arrived
@@ -147,9 +148,12 @@ class NoConnection:
         """Come too late."""
 
 
+NOWHERE = Link(1, "tcp://127.0.0.1:7400", b"", None, 0.0)
+
+
 def ended(error: Exception | None = None) -> Request:
     """Return a request that has its outcome."""
-    request = Request(1, maker("echo")(1, 1), 0.0, 0.0, "echo")
+    request = Request(1, maker("echo")(1, 1), NOWHERE, 0.0, 0.0, "echo")
     request.error = error  # type: ignore[assignment]
     request.reply = Reply(1, None, b"\x07")
     return request

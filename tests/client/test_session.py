@@ -39,7 +39,9 @@ from tests.client.sessions import (
 
 
 def test_hello_names_session_client_and_the_versions_spoken() -> None:
-    assert new_session().hello() == Hello(1, 1, SESSION, "tester", ["call", "stream"])
+    assert new_session().hello() == Hello(
+        1, 1, SESSION, "tester", ["call", "stream", "follow"]
+    )
 
 
 def test_welcome_tells_who_answers_and_what_it_takes() -> None:
@@ -59,11 +61,15 @@ def test_welcome_without_a_limit_allows_messages_of_a_gibibyte() -> None:
     assert session.peer.message_bytes_max == 1 << 30
 
 
-def test_first_welcome_does_not_repeat_what_was_sent_behind_hello() -> None:
+def test_what_was_asked_before_the_first_welcome_is_sent_then_for_the_first_time() -> (
+    None
+):
     session = new_session()
-    open_call(session)
+    request = open_call(session)
 
-    assert session.take(welcome(), 0.0) == ([], [])
+    assert not request.is_sent
+    assert session.take(welcome(), 0.0) == ([], [request.message])
+    assert session.take(welcome(), 0.0)[1][0].attempt == 1
 
 
 @pytest.mark.parametrize("version", [0, 2])

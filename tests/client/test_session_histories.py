@@ -18,7 +18,7 @@ from activestore.client.session import Request, Session
 from activestore.errors import ActiveStoreError, BusyError
 from activestore.ids import SessionId
 from activestore.wire.messages import Beat, Call, Hello, Ping, Pong, Refused, Reply
-from tests.client.sessions import ENDPOINT, failure, open_call, welcome
+from tests.client.sessions import ENDPOINT, OneLink, failure, open_call, welcome
 
 CALLS = 40
 BEAT_S = 2.0
@@ -37,8 +37,10 @@ class LossyWorld:
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.order = 0
         self.connection = 0  # what was under way on an older one never arrives
-        self.session = Session(
-            SessionId(b"s" * 16), "tester", ENDPOINT, SILENCE_S, self.rng.random
+        self.session = OneLink(
+            Session(
+                SessionId(b"s" * 16), "tester", [ENDPOINT], SILENCE_S, self.rng.random
+            )
         )
         self.ended: list[Request] = []
         # The peer: `count` and `records` outlive a restart, the rest does not.

@@ -1,0 +1,145 @@
+"""One request of a client on its way, and the error that a peer may answer it with.
+
+Rules of this file: no I/O; the session decides where a request goes and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from activestore.client.links import Link, Links
+from activestore.errors import (
+    ActiveStoreError,
+    MovedError,
+    RemoteProtocolError,
+    error_from_wire,
+)
+from activestore.wire import values
+from activestore.wire.messages import Call, Delete, Item, Message, Reply
+
+
+class Request:
+    """One request on its way, and where its outcome goes."""
+
+    __slots__ = (
+        "attempt", "deadline_s", "error", "first_sent_s", "heard_s", "is_counted",
+        "is_done", "is_forwarded", "is_sent", "is_stream", "items", "link", "message",
+        "next_item", "on_done", "owed_credit", "redirects", "reply", "retry_s", "sent_s",
+        "sequence", "timeout_s", "waiter", "where",
+    )  # fmt: skip
+
+    def __init__(
+        self, sequence: int, message: Any, link: Link, now_s: float, timeout_s: float,
+        where: str,
+    ) -> None:  # fmt: skip
+        self.sequence = sequence
+        self.message = message
+        self.link = link
+        self.is_sent = link.is_up
+        self.sent_s = now_s
+        self.is_forwarded = False  # The connected peer was asked to forward it.
+        self.redirects = 0
+        self.where = where
+        self.attempt = 0
+        self.first_sent_s = now_s
+        self.heard_s = now_s
+        self.timeout_s = timeout_s
+        self.deadline_s = now_s + timeout_s if timeout_s else 0.0
+        self.retry_s = 0.0
+        self.is_stream = False
+        self.items: list[Item] = []
+        self.next_item = 0
+        self.owed_credit = 0
+        self.is_counted = False  # as one that no thread waits for
+        self.is_done = False
+        self.reply: Reply | None = None
+        self.error: ActiveStoreError | None = None
+        self.waiter: Any = None
+        self.on_done: Callable[[Request], None] | None = None
+
+    def outcome(self) -> Reply:
+        """Return the reply, or raise what the request failed with."""
+        if self.error is not None:
+            raise self.error
+        assert self.reply is not None
+        return self.reply
+
+    def choose_link(self, links: Links, now_s: float, busy: Iterable[Link]) -> None:
+        """Go to where the object is known to be, or ask the connected peer to forward."""
+        message = self.message
+        if message.extra and message.extra.get("direct") is False:
+            self.is_forwarded = True
+            return
+        if type(message) is not Call and type(message) is not Delete:
+            return
+        place = links.place_of(message.object_id)
+        if place is None:
+            return
+        link = links.link_to(place, now_s, busy)
+        if link is None:
+            self.ask_to_forward()
+        else:
+            self.link = link
+            self.is_sent = link.is_up
+
+    def ask_to_forward(self) -> None:
+        """Have whoever gets the request forward it, instead of naming another peer."""
+        self.is_forwarded = True
+        extra = {**(self.message.extra or {}), "direct": False}
+        self.message = self.message._replace(extra=extra)
+
+    def as_sent(self, now_s: float) -> Message:
+        """Return the message as this attempt is sent now."""
+        message = self.message
+        if not hasattr(message, "attempt"):
+            return message  # type: ignore[no-any-return]  # a Request: asked anew
+        if self.attempt:
+            extra = dict(message.extra or {})
+            extra["age_ms"] = int((now_s - self.first_sent_s) * 1000)
+            message = message._replace(attempt=self.attempt, extra=extra)
+        if self.deadline_s and hasattr(message, "deadline_ms"):
+            left_ms = max(1, int((self.deadline_s - now_s) * 1000))
+            message = message._replace(deadline_ms=left_ms)
+        return message  # type: ignore[no-any-return]  # the same kind of message
+
+
+# What fields of errors must be where something is done with them here.
+_NUMBERS: tuple[type, ...] = (float, int)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "retry_after_s": _NUMBERS,
+    "quarantined_s": _NUMBERS,
+}
+_MOVED_KINDS: dict[str, tuple[type, ...]] = {
+    "object_id": (bytes,),
+    "peer_id": (bytes,),
+    "endpoint": (str,),
+    "epoch": (int,),
+}
+_WORDS = {float: "a number", bytes: "bytes", str: "a text", int: "an integer"}
+
+
+def error_of(message: Any, where: str) -> ActiveStoreError:
+    """Return the error that a Failure carries; its fields may be anything.
+
+    Raises:
+        RemoteProtocolError: they are not what they must be; `where` says who sent them.
+    """
+    fields = values.decode(message.body)
+    if type(fields) is not list:
+        raise RemoteProtocolError(
+            f"the body of a Failure must be a list, got {type(fields).__name__}", where
+        )
+    error = error_from_wire(message.code, tuple(fields))
+    kinds = _MOVED_KINDS if isinstance(error, MovedError) else _KINDS
+    for name, expected in kinds.items():
+        if not hasattr(error, name):
+            continue
+        seen = getattr(error, name)
+        if type(seen) not in expected:
+            raise RemoteProtocolError(
+                f"{name} of a Failure must be {_WORDS[expected[0]]}, "
+                f"got {str(seen)[:40]!r}",
+                where,
+            )
+    return error

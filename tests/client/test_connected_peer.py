@@ -1,0 +1,332 @@
+"""A session whose connected peer is found, dies, refuses, or wakes up again."""
+
+from __future__ import annotations
+
+import pytest
+
+from activestore.client import links as links_module
+from activestore.client.session import (
+    DEAD_S,
+    FIRST_WAIT_S,
+    PING_S,
+)
+from activestore.errors import (
+    RemoteProtocolError,
+    UnavailableError,
+)
+from activestore.wire.messages import (
+    Beat,
+    Cancel,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Reply,
+)
+from tests.client.sessions import (
+    open_stream,
+    welcome,
+)
+from tests.client.worlds import (
+    ID_A,
+    ID_B,
+    A,
+    B,
+    C,
+    D,
+    World,
+    world_of,
+)
+
+
+@pytest.fixture
+def world() -> World:
+    """A session that A has welcomed, and nobody else is known."""
+    return world_of(A)
+
+
+@pytest.fixture
+def pair() -> World:
+    """A session that A has welcomed; the user named B too."""
+    return world_of(A, B)
+
+
+# -- the connected peer dies -----------------------------------------------------------
+
+
+def test_connected_peer_without_a_sign_of_life_is_replaced(pair):
+    first, second = pair.call(), pair.call()
+    stream = pair.begun(open_stream(pair.session))
+
+    pair.pass_time(DEAD_S)
+    held = pair.call()
+    before = pair.calls(B)
+    pair.greet(B)
+
+    assert before == []
+    assert pair.calls(B) == [(1, 1, False), (2, 1, False), (4, 0, False)]
+    assert pair.ended == [stream]
+    assert "not resumed" in str(stream.error)
+    assert (first.sequence, second.sequence, held.sequence) == (1, 2, 4)
+    assert pair.session.endpoint == B
+    assert pair.session.peer.peer_id == ID_B
+    assert [link.endpoint for link in pair.session.links.by_route.values()] == [B]
+
+
+def test_lone_peer_is_waited_for_as_long_as_a_request_may_be_silent(world):
+    request = world.call()
+
+    world.pass_time(29.0)
+    assert not request.is_done
+    world.pass_time(1.5)
+
+    assert isinstance(request.error, UnavailableError)
+    assert world.session.links.main is world.link(A)
+    assert world.session.links.main.is_up
+
+
+def test_connected_peer_that_answers_pings_is_kept(pair):
+    pair.call()
+    for token in range(20):
+        pair.pass_time(PING_S)
+        pair.come(A, Pong(token, b"i" * 16, is_known=True))
+
+    assert B not in pair.sent
+
+
+def test_full_link_is_not_taken_for_a_dead_peer(pair):
+    """A Pong waits behind a large answer; on a second connection it does not."""
+    request = pair.call()
+
+    for token in range(10):
+        pair.pass_time(1.25)
+        pair.come(A, Pong(token, b"i" * 16, is_known=False), is_probe=True)
+    pair.come(A, Reply(1))
+    pair.pass_time(1.0)
+
+    assert B not in pair.sent
+    assert pair.ended == [request]
+
+
+def test_probe_that_meets_a_restarted_peer_is_no_sign_of_life(pair):
+    pair.call()
+    pair.pass_time(1.25)
+
+    pair.come(A, Pong(1, b"x" * 16, is_known=False), is_probe=True)
+    pair.pass_time(DEAD_S - 1.25)
+
+    assert B in pair.sent
+
+
+def test_connected_peer_that_wakes_up_before_another_answers_goes_on(pair):
+    pair.call()
+    pair.pass_time(DEAD_S)
+    held = pair.call()
+
+    pair.come(A, Reply(1))
+
+    assert pair.calls(A) == [(1, 0, False), (2, 0, False)]
+    assert held.is_sent
+    assert [link.endpoint for link in pair.session.links.by_route.values()] == [A]
+    assert not pair.session.links.is_looking
+
+
+def test_connected_peer_that_restarts_while_another_is_looked_for_goes_on(pair):
+    pair.call()
+    pair.pass_time(DEAD_S)
+
+    pair.come(A, Pong(1, b"j" * 16, is_known=False))
+    pair.come(A, welcome(b"j" * 16)._replace(peer_id=ID_A))
+
+    assert pair.calls(A) == [(1, 0, False), (1, 1, False)]
+    assert pair.session.endpoint == A
+
+
+def test_next_address_is_tried_where_the_first_other_is_dead_too():
+    world = World(A, B, C)
+    world.greet(A)
+    world.call()
+    world.pass_time(DEAD_S + 0.5)
+
+    world.greet(C)
+
+    assert world.calls(C) == [(1, 1, False)]
+    assert [link.endpoint for link in world.session.links.by_route.values()] == [C]
+
+
+def test_peers_that_the_welcome_named_are_known(world):
+    world.greet(A, peers=[A, C, 7, "", "x" * 1000, D])
+    world.call()
+
+    world.pass_time(DEAD_S)
+    world.greet(C)
+
+    assert world.session.links.learned == (A, C, D)
+    assert world.session.endpoint == C
+
+
+@pytest.mark.parametrize("peers", ["tcp://x", {"a": 1}, 7, [1, 2], [["a"]]])
+def test_peers_that_are_no_addresses_are_left_aside(world, peers):
+    world.greet(A, peers=peers)
+
+    assert world.session.links.learned == ()
+
+
+def test_at_most_eight_learned_peers_are_kept(world):
+    world.greet(A, peers=[f"tcp://10.0.0.{n}:7400" for n in range(100)])
+
+    assert len(world.session.links.learned) == links_module.LEARNED_MAX
+
+
+def test_peer_of_another_cluster_is_not_gone_on_with():
+    world = World(A, B, C)
+    world.greet(A, cluster="edge")
+    world.call()
+    world.pass_time(DEAD_S)
+
+    with pytest.raises(
+        RemoteProtocolError, match="belongs to cluster 'other'"
+    ) as caught:
+        world.greet(B, cluster="other")
+    world._carry(*world.session.give_up(world.link(B), caught.value, world.now_s))
+    world.pass_time(0.5)
+    world.greet(C, cluster="edge")
+
+    assert world.calls(B) == []
+    assert world.session.endpoint == C
+
+
+def test_connected_peer_that_refuses_is_replaced(pair):
+    pair.call()
+
+    pair.come(A, Refused("draining", "this peer stops"))
+    pair.pass_time(0.1)
+    pair.greet(B)
+
+    assert pair.calls(B) == [(1, 1, False)]
+    assert pair.session.refusal is None
+    assert [link.endpoint for link in pair.session.links.by_route.values()] == [B]
+
+
+def test_all_peers_refuse_and_what_waits_fails_with_the_last_reason(pair):
+    request = pair.call()
+
+    pair.come(A, Refused("draining", "this peer stops"))
+    pair.pass_time(0.1)
+    pair.come(B, Refused("version", "this peer speaks version 9"))
+
+    assert isinstance(request.error, RemoteProtocolError)
+    assert "version 9" in str(request.error)
+
+
+def test_refused_peers_are_tried_again_after_a_while(pair):
+    pair.call()
+    pair.come(A, Refused("draining", "this peer stops"))
+    pair.pass_time(0.1)
+    pair.come(B, Refused("draining", "this one too"))
+
+    later = pair.call()
+    pair.pass_time(29.0)
+    pair.call()
+    pair.pass_time(2.0)
+    pair.greet(A)
+
+    assert isinstance(later.error, UnavailableError)
+    assert pair.calls(A)[-1] == (3, 0, False)
+
+
+def test_lone_peer_that_talks_nonsense_fails_what_is_open_and_stays(world):
+    request = world.call()
+
+    world.give_up(A)
+    world.call()
+
+    assert isinstance(request.error, RemoteProtocolError)
+    assert world.calls(A)[-1] == (2, 0, False)
+
+
+def test_direct_link_to_the_next_connected_peer_becomes_one_with_it(pair):
+    """Its requests are known there: nothing is sent twice, and streams go on."""
+    first = pair.call()
+    pair.moved(A, first, B)
+    pair.greet(B)
+    stream = pair.begun(open_stream(pair.session))
+    at_main = pair.call(direct=False)
+    pair.session.links.main.heard_s = pair.now_s
+    for _ in range(8):
+        pair.pass_time(DEAD_S / 8)
+        direct = next(
+            link for link in pair.session.links.by_route.values() if link.expected_id
+        )
+        pair._carry(*pair.session.take(Beat([1, 2]), pair.now_s, direct))
+    pair.pass_time(0.25)
+    candidate = pair.session.links.candidates[-1]
+    assert candidate.endpoint == B
+
+    hello = welcome()._replace(peer_id=ID_B)
+    pair._carry(*pair.session.take(hello, pair.now_s, candidate))
+
+    assert pair.calls(B) == [(1, 0, False), (2, 0, False), (3, 1, True)]
+    assert not stream.is_done
+    assert {first.link, stream.link, at_main.link} == {candidate}
+    assert list(pair.session.links.by_route.values()) == [candidate]
+    assert pair.call().link is candidate
+
+
+def test_cancel_goes_to_where_the_call_went_and_nowhere_where_it_is_held(world):
+    request = world.call()
+    world.moved(A, request, B)
+
+    assert world.session.abandon(request, UnavailableError("x", "y")) == []
+    again = world.call()
+    world.greet(B)
+    assert world.session.abandon(again, UnavailableError("x", "y")) == [
+        (world.link(B), Cancel(2))
+    ]
+
+
+# -- the first peer --------------------------------------------------------------------
+
+
+def test_second_address_is_asked_when_the_first_does_not_answer():
+    world = World(A, B)
+
+    world.pass_time(FIRST_WAIT_S / 2)
+    assert B not in world.sent
+    world.pass_time(FIRST_WAIT_S / 2)
+    world.greet(B)
+
+    assert world.session.endpoint == B
+    assert world.kinds(B) == [Hello]
+    assert [link.endpoint for link in world.session.links.by_route.values()] == [B]
+
+
+def test_first_address_that_refuses_is_not_waited_for():
+    world = World(A, B)
+
+    world.come(A, Refused("version", "this peer speaks version 9"))
+    world.pass_time(0.1)
+    world.greet(B)
+
+    assert world.session.endpoint == B
+    assert world.now_s < FIRST_WAIT_S
+
+
+def test_slow_first_address_wins_over_a_dead_second():
+    world = World(A, B)
+    world.pass_time(FIRST_WAIT_S * 3)
+
+    world.greet(A)
+
+    assert world.session.endpoint == A
+    assert [link.endpoint for link in world.session.links.by_route.values()] == [A]
+
+
+def test_candidates_that_do_not_answer_are_asked_again():
+    """What was said to a connection that broke is lost; a Ping brings a Hello."""
+    world = World(A)
+
+    world.pass_time(5.0)
+    world.come(A, Pong(1, b"i" * 16, is_known=False))
+
+    assert world.kinds(A) == [Hello, Ping, Ping, Hello]
