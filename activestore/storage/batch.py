@@ -10,7 +10,7 @@ engine's cache of heads is read here and written only after the commit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from activestore.errors import (
     ActiveStoreError,
@@ -20,43 +20,41 @@ from activestore.errors import (
     ObjectNotFoundError,
 )
 from activestore.ids import ObjectId, PeerId, check_alias
-from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change, not_built
+from activestore.storage.engine import (
+    EPOCH_FIRST,
+    EPOCH_MAX,
+    Change,
+    ReplyRecord,
+    not_built,
+)
+from activestore.storage.facts import check_rows, growth_bytes, put_rows
 from activestore.storage.records import (
     CHUNK_BYTES,
-    INLINE_BYTES_ALWAYS,
-    INLINE_BYTES_MAX,
     Document,
-    Part,
     chunk_key,
     decode_document,
     encode_document,
     encode_reply,
-    part_bytes,
     reply_key,
     seal,
 )
 from activestore.storage.room import RECORD_BYTES, Room
+from activestore.storage.work import (
+    PartPlaces,
+    Work,
+    is_chunked,
+    is_file,
+    replaced,
+    table_bytes,
+    values_of,
+)
 from activestore.wire import packing
-from activestore.wire.state import AnyBuffer, StateDelta, buffer_bytes_count
+from activestore.wire.state import AnyBuffer, buffer_bytes_count
 
 
 class _Refused(Exception):  # noqa: N818 - carries an error to where it is kept
     def __init__(self, error: ActiveStoreError) -> None:
         self.error = error
-
-
-class _Work:
-    """One object in the middle of a commit."""
-
-    __slots__ = ("document", "new", "old_alias", "removed", "stored")
-
-    def __init__(self, document: Document | None) -> None:
-        self.stored = document  # what is on disk
-        self.document = document  # what shall be
-        self.new: dict[int, bytes] = {}  # part number to content, to be put in chunks
-        self.removed: list[Part] = []
-        self.old_alias = document.alias if document else ""
 
 
 class Batch:
@@ -79,7 +77,7 @@ class Batch:
         self._room = room
         self._peer_id = peer_id
         self._wall_clock = wall_clock
-        self._works: dict[ObjectId, _Work] = {}
+        self._works: dict[ObjectId, Work] = {}
         self._aliases: dict[str, ObjectId | None] = {}
         self._refused: dict[ObjectId, int] = {}
         # What the files in use, and those in use by nothing, grow by with this batch.
@@ -119,7 +117,9 @@ class Batch:
         """Refuse what was made from a state that an earlier change of the batch lacks."""
         for change in changes if self._refused else ():
             refused = self._refused.get(change.object_id)
-            if refused is not None and change.version > refused:
+            if refused is None or change.state is not None:  # It is built on nothing.
+                continue
+            if change.version > refused:
                 return not_built(change.object_id)
         return None
 
@@ -129,14 +129,14 @@ class Batch:
         self._put_aliases()
         return {object_id: work.document for object_id, work in self._works.items()}
 
-    def _work_of(self, object_id: ObjectId) -> _Work:
+    def _work_of(self, object_id: ObjectId) -> Work:
         work = self._works.get(object_id)
         if work is None:
             document = self._documents.get(object_id)
             if document is None:
                 value = self._transaction.get(object_id, db=self._tables["heads"])
                 document = None if value is None else decode_document(value, object_id)
-            work = self._works[object_id] = _Work(document)
+            work = self._works[object_id] = Work(document)
         return work
 
     def _why_not_group(self, group: Sequence[Change]) -> ActiveStoreError | None:
@@ -165,6 +165,35 @@ class Batch:
         Leaves in `_grown_bytes` by how much the change makes the store larger.
         """
         self._grown_bytes = 0
+        if change.rows:
+            check_rows(change.rows)
+        if change.is_about_object and self._check_object(change, aliases):
+            return True
+        if change.rows:
+            self._check_growth_of_rows(change)
+        return False
+
+    def _check_growth_of_rows(self, change: Change) -> None:
+        table = self._tables["facts"]
+        grown = growth_bytes(self._transaction, table, change.rows)
+        if grown > 0:
+            self._grown_bytes += grown
+            if not change.is_delete:  # It works always, and so does what it must leave.
+                room = self._room
+                full = room.why_not_rows(self._grown_bytes) or room.why_not_on_disk(
+                    grown, 0
+                )
+                if full is not None:
+                    raise _Refused(full)
+
+    def _check_object(
+        self, change: Change, aliases: dict[str, ObjectId | None]
+    ) -> bool:
+        if not 0 <= change.epoch <= EPOCH_MAX:
+            raise InvalidRequestError(
+                f"the epoch is {change.epoch}, it must be 0 to {EPOCH_MAX}",
+                change.object_id.hex(),
+            )
         work = self._work_of(change.object_id)
         exists = work.document is not None
         if change.state is not None and exists and change.is_new:
@@ -175,7 +204,7 @@ class Batch:
                     "an object with this id exists", change.object_id.hex()
                 )
             )
-        if (change.delta is not None or change.is_delete) and not exists:
+        if not exists and _needs_object(change):
             raise _Refused(ObjectNotFoundError(change.object_id, (self._peer_id,)))
         if change.alias:
             check_alias(change.alias)
@@ -199,12 +228,13 @@ class Batch:
         if change.state is not None:
             state = change.state
             buffers = [*state.fields.values(), state.graph, *state.buffers]
-            old = 0 if stored is None else sum(map(_table_bytes, stored.parts()))
-            return self._new_bytes(buffers) - old + (RECORD_BYTES if not stored else 0)
+            old = 0 if stored is None else sum(map(table_bytes, stored.parts()))
+            new = self._new_bytes(buffers) + sum(map(_reply_bytes, change.replies))
+            return new - old + (RECORD_BYTES if not stored else 0)
         if change.delta is None or stored is None:
             return 0
-        return self._new_bytes(_values_of(change.delta)) - sum(
-            map(_table_bytes, _replaced(stored, change.delta))
+        return self._new_bytes(values_of(change.delta)) - sum(
+            map(table_bytes, replaced(stored, change.delta))
         )
 
     def _file_bytes(self, change: Change) -> int:
@@ -238,10 +268,7 @@ class Batch:
         value = self._transaction.get(alias.encode(), db=self._tables["aliases"])
         return None if value is None else ObjectId(bytes(value))
 
-    def _apply(  # noqa: C901 - one branch per kind
-        self,
-        change: Change,
-    ) -> ActiveStoreError | None:
+    def _apply(self, change: Change) -> ActiveStoreError | None:
         try:
             if self._check(change, self._aliases):
                 return None
@@ -250,26 +277,63 @@ class Batch:
         except InvalidRequestError as error:
             return error
         except CorruptRecordError as error:
-            if not change.is_delete:
-                return error
-            self._sweep(change.object_id)
+            refusal = self._make_way(change, error)
+            if refusal is not None:
+                return refusal
         self._room.pending_bytes += self._grown_bytes
-        if change.reply is not None:
-            self._room.pending_bytes += len(change.reply.body) + RECORD_BYTES
-        work = self._works[change.object_id]
+        if change.is_about_object:
+            self._apply_to_object(self._works[change.object_id], change)
+            self._apply_replies(change)
+        if change.rows:
+            put_rows(self._transaction, self._tables["facts"], change.rows)
+        return None
+
+    def _apply_to_object(self, work: Work, change: Change) -> None:
         if change.is_delete:
+            self._rename(work, change.object_id, "")
             if work.document is not None:
                 work.removed.extend(work.document.parts())
-                if work.document.alias:
-                    self._aliases[work.document.alias] = None
             work.document = None
         elif change.state is not None:
+            self._rename(work, change.object_id, change.alias)
             self._apply_state(work, change)
-            if change.alias:
-                self._aliases[change.alias] = change.object_id
         elif change.delta is not None:
             self._apply_delta(work, change)
-        self._apply_reply(change)
+        if work.document is None or change.state is not None:
+            return
+        if change.epoch:
+            work.document = work.document._replace(epoch=change.epoch)
+        if change.is_rename:
+            self._rename(work, change.object_id, change.alias)
+            work.document = work.document._replace(alias=change.alias)
+
+    def _rename(self, work: Work, object_id: ObjectId, alias: str) -> None:
+        """Give the name of an object back, and take the new one for it, if any."""
+        if work.document is not None and work.document.alias:
+            self._aliases[work.document.alias] = None
+        if alias:
+            self._aliases[alias] = object_id
+
+    def _make_way(
+        self, change: Change, damage: CorruptRecordError
+    ) -> ActiveStoreError | None:
+        """Take away a damaged object for a change that needs nothing of it."""
+        object_id = change.object_id
+        if change.state is not None and not change.is_new:
+            self._works[object_id] = Work(None)
+            try:
+                self._check(change, self._aliases)
+            except _Refused as refused:
+                del self._works[object_id]
+                return refused.error
+            except ActiveStoreError as error:
+                del self._works[object_id]
+                return error
+        elif not change.is_delete:
+            return damage
+        elif change.rows:
+            self._check_growth_of_rows(change)
+        self._sweep(object_id)
         return None
 
     def _sweep(self, object_id: ObjectId) -> None:
@@ -277,56 +341,58 @@ class Batch:
 
         The files that it used stay counted until the engine counts them anew.
         """
-        self._works[object_id] = _Work(None)
+        self._works[object_id] = Work(None)
         self.lost_references = True
         transaction, tables = self._transaction, self._tables
         transaction.delete(object_id, db=tables["heads"])
-        cursor = transaction.cursor(db=tables["parts"])
-        chunks = []
-        if cursor.set_range(object_id):
-            for key in cursor.iternext(values=False):
-                if not bytes(key).startswith(object_id):
-                    break
-                chunks.append(bytes(key))
-        for key in chunks:
+        for key in keys_of(transaction, tables["parts"], object_id):
             transaction.delete(key, db=tables["parts"])
         for alias in aliases_of(transaction, tables, object_id):
             self._aliases[alias] = None
 
-    def _apply_reply(self, change: Change) -> None:
+    def _apply_replies(self, change: Change) -> None:
         table = self._tables["replies"]
+        if change.forgets_replies:
+            for key in keys_of(self._transaction, table, change.object_id):
+                self._transaction.delete(key, db=table)
         for session, sequence in change.drop_replies:
             self._transaction.delete(
                 reply_key(change.object_id, session, sequence), db=table
             )
-        reply = change.reply
-        if reply is not None:
-            key = reply_key(change.object_id, reply.session, reply.sequence)
-            self._transaction.put(key, encode_reply(reply), db=table)
+        for reply in change.replies:
+            self._put_reply(change.object_id, reply)
+        if change.reply is not None:
+            self._room.pending_bytes += _reply_bytes(change.reply)
+            self._put_reply(change.object_id, change.reply)
 
-    def _apply_state(self, work: _Work, change: Change) -> None:
+    def _put_reply(self, object_id: ObjectId, reply: ReplyRecord) -> None:
+        key = reply_key(object_id, reply.session, reply.sequence)
+        self._transaction.put(key, encode_reply(reply), db=self._tables["replies"])
+
+    def _apply_state(self, work: Work, change: Change) -> None:
         state = change.state
         assert state is not None
+        epoch = change.epoch or EPOCH_FIRST
         if work.document is not None:
             work.removed.extend(work.document.parts())
+            epoch = change.epoch or work.document.epoch
         now_s = self._wall_clock()
-        store = _Parts(
-            work, self._files, 1 if work.document is None else work.document.next_part
-        )
+        store = PartPlaces(work, self._files, work.next_part)
         fields = {name: store.put(value) for name, value in state.fields.items()}
         graph = store.put(state.graph)
         buffers = tuple(store.put(buffer) for buffer in state.buffers)
         work.document = Document(
-            state.class_name, state.revision, state.class_version, 0, change.version,
-            change.alias or work.old_alias, int(change.durability), now_s, now_s,
-            store.next_part, fields, graph, tuple(state.graph_fields), buffers,
+            state.class_name, state.revision, state.class_version, epoch,
+            change.version, change.alias, int(change.durability),
+            change.created_s or now_s, now_s, store.next_part, fields, graph,
+            tuple(state.graph_fields), buffers,
         )  # fmt: skip
 
-    def _apply_delta(self, work: _Work, change: Change) -> None:
+    def _apply_delta(self, work: Work, change: Change) -> None:
         delta, old = change.delta, work.document
         assert delta is not None
         assert old is not None
-        store = _Parts(work, self._files, old.next_part)
+        store = PartPlaces(work, self._files, old.next_part)
         fields = old.fields
         if delta.fields or delta.removed:
             fields = dict(fields)
@@ -365,9 +431,9 @@ class Batch:
             self._count_files(work)
             still = set()
             if work.document is not None:
-                still = {p[1] for p in work.document.parts() if _is_chunked(p)}
+                still = {p[1] for p in work.document.parts() if is_chunked(p)}
             for part in work.removed:
-                if _is_chunked(part) and part[1] not in still:
+                if is_chunked(part) and part[1] not in still:
                     if part[1] not in work.new:
                         for chunk in range(-(-part[0] // CHUNK_BYTES)):
                             self._transaction.delete(
@@ -396,12 +462,12 @@ class Batch:
             else:
                 self._transaction.put(alias.encode(), object_id, db=table)
 
-    def _count_files(self, work: _Work) -> None:
+    def _count_files(self, work: Work) -> None:
         """Bring the reference counts of files from the stored to the new document."""
         counts: dict[bytes, list[int]] = {}
         for document, step in ((work.stored, -1), (work.document, 1)):
             for part in document.parts() if document is not None else ():
-                if _is_file(part):
+                if is_file(part):
                     entry = counts.setdefault(part[1], [0, part[0]])
                     entry[0] += step
         table = self._tables["blobs"]
@@ -420,65 +486,26 @@ class Batch:
             self._transaction.put(digest, packing.pack(now), db=table)
 
 
-class _Parts:
-    """Chooses where each new part of one object lies."""
-
-    def __init__(self, work: _Work, files: Mapping[int, bytes], next_part: int) -> None:
-        self._work = work
-        self._files = files
-        self._inline_bytes = 0
-        self.next_part = next_part
-
-    def put(self, buffer: AnyBuffer) -> Part:
-        """Take a part; it is inline in the head, or goes to the work's new chunks."""
-        digest = self._files.get(id(buffer))
-        size = buffer_bytes_count(buffer)
-        if digest is not None:
-            return (size, digest)
-        if size <= INLINE_BYTES_ALWAYS or (
-            size <= INLINE_BYTES_MAX
-            and self._inline_bytes + size <= 2 * INLINE_BYTES_MAX
-        ):
-            self._inline_bytes += size
-            return bytes(view_of(buffer))
-        number = self.next_part
-        self.next_part += 1
-        self._work.new[number] = bytes(view_of(buffer))
-        return (size, number)
+def _needs_object(change: Change) -> bool:
+    """Whether a change is one of an object that exists."""
+    is_step = change.delta is not None or change.is_delete
+    return is_step or (change.state is None and bool(change.epoch or change.is_rename))
 
 
-def _is_chunked(part: Part) -> TypeGuard[tuple[int, int]]:
-    return not isinstance(part, bytes) and isinstance(part[1], int)
+def _reply_bytes(reply: ReplyRecord) -> int:
+    return len(reply.body) + sum(map(len, reply.buffers)) + RECORD_BYTES
 
 
-def _is_file(part: Part) -> TypeGuard[tuple[int, bytes]]:
-    return not isinstance(part, bytes) and isinstance(part[1], bytes)
-
-
-def _table_bytes(part: Part) -> int:
-    return 0 if _is_file(part) else part_bytes(part)
-
-
-def _values_of(delta: StateDelta) -> list[AnyBuffer]:
-    """Return what a delta brings."""
-    found: list[AnyBuffer] = list(delta.fields.values())
-    if delta.graph is not None:
-        found.append(delta.graph)
-        found.extend(entry for entry in delta.buffers if not isinstance(entry, int))
+def keys_of(transaction: Any, table: Any, object_id: bytes) -> list[bytes]:
+    """Return the keys of a table that begin with an object's id."""
+    cursor = transaction.cursor(db=table)
+    found: list[bytes] = []
+    if cursor.set_range(object_id):
+        for key in cursor.iternext(values=False):
+            if not key.startswith(object_id):
+                break
+            found.append(bytes(key))
     return found
-
-
-def _replaced(stored: Document, delta: StateDelta) -> Iterator[Part]:
-    """Yield the parts that a delta takes the place of."""
-    for name in {*delta.fields, *delta.removed}:
-        if name in stored.fields:
-            yield stored.fields[name]
-    if delta.graph is not None:
-        yield stored.graph
-        kept = {entry for entry in delta.buffers if isinstance(entry, int)}
-        for index, part in enumerate(stored.buffers):
-            if index not in kept:
-                yield part
 
 
 def aliases_of(
@@ -501,3 +528,25 @@ def group_end(changes: Sequence[Change], start: int) -> int:
     while group and end < len(changes) and changes[end].group == group:
         end += 1
     return end
+
+
+def units_of(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """Yield the changes that are done or refused together."""
+    start = 0
+    while start < len(changes):
+        end = group_end(changes, start)
+        yield changes[start:end]
+        start = end
+
+
+def only_shrinks(unit: Sequence[Change]) -> bool:
+    """Whether what belongs together takes something away, and adds no more than it must."""
+    return any(map(_takes_away, unit)) and all(
+        _takes_away(c) or not (c.has_effect or c.rows) for c in unit
+    )
+
+
+def _takes_away(change: Change) -> bool:
+    if change.is_delete or change.has_effect:
+        return change.is_delete
+    return bool(change.rows) and all(row.value is None for row in change.rows)

@@ -1,7 +1,11 @@
 """The data directory: who it belongs to, which format it has, and who uses it now.
 
-    FORMAT     {"format": 1, "peer_id": hex, "incarnation": n}    LOCK    pid of the user
+    FORMAT     {"format": 2, "peer_id": hex, "incarnation": n}    LOCK    pid of the user
     data/      the LMDB environment      blobs/  large files      tmp/    unfinished files
+
+Format 2 has a table of facts about the cluster that format 1 lacks. A start makes it; a
+program that knows only format 1 must not open it then: it would take a copy that is not
+the object for the object.
 
 A start on a full disk must work, or nobody could delete anything: the next FORMAT is
 written into a file that has its block already.
@@ -27,7 +31,8 @@ from activestore.errors import (
 from activestore.ids import PEER_ID_BYTES, PeerId, new_peer_id
 from activestore.storage.blobs import NO_SPACE, sync_directory
 
-FORMAT = 1
+FORMAT = 2
+FORMATS_READ = (1, FORMAT)
 FORMAT_FILE = "FORMAT"
 LOCK_FILE = "LOCK"
 # Both files keep their length, so that writing them again needs no new block.
@@ -36,7 +41,7 @@ DATA, BLOBS, TEMPORARY = "data", "blobs", "tmp"
 
 
 class DataDirectory:
-    """A locked data directory of this format."""
+    """A locked data directory, of this format from now on."""
 
     def __init__(
         self, path: str | os.PathLike[str], *, must_exist: bool = False
@@ -147,10 +152,10 @@ def read_format(path: Path) -> tuple[PeerId, int]:
         raise ConfigurationError(
             "data_dir", f"{path / FORMAT_FILE} cannot be read: {error}"
         ) from None
-    if version != FORMAT:
+    if version not in FORMATS_READ:
+        known = " and ".join(map(str, FORMATS_READ))
         raise ConfigurationError(
-            "data_dir",
-            f"{path} has format {version}, this program reads format {FORMAT}",
+            "data_dir", f"{path} has format {version}, this program reads {known}"
         )
     if len(peer_id) != PEER_ID_BYTES:
         raise ConfigurationError("data_dir", f"{path / FORMAT_FILE} names no peer id")

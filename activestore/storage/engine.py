@@ -11,17 +11,34 @@ Source: design section 6; reliability.md section 4.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from activestore.errors import (
     ActiveStoreError,
     CorruptRecordError,
     UnavailableError,
 )
-from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.ids import OBJECT_ID_BYTES, ObjectId, PeerId, SessionId
 from activestore.wire.state import ObjectState, StateDelta
+
+# The object of a change that is about none, and brings rows only.
+ZERO_ID = ObjectId(bytes(OBJECT_ID_BYTES))
+# The epoch under which an object begins, and which one has that never moved.
+EPOCH_FIRST = 1
+EPOCH_MAX = 2**63 - 1
+
+# What rows tell: where an object that left its home is; who claims an alias; that a copy is
+# not the object (keyed by its id); that an object moved from here, until those who must
+# know it do; what a peer of a cluster must remember over a restart.
+ROW_KINDS = frozenset({"place", "name", "staged", "forward", "cluster"})
+# The longest alias fits, and with its kind it fits what LMDB takes as a key.
+ROW_KEY_BYTES_MAX = 500
+# Rows are facts, not states: a whole kind may be read into memory at a start.
+ROW_VALUE_BYTES_MAX = 64 * 1024
+# So many dirty 16 MiB of pages in one commit, where each lies on its own.
+CHANGE_ROWS_MAX = 4096
 
 
 class Durability(enum.IntEnum):
@@ -48,15 +65,38 @@ class ReplyRecord:
     buffers: tuple[bytes, ...] = ()
 
 
+class Row(NamedTuple):
+    """A small fact about the cluster: one of ROW_KINDS, a key, and bytes of their writer.
+
+    `value` None takes the row away; it need not be there.
+    """
+
+    kind: str
+    key: bytes
+    value: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of one object. Exactly one of `state`, `delta`, `is_delete` is set, or none.
+    """One step of one object. At most one of `state`, `delta`, `is_delete` is set.
 
-    With none of them the change only keeps a reply (a call that changed nothing but
-    must be answered the same on a retry). `alias` is claimed with a `state`. `version`
-    is the object's version after the change. `is_new`: the object must not exist yet;
-    where it does, the change fails with InvalidRequestError. `group`: changes with the
-    same non-zero number are all done or all refused.
+    With none of them the change only keeps what else it brings: a reply (a call that
+    changed nothing but must be answered the same on a retry), rows, an epoch, a name.
+
+    `version`: the object's version after the change. `is_new`: the object must not exist
+    yet; where it does, the change fails with InvalidRequestError. A `state` without it
+    takes the place of whatever is kept of the object, its alias included, also where
+    that is damaged; what it leaves out is gone. `alias` is claimed with a `state`; with
+    `is_rename` it takes the place of the old name in any other change ("": no name).
+    `group`: changes with the same non-zero number are all done or all refused.
+
+    `rows` are committed with the change, or refused with it; a change may bring nothing
+    else, and is then about ZERO_ID or any object. Those of a delete are always taken.
+    `epoch`: the object's from now on; 0 leaves it, EPOCH_FIRST for a new one. `replies`
+    are kept with the object, as one that moves here brings them. `forgets_replies`: those
+    kept until now go, as with an object that moves away; without it they stay until they
+    expire, also after a delete. `created_s`: when the object was made, wall clock, where
+    that is not now.
     """
 
     object_id: ObjectId
@@ -70,11 +110,25 @@ class Change:
     reply: ReplyRecord | None = None
     drop_replies: Sequence[tuple[SessionId, int]] = ()
     group: int = 0
+    rows: Sequence[Row] = ()
+    epoch: int = 0
+    replies: Sequence[ReplyRecord] = ()
+    forgets_replies: bool = False
+    is_rename: bool = False
+    created_s: float = 0.0
 
     @property
     def has_effect(self) -> bool:
         """Whether it changes the object, beyond what is answered of it."""
         return self.is_delete or self.state is not None or self.delta is not None
+
+    @property
+    def is_about_object(self) -> bool:
+        """Whether the object must be looked at: not where there are rows and no more."""
+        return not self.rows or bool(
+            self.has_effect or self.reply or self.drop_replies or self.replies
+            or self.epoch or self.is_rename or self.forgets_replies
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +172,10 @@ class ClassRecord:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How full the engine is, in bytes and counts."""
+    """How full the engine is, in bytes and counts.
+
+    `objects`: without the copies that a row says are not the object.
+    """
 
     objects: int
     used_bytes: int
@@ -157,10 +214,11 @@ class Engine(Protocol):
         """Apply changes in order, in one transaction, durable on return.
 
         Returns one entry per change: None where it was done, or why it alone was
-        refused (AliasExistsError, ObjectNotFoundError for a delta or delete of a
-        missing object, StorageFullError, InvalidRequestError); the others are done all
-        the same. After a refused change, later versions of the same object are refused
-        too (UnavailableError): they were made from a state that is not kept.
+        refused (AliasExistsError, ObjectNotFoundError for a delta, delete, epoch or new
+        name of a missing object, StorageFullError, InvalidRequestError); the others are
+        done all the same. After a refused change, later versions of the same object are
+        refused too (UnavailableError), but for a whole state: they were made from one
+        that is not kept.
 
         Raises:
             OSError: the disk failed, which a full disk is not. Nothing of the batch that
@@ -204,6 +262,36 @@ class Engine(Protocol):
         self, object_id: ObjectId, session: SessionId, sequence: int
     ) -> ReplyRecord | None:
         """Return the recorded answer to a request, if it is still kept."""
+
+    def replies_of(self, object_id: ObjectId) -> list[ReplyRecord]:
+        """Return every reply that is kept of an object, with its buffers.
+
+        Raises:
+            CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
+        """
+
+    def foreign_ids(self) -> Iterator[ObjectId]:
+        """Yield the ids of objects kept here whose home is another peer, in order.
+
+        Costs nothing for the others, however many there are. Changes between two
+        objects may be seen or not.
+        """
+
+    def row(self, kind: str, key: bytes) -> bytes | None:
+        """Return the value of a row, None where there is none.
+
+        Raises:
+            CorruptRecordError: its checksum fails.
+        """
+
+    def rows(
+        self, kind: str, on_damage: Callable[[Damage], None] | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield key and value of every row of a kind, in the order of keys.
+
+        Read page by page: changes between two rows may be seen or not. A damaged row is
+        left out, and told to `on_damage`.
+        """
 
     def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
         """Drop up to `limit` replies written before the wall-clock time; return how many."""

@@ -231,7 +231,8 @@ class LmdbEngine(TableEngine):
     def usage(self) -> Usage:
         """Return how full the engine is."""
         with self._reading() as transaction:
-            objects = int(transaction.stat(self._tables["heads"])["entries"])
+            heads_count = int(transaction.stat(self._tables["heads"])["entries"])
+            objects = self._objects_count(transaction, heads_count)
         room = self._room
         return Usage(
             objects, room.used_bytes, room.budget_bytes, self._env.info()["map_size"],

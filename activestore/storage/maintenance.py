@@ -29,6 +29,7 @@ from activestore.storage.directory import (
     write_format,
 )
 from activestore.storage.engine import Damage
+from activestore.storage.facts import verify_rows
 from activestore.storage.records import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -86,6 +87,7 @@ def verify(
         if not is_more:
             break
     yield from _verify_tables(begin, tables)
+    yield from verify_rows(begin, tables["facts"])
 
 
 def _verify_object(  # noqa: C901 - one branch per kind

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -34,9 +34,33 @@ class MemoryDisk:
     def __init__(self, peer_id: PeerId) -> None:
         self.peer_id = peer_id
         self.tables: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+        # The keys of a table in order, until one comes or goes; never changed in place.
+        self._sorted: dict[str, list[bytes]] = {}
         self.table_bytes = 0
         self.written_bytes = 0
         self.files: dict[bytes, tuple[bytes, float]] = {}  # content and when written
+
+    def keys(self, table: str) -> list[bytes]:
+        """Return the keys of a table in order; the list is not the caller's to change."""
+        found = self._sorted.get(table)
+        if found is None:
+            found = self._sorted[table] = sorted(self.tables[table])
+        return found
+
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
+        """Put a value, or take it away."""
+        rows = self.tables[table]
+        old = rows.get(key)
+        if (old is None) != (value is None):
+            self._sorted.pop(table, None)
+        if old is not None:
+            self.table_bytes -= len(key) + len(old)
+        if value is None:
+            rows.pop(key, None)
+            return
+        rows[key] = value
+        self.table_bytes += len(key) + len(value)
+        self.written_bytes += len(key) + len(value)
 
 
 class MemoryEngine(TableEngine):
@@ -87,8 +111,10 @@ class MemoryEngine(TableEngine):
         """Return how full the engine is."""
         disk, room = self._disk, self._room
         free = max(0, room.budget_bytes - room.used_bytes)
+        with self._reading() as transaction:
+            objects = self._objects_count(transaction, len(disk.tables["heads"]))
         return Usage(
-            len(disk.tables["heads"]), room.used_bytes, room.budget_bytes, 0, free,
+            objects, room.used_bytes, room.budget_bytes, 0, free,
             disk.written_bytes, self.commits, self.changes,
         )  # fmt: skip
 
@@ -168,31 +194,26 @@ class _Transaction:
         self._changes.setdefault(db, {})[bytes(key)] = None
 
     def cursor(self, *, db: str) -> _Cursor:
-        rows: Mapping[bytes, bytes | None] = self._disk.tables[db]
+        table = self._disk.tables[db]
         changed = self._changes.get(db)
-        if changed:
-            rows = {**rows, **changed}
-        return _Cursor({k: v for k, v in rows.items() if v is not None})
+        if not changed:
+            return _Cursor(table, self._disk.keys(db))
+        rows: dict[bytes, bytes | None] = {**table, **changed}
+        kept = {key: value for key, value in rows.items() if value is not None}
+        return _Cursor(kept, sorted(kept))
 
     def commit(self) -> None:
         for name, changed in self._changes.items():
-            table = self._disk.tables[name]
             for key, value in changed.items():
-                old = table.pop(key, None)
-                if old is not None:
-                    self._disk.table_bytes -= len(key) + len(old)
-                if value is not None:
-                    table[key] = value
-                    self._disk.table_bytes += len(key) + len(value)
-                    self._disk.written_bytes += len(key) + len(value)
+                self._disk.put(name, key, value)
 
 
 class _Cursor:
     """Walks a table in the order of its keys."""
 
-    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
+    def __init__(self, rows: Mapping[bytes, bytes], keys: Sequence[bytes]) -> None:
         self._rows = rows
-        self._keys = sorted(rows)
+        self._keys = keys
         self._position = 0
 
     def set_range(self, key: bytes) -> bool:
@@ -210,8 +231,11 @@ class _Cursor:
         return self._rows[self._keys[self._position]]
 
     def iternext(self, *, values: bool = True) -> Iterator[Any]:
-        for key in self._keys[self._position :]:
-            yield (key, self._rows[key]) if values else key
+        for index in range(self._position, len(self._keys)):
+            key = self._keys[index]
+            value = self._rows.get(key)
+            if value is not None:  # It may go while whoever checks the store pauses.
+                yield (key, value) if values else key
 
     def __iter__(self) -> Iterator[Any]:
         return self.iternext()

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from activestore.errors import CorruptRecordError
-from activestore.ids import ObjectId
-from activestore.storage.batch import aliases_of
+from activestore.ids import OBJECT_ID_BYTES, ObjectId
+from activestore.storage.batch import aliases_of, keys_of
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import ClassRecord, Durability, Head
+from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
 from activestore.storage.records import (
     CHUNK_BYTES,
     Document,
@@ -25,6 +25,7 @@ from activestore.storage.records import (
     chunk_key,
     decode_class,
     decode_document,
+    decode_reply,
     head_of,
     unseal,
 )
@@ -200,6 +201,41 @@ def _alias_of(transaction: Any, tables: Tables, object_id: ObjectId) -> str:
     except CorruptRecordError:
         return next(iter(aliases_of(transaction, tables, object_id)), "")
     return "" if document is None else document.alias
+
+
+def foreign_ids(
+    transaction: Any, tables: Tables, home: bytes, after: bytes, limit: int
+) -> list[ObjectId]:
+    """Return up to `limit` ids after `after` of objects with another home than `home`."""
+    cursor = transaction.cursor(db=tables["heads"])
+    found: list[ObjectId] = []
+    last = b"\xff" * OBJECT_ID_BYTES
+    for start, end in ((b"\x00", home), (home + last[len(home) :], last + b"\xff")):
+        if after >= end or not cursor.set_range(max(start, after)):
+            continue
+        for key in cursor.iternext(values=False):
+            if key >= end:
+                break
+            if key != after and not key.startswith(home):
+                found.append(ObjectId(bytes(key)))
+                if len(found) >= limit:
+                    return found
+    return found
+
+
+def replies_of(
+    transaction: Any, tables: Tables, object_id: ObjectId
+) -> list[ReplyRecord]:
+    """Return every reply that is kept of an object.
+
+    Raises:
+        CorruptRecordError: one is damaged.
+    """
+    table = tables["replies"]
+    return [
+        decode_reply(key, transaction.get(key, db=table))
+        for key in keys_of(transaction, table, object_id)
+    ]
 
 
 # -- classes ---------------------------------------------------------------------------

@@ -23,7 +23,13 @@ import xxhash
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import ObjectId
-from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
+from activestore.storage.engine import (
+    EPOCH_FIRST,
+    ClassRecord,
+    Durability,
+    Head,
+    ReplyRecord,
+)
 from activestore.wire import packing
 
 FORMAT = 1
@@ -55,7 +61,7 @@ class Document(NamedTuple):
     class_name: str
     revision: bytes
     class_version: int
-    epoch: int
+    epoch: int  # 0 in what was stored before objects could move
     version: int
     alias: str
     durability: int
@@ -120,7 +126,7 @@ def head_of(object_id: ObjectId, document: Document) -> Head:
     """Return what is told of an object without its fields' bytes."""
     return Head(
         object_id, document.class_name, document.revision, document.class_version,
-        document.epoch, document.version, document.alias,
+        document.epoch or EPOCH_FIRST, document.version, document.alias,
         Durability(document.durability), sum(map(part_bytes, document.parts())),
         document.created_s, document.changed_s,
         {name: part_bytes(part) for name, part in document.fields.items()},

@@ -18,6 +18,8 @@ from activestore.errors import StorageFullError
 
 # Shares of the budget at which new objects, then growth, are refused.
 NEW_SHARE, GROWTH_SHARE = 0.80, 0.95
+# Where an object is must be kept even where no state is taken: it is not found without.
+ROWS_SHARE = 1.0
 # Unreferenced files are removed early when little room is left and they are more than
 # this share of the budget: a round costs a transaction.
 GARBAGE_SHARE = 1 / 64
@@ -68,6 +70,13 @@ class Room:
         after = self.used_bytes + size
         if size > 0 and after > GROWTH_SHARE * self.budget_bytes:
             return self.full("growth is refused at 95 %")
+        return None
+
+    def why_not_rows(self, size: int) -> StorageFullError | None:
+        """Return what refuses rows that take this much more."""
+        after = self.used_bytes + size
+        if size > 0 and after > ROWS_SHARE * self.budget_bytes:
+            return self.full("facts about the cluster are refused at 100 %")
         return None
 
     def why_not_on_disk(

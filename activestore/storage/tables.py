@@ -5,6 +5,7 @@
     replies   id | session | seq   -> reply
     classes   name | 0 | revision  -> record
     packages  digest               -> archive             latest    name   -> revision
+    facts     kind | 0 | key       -> row, see `facts`
 
 A commit first writes large buffers as files, then applies all changes in memory, then
 puts each touched object once. Where there is no room, what grows is refused and the rest
@@ -32,10 +33,16 @@ from activestore.errors import (
     StorageFullError,
 )
 from activestore.ids import ObjectId, PeerId, SessionId
-from activestore.storage import reading, upkeep
-from activestore.storage.batch import Batch, group_end
+from activestore.storage import facts, reading, upkeep
+from activestore.storage.batch import Batch, only_shrinks, units_of
 from activestore.storage.blobs import FILE_MISSING, NO_SPACE
-from activestore.storage.engine import Change, ClassRecord, Head, ReplyRecord
+from activestore.storage.engine import (
+    Change,
+    ClassRecord,
+    Damage,
+    Head,
+    ReplyRecord,
+)
 from activestore.storage.reading import KEY_BYTES_MAX, as_key
 from activestore.storage.records import (
     CHUNKED_BYTES_MAX,
@@ -53,6 +60,7 @@ from activestore.wire.state import AnyBuffer, ObjectState, buffer_bytes_count
 
 TABLES = (
     "heads", "parts", "aliases", "blobs", "replies", "classes", "latest", "packages",
+    "facts",
 )  # fmt: skip
 
 # Decoded heads that the writer keeps: an update need not read and check them again.
@@ -60,6 +68,10 @@ HEADS_CACHED_MAX = 4096
 # What a change writes beside its content, in pages: a leaf of heads, replies, aliases and
 # of the list of free pages.
 CHANGE_BYTES = 4 * 4096
+# What a row writes beside its content: the page that it lies on.
+ROW_BYTES = 4096
+# Ids read in one transaction: a longer one would keep old pages from being reused.
+IDS_PER_READ = 10_000
 # How often a load begins anew because a file went while it was looked for.
 LOADS_MAX = 3
 
@@ -203,18 +215,18 @@ class TableEngine(abc.ABC):
     def _only_shrinking(
         self, changes: Sequence[Change], full: StorageFullError
     ) -> list[ActiveStoreError | None]:
-        """Commit the deletes alone, then in ever smaller parts: a few need little room.
+        """Commit what takes away, alone, then in ever smaller parts: a few need little room.
 
         What belongs together, such as a delete and an answer, stays together.
         """
-        units = list(_units(changes))
-        small = [unit for unit in units if _only_deletes(unit)]
+        units = list(units_of(changes))
+        small = [unit for unit in units if only_shrinks(unit)]
         if len(small) < len(units):
             found = iter(
                 self.commit([c for unit in small for c in unit]) if small else []
             )
             return [
-                next(found) if _only_deletes(unit) else full
+                next(found) if only_shrinks(unit) else full
                 for unit in units
                 for _ in unit
             ]
@@ -349,6 +361,49 @@ class TableEngine(abc.ABC):
         key = reply_key(object_id, session, sequence)
         value = self._get("replies", key)
         return None if value is None else decode_reply(key, value)
+
+    def replies_of(self, object_id: ObjectId) -> list[ReplyRecord]:
+        """Return every reply that is kept of an object, with its buffers.
+
+        Raises:
+            CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
+        """
+        with self._reading(object_id) as transaction:
+            return reading.replies_of(transaction, self._tables, object_id)
+
+    def foreign_ids(self) -> Iterator[ObjectId]:
+        """Yield the ids of objects kept here whose home is another peer, in order."""
+        page: list[ObjectId] = []
+        while True:
+            after = page[-1] if page else b""
+            with self._reading() as transaction:
+                page = reading.foreign_ids(
+                    transaction, self._tables, self.peer_id, after, IDS_PER_READ
+                )
+            yield from page
+            if len(page) < IDS_PER_READ:
+                return
+
+    def row(self, kind: str, key: bytes) -> bytes | None:
+        """Return the value of a row, None where there is none.
+
+        Raises:
+            CorruptRecordError: its checksum fails.
+        """
+        with self._reading() as transaction:
+            return facts.row_of(transaction, self._tables["facts"], kind, key)
+
+    def rows(
+        self, kind: str, on_damage: Callable[[Damage], None] | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield key and value of every row of a kind; damaged ones go to `on_damage`."""
+        return facts.rows_of(self._reading, self._tables["facts"], kind, on_damage)
+
+    def _objects_count(self, transaction: Any, heads_count: int) -> int:
+        tables = self._tables
+        return heads_count - facts.staged_count(
+            transaction, tables["facts"], tables["heads"]
+        )
 
     def code(self, package: bytes) -> bytes | None:
         """Return the archive of a package."""
@@ -492,8 +547,12 @@ def _needed_bytes(changes: Sequence[Change]) -> int:
                 if not isinstance(buffer, int):
                     count = buffer_bytes_count(buffer)
                     size += count if count <= CHUNKED_BYTES_MAX else 0
-        if change.reply is not None:
-            size += len(change.reply.body) + sum(map(len, change.reply.buffers))
+        for reply in (*change.replies, change.reply):
+            if reply is None:
+                continue
+            size += len(reply.body) + sum(map(len, reply.buffers))
+        for row in change.rows:
+            size += ROW_BYTES + len(row.key) + len(row.value or b"")
     return size + size // 8
 
 
@@ -508,18 +567,3 @@ def _class_key(record: ClassRecord) -> tuple[bytes, bytes]:
             record.class_name[:80],
         )
     return name, key
-
-
-def _units(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Yield the changes that are done or refused together."""
-    start = 0
-    while start < len(changes):
-        end = group_end(changes, start)
-        yield changes[start:end]
-        start = end
-
-
-def _only_deletes(unit: Sequence[Change]) -> bool:
-    return any(c.is_delete for c in unit) and all(
-        c.is_delete or not c.has_effect for c in unit
-    )

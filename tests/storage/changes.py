@@ -7,7 +7,7 @@ from typing import Any
 
 from activestore.ids import ObjectId, SessionId
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change, Engine, ReplyRecord
+from activestore.storage.engine import ZERO_ID, Change, Engine, ReplyRecord, Row
 from activestore.wire.state import FileBuffer, ObjectState, StateDelta
 
 REVISION = b"r" * 16
@@ -58,3 +58,11 @@ def content_of(
 
 def reply(sequence: int, body: bytes = b"\xc0") -> ReplyRecord:
     return ReplyRecord(SESSION, sequence, "", body, 1000.0)
+
+
+def rows_only(*rows: Row) -> Change:
+    return Change(ZERO_ID, rows=rows)
+
+
+def place(number: int, value: bytes | None = b"elsewhere") -> Row:
+    return Row("place", oid(number), value)

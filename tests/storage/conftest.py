@@ -6,10 +6,14 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from activestore.ids import PeerId
+from activestore.storage.engine import Damage, Engine
 from activestore.storage.lmdb_engine import LmdbEngine
+from activestore.storage.memory_engine import MemoryDisk, MemoryEngine
 
 GIB = 1 << 30
 
@@ -31,6 +35,31 @@ def open_engine(tmp_path: Path) -> Iterator[Open]:
 
     yield open_one
     for engine in opened:
+        engine.close()
+
+
+@pytest.fixture(params=["lmdb", "memory"])
+def reopen(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[..., Engine]]:
+    """Return a function that opens the store of the test, again if need be."""
+    opened: list[Engine] = []
+    disk = MemoryDisk(PeerId(b"peer66"))
+
+    def open_one(*, budget: int = 1 << 30) -> Engine:
+        while opened:
+            opened.pop().close()
+        options: Any = {"disk_budget_bytes": budget, "wall_clock": lambda: 1000.0}
+        opened.append(
+            MemoryEngine(disk, **options)
+            if request.param == "memory"
+            else LmdbEngine.open(tmp_path / "data", **options)
+        )
+        return opened[0]
+
+    yield open_one
+    for engine in opened:
+        assert not [found for found in engine.verify() if isinstance(found, Damage)]
         engine.close()
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -16,10 +14,7 @@ from activestore.errors import (
     ObjectNotFoundError,
     StorageFullError,
 )
-from activestore.ids import PeerId
-from activestore.storage.engine import Change, ClassRecord, Damage, Engine
-from activestore.storage.lmdb_engine import LmdbEngine
-from activestore.storage.memory_engine import MemoryDisk, MemoryEngine
+from activestore.storage.engine import Change, ClassRecord, Engine
 from activestore.wire.state import StateDelta
 from tests.storage.changes import (
     REVISION,
@@ -36,29 +31,6 @@ from tests.storage.changes import (
 
 MIB = 1 << 20
 Open = Callable[..., Engine]
-
-
-@pytest.fixture(params=["lmdb", "memory"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Return a function that opens the store of the test, again if need be."""
-    opened: list[Engine] = []
-    disk = MemoryDisk(PeerId(b"peer66"))
-
-    def open_one(*, budget: int = 1 << 30) -> Engine:
-        while opened:
-            opened.pop().close()
-        options: Any = {"disk_budget_bytes": budget, "wall_clock": lambda: 1000.0}
-        opened.append(
-            MemoryEngine(disk, **options)
-            if request.param == "memory"
-            else LmdbEngine.open(tmp_path / "data", **options)
-        )
-        return opened[0]
-
-    yield open_one
-    for engine in opened:
-        assert not [found for found in engine.verify() if isinstance(found, Damage)]
-        engine.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from activestore.errors import (
     StorageFullError,
 )
 from activestore.ids import ObjectId
-from activestore.storage import lmdb_engine, maintenance
+from activestore.storage import directory, lmdb_engine, maintenance
 from activestore.storage.blobs import view_of
-from activestore.storage.engine import Change, Damage
+from activestore.storage.directory import read_format
+from activestore.storage.engine import Change, Damage, Row
 from activestore.storage.lmdb_engine import LmdbEngine
 from activestore.wire.state import FileBuffer
-from tests.storage.changes import changed, content_of, delta, new, oid, state
+from tests.storage.changes import REVISION, changed, content_of, delta, new, oid, state
 
 GIB = 1 << 30
 
@@ -193,6 +195,45 @@ def test_directory_of_another_format_is_refused(tmp_path, text, said):
     (tmp_path / "data" / "FORMAT").write_text(text)
 
     with pytest.raises(ConfigurationError, match=said):
+        opened(tmp_path / "data")
+
+
+def test_directory_of_the_format_before_opens_with_all_it_has(tmp_path):
+    """Recorded by the last program that knew no rows."""
+    with zipfile.ZipFile(Path(__file__).parent / "format-1.zip") as archive:
+        archive.extractall(tmp_path / "data")
+    assert read_format(tmp_path / "data") == (bytes.fromhex("6e4a44984708"), 1)
+
+    for _ in range(2):  # Of the old format, then of this one.
+        engine = opened(tmp_path / "data")
+        heads = engine.heads()
+        assert [(head.alias, head.version, head.epoch) for head in heads] == [
+            ("hits", 1, 1), ("", 2, 1),
+        ]  # fmt: skip
+        assert content_of(engine, 1) == (
+            {"value": b"\x07"}, b"graph", [b"n" * 5000, b"large" * 300_000],
+        )  # fmt: skip
+        assert content_of(engine, 2)[0] == {"value": b"\x09"}
+        assert [one.body for one in engine.replies_of(oid(2))] == [b"\x02"]
+        assert engine.code(REVISION) == b"archive"
+        assert [record.class_name for record in engine.classes()] == ["m.C"]
+        assert list(engine.foreign_ids()) == [oid(1), oid(2)]
+        assert not [d for d in engine.verify() if isinstance(d, Damage)]
+        engine.close()
+    engine = opened(tmp_path / "data")
+    row = Row("forward", oid(2), b"there")
+    gone = Change(oid(2), 3, is_delete=True, rows=[row])
+    assert engine.commit([gone, changed(1, 2, delta(value=b"2"))]) == [None, None]
+    assert list(engine.rows("forward")) == [(oid(2), b"there")]
+    engine.close()
+
+
+def test_program_of_the_format_before_refuses_this_one(tmp_path, monkeypatch):
+    """It would take a copy that is not the object for the object."""
+    opened(tmp_path / "data").close()
+    monkeypatch.setattr(directory, "FORMATS_READ", (1,))
+
+    with pytest.raises(ConfigurationError, match="format 2, this program reads 1"):
         opened(tmp_path / "data")
 
 

@@ -14,9 +14,19 @@ import pytest
 
 from activestore.errors import StorageFullError
 from activestore.storage import disk
-from activestore.storage.engine import Damage
+from activestore.storage.engine import Change, Damage, Row
 from activestore.storage.lmdb_engine import LmdbEngine
-from tests.storage.changes import changed, content_of, deleted, delta, new, oid, state
+from tests.storage.changes import (
+    changed,
+    content_of,
+    deleted,
+    delta,
+    new,
+    oid,
+    place,
+    rows_only,
+    state,
+)
 
 MIB = 1 << 20
 Open = Callable[..., LmdbEngine]
@@ -182,6 +192,61 @@ def test_full_disk_refuses_what_grows_and_takes_the_rest(
     assert content_of(again, 500)[0] == {"value": bytes([59])}
     assert all(again.head(oid(n)) is not None for n in (*range(6, kept + 1), 900))
     assert no_damage(again)
+
+
+def test_objects_leave_a_full_disk_and_say_where_they_went(
+    open_engine: Open, limit_files: Callable[[int], None]
+) -> None:
+    engine = open_engine()
+    limit_files(24 * MIB)
+    kept, _ = fill(engine)
+
+    for number in range(1, 4):
+        rows = [Row("forward", oid(number), b"there"), place(number)]
+        left = Change(oid(number), 2, is_delete=True, rows=rows, forgets_replies=True)
+        assert engine.commit([left]) == [None]
+    results = engine.commit([
+        rows_only(place(1, None)), rows_only(place(900, os.urandom(60_000))),
+    ])  # fmt: skip
+
+    assert results[0] is None
+    again = open_engine()
+    assert [key for key, _ in again.rows("forward")] == [oid(n) for n in (1, 2, 3)]
+    assert [key for key, _ in again.rows("place")][:2] == [oid(2), oid(3)]
+    assert again.usage().objects == kept - 3
+    assert no_damage(again)
+
+
+def test_commit_that_finds_no_room_does_what_takes_away(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it leaves rows behind; what only adds is refused."""
+    engine = open_engine()
+    engine.commit([new(n) for n in range(1, 5)])
+    engine.commit([rows_only(place(8), place(9))])
+    really_write, failures = engine._write, [True]
+
+    def write(work: Callable[[Any], Any]) -> Any:
+        if failures:
+            failures.pop()
+            raise engine._room.full("the disk is full")
+        return really_write(work)
+
+    monkeypatch.setattr(engine, "_write", write)
+    results = engine.commit([
+        rows_only(place(8, None)),
+        rows_only(place(9, None), place(10)),
+        Change(oid(1), 2, is_delete=True, rows=[place(1)]),
+        Change(oid(2), 2, epoch=3),
+        Change(oid(3), 2, is_delete=True, group=5),
+        Change(oid(3), rows=[place(3)], group=5),
+    ])  # fmt: skip
+
+    kinds = [type(result) for result in results]
+    full = StorageFullError
+    assert kinds == [type(None), full, type(None), full, full, full]
+    assert [key for key, _ in engine.rows("place")] == [oid(1), oid(9)]
+    assert [head.object_id for head in engine.heads()] == [oid(2), oid(3), oid(4)]
 
 
 def test_commit_that_meets_a_full_disk_is_refused_and_the_next_one_works(
