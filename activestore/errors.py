@@ -403,16 +403,12 @@ class MovedError(UnavailableError):
         self, object_id: bytes, peer_id: bytes, endpoint: str = "", epoch: int = 0
     ) -> None:
         Exception.__init__(self, object_id, peer_id, endpoint, epoch)
-        self.object_id = object_id
-        self.peer_id = peer_id
-        self.endpoint = endpoint
-        self.epoch = epoch
+        self.object_id, self.peer_id = object_id, peer_id
+        self.endpoint, self.epoch = endpoint, epoch
 
     def __str__(self) -> str:
-        where = self.endpoint or "an address that is not known here"
-        return (
-            f"object {self.object_id.hex()} is at peer {self.peer_id.hex()}, {where}"
-        )
+        where = self.endpoint or "address unknown"
+        return f"object {self.object_id.hex()} is at peer {self.peer_id.hex()}, {where}"
 
 
 class BusyError(UnavailableError):
@@ -425,14 +421,12 @@ class BusyError(UnavailableError):
         self, where: str, reason: str = "", retry_after_s: float = 0.1
     ) -> None:
         Exception.__init__(self, where, reason, retry_after_s)
-        self.where = where
-        self.reason = reason
+        self.where, self.reason = where, reason
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
-        return (
-            f"{self.where} is busy: {self.reason}; retry after {self.retry_after_s:g} s"
-        )
+        wait = f"retry after {self.retry_after_s:g} s"
+        return f"{self.where} is busy: {self.reason}; {wait}"
 
 
 class ExecutorCrashedError(UnavailableError):
@@ -453,10 +447,8 @@ class ExecutorCrashedError(UnavailableError):
         is_partial: bool = False,
     ) -> None:  # fmt: skip
         Exception.__init__(self, where, reason, quarantined_s, is_partial)
-        self.where = where
-        self.reason = reason
-        self.quarantined_s = quarantined_s
-        self.is_partial = is_partial
+        self.where, self.reason = where, reason
+        self.quarantined_s, self.is_partial = quarantined_s, is_partial
 
     def __str__(self) -> str:
         kept = "nothing was committed"
@@ -541,7 +533,6 @@ class InternalError(ActiveStoreError):
     """A bug of activestore. Report it with this text."""
 
     code = "internal"
-    FIELDS: ClassVar[tuple[str, ...]] = ("reason",)
 
 
 _METHOD_ERRORS: dict[str, type[MethodError]] = {"": MethodError}
@@ -569,23 +560,9 @@ def method_error(
                 cls("", "")  # Some, as ExceptionGroup, need arguments of their own.
             except (TypeError, ValueError):
                 cls = MethodError
-        if (
-            len(_METHOD_ERRORS) < 256
-        ):  # The built-ins are about 60; a bound all the same.
+        if len(_METHOD_ERRORS) < 256:  # The built-ins are about 60.
             _METHOD_ERRORS[builtin] = cls
     return cls(type_name, message, where, remote_traceback, builtin)
-
-
-def nearest_builtin(error: BaseException) -> str:
-    """Return the name of the most derived built-in class of `error`, "" for Exception."""
-    for cls in type(error).__mro__:
-        if (
-            cls.__module__ == "builtins"
-            and cls is not Exception
-            and cls is not BaseException
-        ):
-            return cls.__name__ if issubclass(cls, Exception) else ""
-    return ""
 
 
 def _all_errors(root: type[ActiveStoreError]) -> dict[str, type[ActiveStoreError]]:
@@ -598,7 +575,7 @@ def _all_errors(root: type[ActiveStoreError]) -> dict[str, type[ActiveStoreError
 BY_CODE: dict[str, type[ActiveStoreError]] = _all_errors(ActiveStoreError)
 
 
-# Not in the table: it is an InvalidRequestError that `except TypeError` catches too.
+# It is an InvalidRequestError that `except TypeError` catches too.
 _WRONG_ARGUMENTS: dict[str, Any] = {
     "__reduce__": lambda self: (error_from_wire, (self.code, self.args))
 }

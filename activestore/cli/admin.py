@@ -95,8 +95,17 @@ def peers(target: Target, *, as_json: bool) -> None:
         show(rows, as_json=True)
         return
     table(
-        ("peer", "id", "endpoint"),
-        ((row["peer"], row["peer_id"].hex(), row["endpoint"]) for row in rows),
+        ("peer", "id", "state", "zone", "endpoint"),
+        (
+            (
+                row["peer"],
+                row["peer_id"].hex(),
+                row["state"],
+                row["zone"],
+                row["endpoint"],
+            )
+            for row in rows
+        ),
     )
 
 

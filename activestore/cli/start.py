@@ -28,7 +28,6 @@ from activestore.version import VERSION
 
 _log = logging.getLogger(__name__)
 
-JOIN_IS_MISSING = "--join is not built yet; this peer stays alone"
 DISCOVER_IS_MISSING = "--discover is not built yet; this peer stays alone"
 
 
@@ -70,8 +69,6 @@ def start(path: str | None, *, as_json: bool, **flags: Any) -> None:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    if config.join:
-        say(f"warning: {JOIN_IS_MISSING}")
     if config.discover:
         say(f"warning: {DISCOVER_IS_MISSING}")
     daemon = _opened(config)

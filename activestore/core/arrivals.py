@@ -133,6 +133,12 @@ class Arrivals(Travels):
             return
         self.boxes.enqueue(box, call)
 
+    def _on_away_returned(self, event: events.AwayReturned) -> None:
+        call = self.calls.get(event.call_id)
+        if call is not None and call.is_away:
+            call.is_away = False
+            self._enqueue(call)
+
     def _quarantined_for_s(self, call: Call) -> float:
         if self._quarantine.is_empty:
             return 0.0

@@ -65,6 +65,12 @@ class AwayAnswered(NamedTuple):
     buffers: Sequence[object] = ()
 
 
+class AwayReturned(NamedTuple):
+    """The object of a call that was away is here now: it is a call like others."""
+
+    call_id: int
+
+
 class AwayItem(NamedTuple):
     """A stream at another peer has produced an item."""
 
@@ -271,6 +277,7 @@ Event: TypeAlias = (
     | NestedLeft
     | AwayAnswered
     | AwayItem
+    | AwayReturned
     | PersistArrived
     | ReplyLookedUp
     | CancelArrived

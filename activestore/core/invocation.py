@@ -49,6 +49,7 @@ class InvocationCore(Arrivals, Endings, Supervision):
             events.NestedLeft: self._on_nested_left,
             events.AwayAnswered: self._on_away_answered,
             events.AwayItem: self._on_away_item,
+            events.AwayReturned: self._on_away_returned,
             events.PersistArrived: self._on_persist_arrived,
             events.ReplyLookedUp: self._on_reply_looked_up,
             events.CancelArrived: self._on_cancel_arrived,

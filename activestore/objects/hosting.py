@@ -29,11 +29,10 @@ from activestore.errors import (
     ReadonlyViolationError,
     TooLargeError,
     method_error,
-    nearest_builtin,
 )
 from activestore.ids import ObjectId, PeerId
 from activestore.objects import opaque
-from activestore.objects.outcomes import Interrupted, Outcome
+from activestore.objects.outcomes import Interrupted, Outcome, nearest_builtin
 from activestore.objects.registry import PackageLoader
 from activestore.objects.snapshot import Snapshot, Snapshotter, migrate
 from activestore.wire import values

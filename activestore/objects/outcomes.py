@@ -34,3 +34,15 @@ class Outcome(NamedTuple):
     created: Sequence[NamedState] = ()
     is_dropped: bool = False
     state_bytes: int = 0
+
+
+def nearest_builtin(error: BaseException) -> str:
+    """Return the name of the most derived built-in class of `error`, "" for Exception."""
+    for cls in type(error).__mro__:
+        if (
+            cls.__module__ == "builtins"
+            and cls is not Exception
+            and cls is not BaseException
+        ):
+            return cls.__name__ if issubclass(cls, Exception) else ""
+    return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from activestore.core import events
 from activestore.core.executors import PoolConfig
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
+from activestore.ids import PeerId
 from activestore.peer import machine
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
@@ -32,6 +34,8 @@ from activestore.peer.storage_thread import StorageThreads
 from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.transport import RouterTransport
 from activestore.storage.lmdb_engine import LmdbEngine
+from activestore.wire.gossip import PeerRecord
+from activestore.wire.limits import PROTOCOL_VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -85,15 +89,7 @@ class Daemon:
             self._engine.code,
         )
         self._core = _core_of(config)
-        settings = LoopSettings(
-            peer_id=self._engine.peer_id,
-            peer_name=config.name,
-            incarnation=os.urandom(INCARNATION_BYTES),
-            message_bytes_max=config.message_bytes_max,
-            spin_s=config.spin_us / 1e6,
-            reply_keep_s=config.reply_keep_s,
-            session_expiry_s=config.session_expiry_s,
-        )
+        settings = _settings_of(config, self._engine.peer_id, self.endpoint)
         self._loop = PeerLoop(
             Parts(
                 settings,
@@ -105,6 +101,7 @@ class Daemon:
                 monotonic_s,
                 wall_s,
                 _note,
+                random.SystemRandom().random,
             )
         )
         status = Status(config, self._loop, self._transport, self._processes, version)
@@ -131,6 +128,7 @@ class Daemon:
             return
         self._stop_due_s = monotonic_s() + DRAIN_S
         self._loop.step(events.DrainStarted())
+        self._loop.cluster.leave()
         _log.info("draining calls=%d", len(self._core.calls))
 
     def run(self, ready: Callable[[], None]) -> int:
@@ -213,6 +211,41 @@ def _core_of(config: PeerConfig) -> InvocationCore:
             memory_bytes_max=config.activation_memory_mb * MIB // executors,
         ),
     )
+
+
+def _settings_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> LoopSettings:
+    return LoopSettings(
+        peer_id=peer_id,
+        peer_name=config.name,
+        incarnation=os.urandom(INCARNATION_BYTES),
+        message_bytes_max=config.message_bytes_max,
+        spin_s=config.spin_us / 1e6,
+        reply_keep_s=config.reply_keep_s,
+        session_expiry_s=config.session_expiry_s,
+        cluster=config.cluster,
+        endpoint=endpoint,
+        seeds=config.join,
+        record=_record_of(config, peer_id, endpoint),
+    )
+
+
+def _record_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> PeerRecord:
+    """Return what this peer tells others of itself."""
+    # Of two starts the later one counts; a clock that was set back is found out by
+    # membership, which then goes on from what others remember.
+    incarnation = int(wall_s() * 1000)
+    meta = {
+        "cores": machine.cores_count(),
+        "memory_mb": machine.memory_bytes() // MIB,
+        "accelerators": list(config.accelerators),
+        "stable": config.stable,
+        "host": machine.host_name(),
+        "power_source": config.power_source,
+    }
+    return PeerRecord(
+        peer_id, incarnation, config.name, (endpoint,), config.zone, config.profile,
+        PROTOCOL_VERSION, meta,
+    )  # fmt: skip
 
 
 def _log_failure(_value: Any, error: BaseException | None) -> None:

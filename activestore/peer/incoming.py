@@ -13,6 +13,7 @@ from typing import Any
 
 from activestore.core import effects, events
 from activestore.core.calls import Client, Kind, Nested
+from activestore.core.location import Location
 from activestore.errors import (
     ActiveStoreError,
     ClassNotFoundError,
@@ -20,6 +21,10 @@ from activestore.errors import (
     TooLargeError,
 )
 from activestore.ids import ObjectId, SessionId, check_alias
+from activestore.peer import relays
+from activestore.peer.cluster import Cluster
+from activestore.peer.links import Link, Links
+from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
 from activestore.wire import codec
 from activestore.wire.limits import (
@@ -29,6 +34,7 @@ from activestore.wire.limits import (
     PROTOCOL_VERSION_MIN,
 )
 from activestore.wire.messages import (
+    Ack,
     Buffer,
     Bye,
     Call,
@@ -36,12 +42,20 @@ from activestore.wire.messages import (
     Create,
     Credit,
     Delete,
+    Gossip,
     Hello,
+    Nack,
     Persist,
     Ping,
     Pong,
+    Probe,
+    ProbeFor,
     Refused,
+    Relay,
+    Relayed,
     Request,
+    Sync,
+    Synced,
     Welcome,
 )
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
@@ -49,13 +63,25 @@ from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 # Sessions known at once; beyond it the idle one that was silent longest goes.
 SESSIONS_MAX = 16_384
 
+# Marks of one chain: it is refused long before.
+CHAIN_MAX = 64
+
 _KINDS = (Kind.CALL, Kind.GET, Kind.SET)
+_OF_PEERS = frozenset(
+    {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed}
+)
+# What a link's own end may say, whoever dialled; all else is of sessions.
+_OF_LINKS = _OF_PEERS | {Welcome, Refused, Pong}
 
 
 class Incoming(Table):
     """Handlers of messages from clients and of requests of running methods."""
 
     _messages: dict[type, Callable[[Session, Any], None]]
+    location: Location
+    links: Links
+    cluster: Cluster
+    relays: Relays
 
     def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
         self.carry_out([effects.Refuse(origin, error)])
@@ -70,8 +96,16 @@ class Incoming(Table):
         session = self.routes.get(route)
         if session is not None:
             session.heard_s = self._now_s
+            session.route = route  # It may have been heard by another way meanwhile.
+            session.is_relayed = session.is_peer
+        link = self.links.by_route.get(route)
+        if link is not None:
+            link.heard_s = self._now_s
         for message in messages:
             kind = type(message)
+            if link is not None and kind in _OF_LINKS:
+                self._take_from_peer(link, message)
+                continue
             handler = self._messages.get(kind)
             if handler is not None and session is not None:
                 handler(session, message)
@@ -81,7 +115,7 @@ class Incoming(Table):
                 token: Any = message[0]
                 pong = Pong(token, self.settings.incarnation, session is not None)
                 self.transport.send(route, pong)
-            elif handler is not None:
+            elif handler is not None or kind in _OF_PEERS:
                 self.transport.send(
                     route, Refused("hello_needed", f"{kind.__name__} before Hello")
                 )
@@ -90,6 +124,42 @@ class Incoming(Table):
                     route,
                     Refused("remote_protocol", f"a peer takes no {kind.__name__}"),
                 )
+
+    def _take_from_peer(self, link: Link, message: Any) -> None:
+        """Take what peers say to each other; it costs a peer that lies only its link."""
+        try:
+            kind = type(message)
+            if kind is Relay:
+                self._on_relay(link, message)
+            elif kind is Relayed:
+                self.relays.take_relayed(message)
+            elif kind in _OF_PEERS:
+                self.cluster.take(link, message)
+            else:
+                self.links.take(link, message)
+        except RemoteProtocolError as error:
+            self.note(
+                "warning",
+                f"malformed message of a peer name={link.name} reason={error}",
+            )
+
+    def _on_relay(self, link: Link, message: Relay) -> None:
+        """Take a message of a session that is behind another peer."""
+        inner = relays.opened(message)
+        handler = self._messages.get(type(inner))
+        if handler is None:
+            raise RemoteProtocolError(
+                f"a peer takes no {type(inner).__name__} by Relay", "Relay"
+            )
+        session_id = SessionId(bytes(message.session))
+        session = self.sessions.get(session_id)
+        if session is None:
+            session = Session(session_id, link.route, f"by {link.name}", self._now_s)
+            self.sessions[session_id] = session
+        session.heard_s = self._now_s
+        session.route = link.route
+        session.is_relayed = True
+        handler(session, inner)
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
         version = min(PROTOCOL_VERSION, message.version_max)
@@ -120,6 +190,14 @@ class Incoming(Table):
             self.routes.pop(session.route, None)
             session.route = route
         self.routes[route] = session
+        session.can_follow = "follow" in message.capabilities
+        session.is_relayed = session.is_peer = False
+        if "peer" in message.capabilities:
+            why = self.links.accept(session, message)
+            if why:
+                self._end_session(session)
+                self.transport.send(route, Refused("cluster", why))
+                return None
         settings = self.settings
         self.transport.send(
             route,
@@ -131,12 +209,14 @@ class Incoming(Table):
                     "reply_keep_s": int(settings.reply_keep_s),
                 },
                 ["call", "stream", "publish"],
+                {"cluster": settings.cluster, "peers": self.cluster.endpoints()},
             ),
         )  # fmt: skip
         return session
 
     def _lose_route(self, route: bytes) -> None:
         """A connection is gone. Its client may come back; its streams will not."""
+        self.links.lose(route)
         session = self.routes.pop(route, None)
         if session is not None and session.route == route:
             for call in list(self.core.sessions.get(session.session_id, {}).values()):
@@ -167,6 +247,7 @@ class Incoming(Table):
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.session_id, None)
         self.routes.pop(session.route, None)
+        self.relays.end_session(session)
         self.step(events.SessionEnded(session.session_id))
 
     def _is_too_large(self, origin: Client | Nested, message: Any) -> bool:
@@ -178,6 +259,9 @@ class Incoming(Table):
         return True
 
     def _on_call(self, session: Session, message: Call) -> None:
+        if not self.location.is_here(message.object_id):  # type: ignore[arg-type]
+            self.relays.forward(session, message, ObjectId(message.object_id))
+            return
         self._call(Client(session.session_id, message.sequence), message)
 
     def _call(self, origin: Client | Nested, message: Call) -> None:
@@ -192,19 +276,27 @@ class Incoming(Table):
         self.calls_count += 1
         age_s, credit = 0.0, 0
         still_open: Sequence[int] = ()
+        chain: Sequence[tuple[bytes, int]] = ()
+        depth = 0
         if message.extra:
             age_s = _number(message.extra, "age_ms") / 1000
             credit = int(_number(message.extra, "stream"))
             still_open = _numbers(message.extra, "open")
+            chain = _chain(message.extra)
+            depth = int(_number(message.extra, "depth"))
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
-                message.deadline_ms / 1000, age_s, credit, "", "", still_open,
+                message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
+                depth,
             )
         )  # fmt: skip
 
     def _on_create(self, session: Session, message: Create) -> None:
+        if not self.location.is_here(ObjectId(message.object_id)):
+            self.relays.forward(session, message, ObjectId(message.object_id))
+            return
         self._create(Client(session.session_id, message.sequence), message)
 
     def _create(self, origin: Client | Nested, message: Create) -> None:
@@ -233,6 +325,9 @@ class Incoming(Table):
         )  # fmt: skip
 
     def _on_delete(self, session: Session, message: Delete) -> None:
+        if not self.location.is_here(ObjectId(message.object_id)):
+            self.relays.forward(session, message, ObjectId(message.object_id))
+            return
         self._delete(Client(session.session_id, message.sequence), message)
 
     def _delete(self, origin: Client | Nested, message: Delete) -> None:
@@ -281,9 +376,11 @@ class Incoming(Table):
         self.request_handler(Client(session.session_id, message.sequence), message)
 
     def _on_cancel(self, session: Session, message: Cancel) -> None:
+        self.relays.pass_on(session, message)
         self.step(events.CancelArrived(session.session_id, message.sequence))
 
     def _on_credit(self, session: Session, message: Credit) -> None:
+        self.relays.pass_on(session, message)
         self.step(
             events.CreditArrived(session.session_id, message.sequence, message.items)
         )
@@ -291,11 +388,30 @@ class Incoming(Table):
     def _on_bye(self, session: Session, _message: Bye) -> None:
         self._end_session(session)
 
+    def _leave(self, origin: Nested, message: Any) -> None:
+        """Have a method's call go to the peer of its object."""
+        is_call = type(message) is Call
+        kind = _KINDS[message.operation] if is_call else Kind.DELETE
+        extra = message.extra or {}
+        self.step(
+            events.NestedLeft(
+                origin, ObjectId(message.object_id), kind,
+                message.method if is_call else "delete", message, kind is not Kind.GET,
+                message.deadline_ms / 1000 if is_call else 0.0,
+                int(_number(extra, "stream")),
+            )
+        )  # fmt: skip
+
     def _take_nested(self, event: Any) -> None:
         origin = Nested(event.call_id, event.request, event.waits)
         message = event.message
         kind = type(message)
-        if kind is Call:
+        is_elsewhere = kind in {Call, Delete} and not self.location.is_here(
+            ObjectId(message.object_id)
+        )
+        if is_elsewhere:
+            self._leave(origin, message)
+        elif kind is Call:
             self._call(origin, message)
         elif kind is Create:
             self._create(origin, message)
@@ -305,6 +421,21 @@ class Incoming(Table):
             self._delete(origin, message)
         elif kind is Request:
             self.request_handler(origin, message)
+
+
+def _chain(extra: Any) -> Sequence[tuple[bytes, int]]:
+    """Return the marks of a nested call's callers, none where it is anything else."""
+    found = extra.get("chain", ())
+    if type(found) is not list or len(found) > CHAIN_MAX:
+        return ()
+    is_good = all(
+        type(one) is list
+        and len(one) == 2
+        and type(one[0]) is bytes
+        and type(one[1]) is int
+        for one in found
+    )
+    return [(one[0], one[1]) for one in found] if is_good else ()
 
 
 def _why_no_alias(alias: str) -> ActiveStoreError | None:

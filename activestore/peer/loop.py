@@ -18,17 +18,24 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
+from activestore.core.location import Location
+from activestore.core.membership import Membership, MembershipConfig
 from activestore.errors import (
     UnavailableError,
 )
-from activestore.ids import ObjectId
+from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.objects import orders
 from activestore.objects.spinning import Spin
 from activestore.peer import ports
+from activestore.peer.cluster import Cluster
 from activestore.peer.incoming import Incoming
+from activestore.peer.links import LOOK_S, Links
 from activestore.peer.outgoing import Outgoing
+from activestore.peer.relays import Relays
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
+from activestore.wire.gossip import PeerRecord
+from activestore.wire.limits import PROTOCOL_VERSION
 from activestore.wire.messages import (
     Bye,
     Call,
@@ -98,6 +105,9 @@ class PeerLoop(Incoming, Outgoing):
                 e.executor, (orders.PING,)
             ),
             effects.InterruptCall: self._do_interrupt,
+            effects.SendAway: self._do_send_away,
+            effects.StopAway: self._do_stop_away,
+            effects.GrantAway: self._do_grant_away,
             effects.GrantCredit: lambda e: executors.to_slot(
                 e.executor, e.slot, (orders.CREDIT, e.call_id, e.items), None
             ),
@@ -106,6 +116,28 @@ class PeerLoop(Incoming, Outgoing):
             effects.RetireExecutor: lambda e: executors.retire(e.executor),
             effects.Note: lambda e: self.note(e.level, e.text),
         }
+
+        self._join_parts()
+
+    def _join_parts(self) -> None:
+        """Build what knows of other peers."""
+        settings = self.settings
+        record = settings.record or PeerRecord(
+            settings.peer_id, 1, settings.peer_name, (settings.endpoint,), "", "lan",
+            PROTOCOL_VERSION, {},
+        )  # fmt: skip
+        about_us = {
+            "peer_id": settings.peer_id, "cluster": settings.cluster,
+        }  # fmt: skip
+        session_id = SessionId(settings.incarnation)
+        self.location = Location(PeerId(settings.peer_id))
+        self.links = Links(self, session_id=session_id, about_us=about_us)
+        membership = Membership(record, MembershipConfig(), self.random)
+        self.cluster = Cluster(
+            self, self.links, membership, self.location, settings.seeds
+        )
+        self.relays = Relays(self, self.links, self.cluster)
+        self.cluster.on_gone = self.relays.lose_peer
 
     # -- turning -----------------------------------------------------------------------
 
@@ -118,6 +150,7 @@ class PeerLoop(Incoming, Outgoing):
     def start(self) -> None:
         """Order the first executors; before the first turn."""
         self.carry_out(self.core.start(self.clock()))
+        self.cluster.start()
 
     def turn(self) -> None:
         """Take what is there, decide, write; wait only if there was nothing."""
@@ -135,6 +168,11 @@ class PeerLoop(Incoming, Outgoing):
             self.step(events.TimerFired())
         if now_s >= self._measure_due_s:
             self._measure(now_s)
+        self.cluster.turn(now_s)
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + LOOK_S
+            self.links.look(now_s, self.relays.awaited())
+            self.relays.look(now_s)
         self.executors.flush()
         self._flush_network()
         if worked:
@@ -165,7 +203,9 @@ class PeerLoop(Incoming, Outgoing):
         if self.executors.has_unsent or self.transport.has_backlog:
             return RETRY_S
         deadline_s = self.core.deadline_s()
-        due_s = self._measure_due_s
+        due_s = min(self._measure_due_s, self.cluster.next_s())
+        if self.links.by_route:
+            due_s = min(due_s, self._look_due_s)
         if deadline_s is not None and deadline_s < due_s:
             due_s = deadline_s
         return min(max(due_s - self.clock(), 0.0), BLOCK_S_MAX)

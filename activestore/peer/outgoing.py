@@ -12,6 +12,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Client
 from activestore.ids import ObjectId
 from activestore.objects import orders
+from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import Change, Durability, ReplyRecord
 from activestore.wire import values
@@ -34,6 +35,8 @@ _NIL = b"\xc0"
 
 class Outgoing(Table):
     """Carries the core's effects out."""
+
+    relays: Relays
 
     def _do_load(self, effect: effects.LoadObject) -> None:
         self.storage.load(effect.object_id, is_reader=effect.is_reader)
@@ -133,8 +136,8 @@ class Outgoing(Table):
         if type(origin) is Client:
             session = self.sessions.get(origin.session)
             if session is not None:
-                self.transport.send(
-                    session.route,
+                self.tell(
+                    session,
                     Reply(origin.sequence, None, effect.body, effect.buffers),  # type: ignore[arg-type]
                 )
             return
@@ -153,7 +156,7 @@ class Outgoing(Table):
             session = self.sessions.get(origin.session)
             if session is not None:
                 failure = Failure(origin.sequence, code, None, body)
-                self.transport.send(session.route, failure)
+                self.tell(session, failure)
             return
         self._to_parent(origin, (orders.RESULT, origin.request, code, body), ())
 
@@ -177,7 +180,7 @@ class Outgoing(Table):
                     effect.body,
                     effect.buffers,  # type: ignore[arg-type]
                 )
-                self.transport.send(session.route, item)
+                self.tell(session, item)
             return
         self._to_parent(
             origin, (orders.ITEM_IN, origin.request, effect.number, effect.body),
@@ -191,7 +194,16 @@ class Outgoing(Table):
         sequences = list(effect.sequences)
         for start in range(0, len(sequences), BEAT_SEQUENCES_MAX):
             part = sequences[start : start + BEAT_SEQUENCES_MAX]
-            self.transport.send(session.route, Beat(part))
+            self.tell(session, Beat(part))
+
+    def _do_send_away(self, effect: effects.SendAway) -> None:
+        self.relays.depart(effect)
+
+    def _do_stop_away(self, effect: effects.StopAway) -> None:
+        self.relays.stop(effect.call_id)
+
+    def _do_grant_away(self, effect: effects.GrantAway) -> None:
+        self.relays.grant(effect)
 
     def _do_interrupt(self, effect: effects.InterruptCall) -> None:
         self.executors.control(

@@ -146,6 +146,8 @@ class Requests:
 
     def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = _object_id(parameters)
+        if self._is_elsewhere(origin, "locate", object_id, parameters):
+            return
 
         def answer(head: Head | None) -> object:
             if head is None:
@@ -162,8 +164,38 @@ class Requests:
             "endpoint": status["endpoint"],
         }
 
+    def _is_elsewhere(
+        self,
+        origin: Origin,
+        operation: str,
+        object_id: ObjectId,
+        parameters: dict[str, Any],
+    ) -> bool:
+        """Have a question about an object answered by its peer, where it is not here."""
+        loop = self._loop
+        if loop.location.is_here(object_id):
+            return False
+
+        def answer(value: Any, error: ActiveStoreError | None) -> None:
+            if error is not None:
+                self._refuse(origin, error)
+            else:
+                self._answer(origin, value)
+
+        loop.relays.ask_about(
+            object_id, operation, parameters, answer, self._hops(origin)
+        )
+        return True
+
+    def _hops(self, origin: Origin) -> bool:
+        """Whether a question came by another peer, which then looks further itself."""
+        session = self._loop.sessions.get(getattr(origin, "session", b""))  # type: ignore[arg-type]
+        return session is not None and session.is_relayed
+
     def _do_show(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = _object_id(parameters)
+        if self._is_elsewhere(origin, "show", object_id, parameters):
+            return
 
         def answer(head: Head | None) -> object:
             if head is None:
@@ -230,6 +262,8 @@ class Requests:
             self._answer(origin, self._interface(_text(parameters, "class_name")))
             return
         object_id = _object_id(parameters)
+        if self._is_elsewhere(origin, "interface", object_id, parameters):
+            return
 
         def answer(head: Head | None) -> object:
             if head is None:
@@ -306,7 +340,20 @@ class Requests:
         self._read(origin, lambda engine: engine.usage(), answer)
 
     def _do_peers(self, origin: Origin, _parameters: dict[str, Any]) -> None:
-        self._answer(origin, [self._here()])
+        loop = self._loop
+        rows = []
+        members = loop.cluster.membership.members.values()
+        for member in sorted(members, key=lambda one: one.record.name):
+            record = member.record
+            is_me = record.peer_id == loop.settings.peer_id
+            rows.append({
+                "peer": record.name, "peer_id": record.peer_id,
+                "endpoint": record.endpoints[0] if record.endpoints else "",
+                "state": member.state.name.lower(), "is_me": is_me,
+                "zone": record.zone, "profile": record.profile,
+                "protocol_version": record.protocol, "meta": dict(record.meta),
+            })  # fmt: skip
+        self._answer(origin, rows)
 
     def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         self._answer(origin, None)

@@ -14,13 +14,21 @@ from activestore.core.invocation import InvocationCore
 from activestore.ids import SessionId
 from activestore.peer import ports
 from activestore.peer.classes import Classes
-from activestore.wire.messages import Request
+from activestore.wire import codec
+from activestore.wire.gossip import PeerRecord
+from activestore.wire.messages import Message, Relayed, Request
 
 
 class Session:
-    """A client process as the loop knows it."""
+    """A client process as the loop knows it, or a peer that calls for its methods.
 
-    __slots__ = ("heard_s", "name", "route", "session_id")
+    `route`: where it was heard last. `is_relayed`: it is not at that route's end, but
+    somewhere behind the peer that is. `can_follow`: it goes where it is told to.
+    """
+
+    __slots__ = (
+        "can_follow", "heard_s", "is_peer", "is_relayed", "name", "route", "session_id",
+    )  # fmt: skip
 
     def __init__(
         self, session_id: SessionId, route: bytes, name: str, now_s: float
@@ -29,6 +37,9 @@ class Session:
         self.route = route
         self.name = name
         self.heard_s = now_s
+        self.is_relayed = False
+        self.is_peer = False
+        self.can_follow = False
 
 
 class LoopSettings(NamedTuple):
@@ -41,6 +52,10 @@ class LoopSettings(NamedTuple):
     spin_s: float
     reply_keep_s: float
     session_expiry_s: float
+    cluster: str = "activestore"
+    endpoint: str = ""
+    seeds: tuple[str, ...] = ()
+    record: PeerRecord | None = None  # what this peer says of itself
 
 
 class Parts(NamedTuple):
@@ -55,6 +70,7 @@ class Parts(NamedTuple):
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     note: Callable[[str, str], None]
+    random: Callable[[], float] = lambda: 0.5
 
 
 class Table:
@@ -63,7 +79,7 @@ class Table:
     def __init__(self, parts: Parts) -> None:
         (
             self.settings, self.core, self.transport, self.storage, self.executors,
-            self.classes, self.clock, self.wall_clock, self.note,
+            self.classes, self.clock, self.wall_clock, self.note, self.random,
         ) = parts  # fmt: skip
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None
@@ -78,7 +94,20 @@ class Table:
         self._busy_until_s = 0.0
         self._last_work_s = 0.0
         self._measure_due_s = 0.0
+        self._look_due_s = 0.0
         self._effects: dict[type, Callable[[Any], None]] = {}
+        self._messages: dict[type, Callable[[Session, Any], None]] = {}
+
+    def tell(self, session: Session, message: Message) -> None:
+        """Send a message to a session, through the peer that it is behind, if any."""
+        if session.is_relayed:
+            buffers = message[-1]
+            message = Relayed(session.session_id, None, codec.encode(message), buffers)
+        self.transport.send(session.route, message)
+
+    def receive(self, session: Session, message: Message) -> None:
+        """Take a message of a session."""
+        self._messages[type(message)](session, message)
 
     def step(self, event: events.Event) -> None:
         """Step the core and carry its effects out."""

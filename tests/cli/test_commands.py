@@ -42,10 +42,13 @@ def test_peers_lists_the_peer_itself(peer: Any) -> None:
     text = peer.run("peers")
     rows = peer.run("peers", "--json").json
 
-    assert text.out == f"one\t{peer.ready['peer']}\t{peer.endpoint}\n"
-    assert rows == [
-        {"peer": "one", "peer_id": peer.ready["peer"], "endpoint": peer.endpoint}
-    ]
+    assert text.out == f"one\t{peer.ready['peer']}\talive\t\t{peer.endpoint}\n"
+    assert len(rows) == 1
+    about = rows[0]
+    assert (about["peer"], about["peer_id"]) == ("one", peer.ready["peer"])
+    assert (about["endpoint"], about["state"]) == (peer.endpoint, "alive")
+    assert about["is_me"]
+    assert about["meta"]["cores"] > 0
 
 
 def test_objects_lists_what_is_stored(peer: Any) -> None:

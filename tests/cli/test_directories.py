@@ -275,14 +275,6 @@ def test_start_at_an_address_in_use_says_so(
 
 @pytest.mark.net
 @pytest.mark.slow
-def test_start_with_join_does_not_pretend(make_peer: Callable[..., Any]) -> None:
-    peer = make_peer("--join", "tcp://127.0.0.1:9")
-
-    assert "--join is not built yet; this peer stays alone" in peer.log()
-
-
-@pytest.mark.net
-@pytest.mark.slow
 def test_start_says_in_one_line_that_it_serves(
     command: list[str], environment: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:

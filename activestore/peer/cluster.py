@@ -1,0 +1,233 @@
+"""The peer among others: joins them, follows who is there, and finds whom to ask.
+
+The core of membership decides; this carries out what it wants over links, gives it what
+arrives, and answers for the rest of the loop which peer may hold an object.
+
+Rules of this file: no decision about who is alive, and nothing about requests.
+
+Source: design section 7; reliability.md 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from activestore.core import cluster_effects, cluster_events
+from activestore.core.effects import Note
+from activestore.core.location import Location, Place
+from activestore.core.membership import Membership
+from activestore.core.peers import PeerRecord, PeerState
+from activestore.ids import ObjectId, PeerId, home_of
+from activestore.peer.links import Link, Links
+from activestore.peer.table import Table
+from activestore.wire.gossip import Hint
+from activestore.wire.limits import PROTOCOL_VERSION
+
+# States of a peer that can be asked: a suspect may answer, a dead one does not.
+_REACHABLE = frozenset({PeerState.ALIVE, PeerState.SUSPECT})
+# Addresses of others that a client is told.
+TOLD_MAX = 8
+# A loop that is later than this tells membership so.
+LAG_S = 0.25
+
+
+class Cluster:
+    """One peer's view of the others."""
+
+    def __init__(
+        self,
+        table: Table,
+        links: Links,
+        membership: Membership,
+        location: Location,
+        seeds: Sequence[str],
+    ) -> None:
+        self._table = table
+        self._links = links
+        self.membership = membership
+        self.location = location
+        self._seeds = tuple(seeds)
+        self._due_s = 0.0
+        # Called when a peer is dead or has left.
+        self.on_gone: Callable[[PeerId], None] = lambda peer_id: None
+        # Called when the set of peers that live has changed.
+        self.on_changed: Callable[[], None] = lambda: None
+        self._effects: dict[type, Callable[[Any], None]] = {
+            cluster_effects.SendTo: self._do_send_to,
+            cluster_effects.MemberChanged: self._do_member_changed,
+            cluster_effects.MemberForgotten: lambda e: None,
+            cluster_effects.HintsHeard: self._do_hints_heard,
+            cluster_effects.SeedWanted: lambda _: self._dial_seeds(),
+            Note: lambda e: table.note(e.level, e.text),
+        }
+
+    # -- time --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: dial those who are to be joined, and let membership set its timers."""
+        self._dial_seeds()
+        self.step(cluster_events.TimerFired())
+
+    def _dial_seeds(self) -> None:
+        for endpoint in self._seeds:
+            self._links.dial(endpoint)
+
+    def found(self, endpoint: str) -> None:
+        """Join a peer that was discovered."""
+        self._links.dial(endpoint)
+
+    def step(self, event: cluster_events.MembershipEvent) -> None:
+        """Step the core and carry its effects out."""
+        ordered = self.membership.step(event, self._table.clock())
+        for effect in ordered:
+            self._effects[type(effect)](effect)
+        deadline_s = self.membership.deadline_s()
+        self._due_s = float("inf") if deadline_s is None else deadline_s
+
+    def next_s(self) -> float:
+        """Return when `turn` is due."""
+        return self._due_s
+
+    def turn(self, now_s: float) -> None:
+        """Let time pass."""
+        if now_s < self._due_s:
+            return
+        if now_s - self._due_s > LAG_S:
+            self.step(cluster_events.Lagged(now_s - self._due_s))
+        self.step(cluster_events.TimerFired())
+
+    def leave(self) -> None:
+        """Tell the others that this peer stops on purpose."""
+        self.step(cluster_events.LeaveOrdered())
+
+    # -- links and messages ------------------------------------------------------------
+
+    def take(self, link: Link, message: Any) -> None:
+        """Take a message of membership."""
+        self.step(cluster_events.MessageArrived(link.peer_id, message))
+
+    def link_up(self, link: Link) -> None:
+        """A peer said who it is: it is there, whatever gossip says."""
+        if self.state_of(link.peer_id) is PeerState.ALIVE:
+            return
+        endpoints = (link.endpoint,) if link.endpoint else ()
+        record = self.membership.record_of(link.peer_id) or PeerRecord(
+            link.peer_id, 0, link.name, endpoints, "", "lan", PROTOCOL_VERSION, {}
+        )
+        self.step(cluster_events.Joined([record]))
+
+    def link_lost(self, link: Link) -> None:
+        """A link broke."""
+        if link.peer_id:
+            self.step(cluster_events.LinkLost(link.peer_id))
+
+    def _do_send_to(self, effect: cluster_effects.SendTo) -> None:
+        link = self._links.reach(PeerId(effect.peer_id), effect.endpoints)
+        if link is not None:
+            self._links.send(link, effect.message)
+
+    def _do_member_changed(self, effect: cluster_effects.MemberChanged) -> None:
+        peer_id = PeerId(effect.peer_id)
+        if effect.old_state is not effect.new_state:
+            name = effect.record.name or peer_id.hex()
+            self._table.note(
+                "info", f"peer {effect.new_state.name.lower()} name={name} "
+                f"peer={peer_id.hex()}",
+            )  # fmt: skip
+        if effect.new_state in _REACHABLE:
+            if effect.old_state not in _REACHABLE:
+                self.on_changed()
+            return
+        self.location.doubt_peer(peer_id)
+        self._links.close_all_to(peer_id)
+        self.on_gone(peer_id)
+        self.on_changed()
+
+    def _do_hints_heard(self, effect: cluster_effects.HintsHeard) -> None:
+        for hint in effect.hints:
+            object_id = ObjectId(hint.object_id)
+            if self.location.hear(object_id, Place(PeerId(hint.peer_id), hint.epoch)):
+                self.membership.tell_hint(hint, self._table.clock())
+
+    def tell(self, object_id: ObjectId, place: Place) -> None:
+        """Gossip where an object is that is not at home."""
+        hint = Hint(object_id, place.peer_id, place.epoch)
+        self.membership.tell_hint(hint, self._table.clock())
+
+    # -- questions ---------------------------------------------------------------------
+
+    def state_of(self, peer_id: PeerId) -> PeerState | None:
+        """Return what is believed of a peer, None where it is unknown."""
+        return self.membership.state_of(peer_id)
+
+    def alive(self) -> list[PeerId]:
+        """Return the other peers that can be asked."""
+        me = self._table.settings.peer_id
+        return [
+            PeerId(record.peer_id)
+            for record in self.membership.live()
+            if record.peer_id != me
+        ]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this peer was told of no other, and has heard of none."""
+        return not self._seeds and len(self.membership.members) <= 1
+
+    def is_reachable(self, peer_id: PeerId) -> bool:
+        """Whether a peer may answer."""
+        return self.state_of(peer_id) in _REACHABLE
+
+    def endpoints(self) -> list[str]:
+        """Return addresses of some other peers, for clients whose peer dies."""
+        found: list[str] = []
+        for peer_id in self.alive():
+            endpoint = self.endpoint_of(peer_id)
+            if endpoint:
+                found.append(endpoint)
+            if len(found) == TOLD_MAX:
+                break
+        return found
+
+    def endpoint_of(self, peer_id: PeerId) -> str:
+        """Return the first address of a peer, "" where none is known."""
+        if peer_id == self._table.settings.peer_id:
+            return self._table.settings.endpoint
+        record = self.membership.record_of(peer_id)
+        return record.endpoints[0] if record is not None and record.endpoints else ""
+
+    def name_of(self, peer_id: PeerId) -> str:
+        """Return how a peer is called in texts."""
+        record = self.membership.record_of(peer_id)
+        return record.name if record is not None and record.name else peer_id.hex()
+
+    def named(self, name: str) -> PeerId | None:
+        """Return the living peer of a name, or whose id in hex it is."""
+        for record in self.membership.live():
+            if name in (record.name, record.peer_id.hex()):
+                return PeerId(record.peer_id)
+        return None
+
+    def reach(self, peer_id: PeerId) -> Link | None:
+        """Return a link to a peer, None where it has no address and made no link."""
+        record = self.membership.record_of(peer_id)
+        return self._links.reach(peer_id, record.endpoints if record else ())
+
+    def buddies(self, home: PeerId) -> list[PeerId]:
+        """Return the two peers that stand in for a home."""
+        return [PeerId(one) for one in self.membership.buddies_of(home)]
+
+    def keepers(self, home: PeerId) -> list[PeerId]:
+        """Return who keeps where the objects of a home went: it, and its buddies."""
+        return [home, *self.buddies(home)]
+
+    def route(self, object_id: ObjectId) -> list[PeerId]:
+        """Return whom to ask for an object that is not here, in order."""
+        home = home_of(object_id)
+        place = self.location.place_of(object_id)
+        candidates = [home, *self.buddies(home)]
+        if place is not None:
+            candidates.append(place.peer_id)
+        reachable = [one for one in candidates if self.is_reachable(one)]
+        return self.location.route(object_id, reachable, self.buddies(home))

@@ -1,0 +1,300 @@
+"""Connections between peers: who is reached by which route, and whether they belong.
+
+A peer dials another and says Hello with the capability "peer"; from then on both ends
+use the connection alike, so that a peer behind a NAT is reached through the connection
+that it made itself. A link carries the peers' own messages and, in Relay and Relayed,
+those of sessions.
+
+Rules of this file: it knows peers and routes; what the messages mean is decided by
+`cluster` and `relays`. Nothing here waits.
+
+Source: decision 9; reliability.md 1.3 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from activestore.errors import ConfigurationError
+from activestore.ids import PEER_ID_BYTES, PeerId, SessionId
+from activestore.peer.table import Session, Table
+from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from activestore.wire.messages import Hello, Message, Ping, Pong, Refused, Welcome
+
+# Said again where no Welcome came, in seconds: the first may have been lost.
+GREET_S = 1.0
+# A link that we dialled and that carries nothing is closed after this, in seconds.
+IDLE_S = 120.0
+# Something is awaited on a link and it is silent for so long: is its end still there?
+ASK_S = 0.5
+# How often links are looked at, in seconds.
+LOOK_S = 0.25
+# Links at once; a peer of a cluster of thousands talks to few of them at a time.
+LINKS_MAX = 1024
+
+
+# Who is at an address before it said so.
+NOBODY = PeerId(b"")
+
+
+# Who is at an address before it said so.
+NOBODY = PeerId(b"")
+
+
+class Link:
+    """One connection to one peer."""
+
+    __slots__ = (
+        "asked_s", "endpoint", "greeted_s", "heard_s", "incarnation", "is_dialled",
+        "is_up", "name", "peer_id", "route", "used_s", "was_refused",
+    )  # fmt: skip
+
+    def __init__(
+        self, route: bytes, peer_id: PeerId, endpoint: str, now_s: float, *,
+        is_dialled: bool,
+    ) -> None:  # fmt: skip
+        self.route = route
+        self.peer_id = peer_id  # empty until it said who it is
+        self.endpoint = endpoint
+        self.name = ""
+        self.incarnation = b""
+        self.is_dialled = is_dialled
+        self.is_up = not is_dialled
+        self.greeted_s = self.heard_s = self.used_s = now_s
+        self.asked_s = 0.0
+        self.was_refused = False  # what was sent came before its Hello, and is lost
+
+
+class Links:
+    """All links of one peer."""
+
+    def __init__(
+        self, table: Table, *, session_id: SessionId, about_us: dict[str, Any]
+    ) -> None:
+        """Begin without links.
+
+        Args:
+            table: The loop's.
+            session_id: Of this start; calls that methods make travel under it.
+            about_us: What Hello says of this peer beside its name.
+        """
+        self._table = table
+        self.session_id = session_id
+        self._about_us = about_us
+        self.by_route: dict[bytes, Link] = {}
+        self._by_peer: dict[PeerId, list[Link]] = {}
+        # Addresses that cannot be joined, and why; for `status`.
+        self.problems: dict[str, str] = {}
+        # Called with a link that can be used. With True: what was sent over it before
+        # may be lost, for its end has restarted.
+        self.on_up: Callable[[Link, bool], None] = lambda link, is_again: None
+        self.on_lost: Callable[[Link], None] = lambda link: None
+
+    # -- dialling ----------------------------------------------------------------------
+
+    def dial(self, endpoint: str, peer_id: PeerId = NOBODY) -> Link | None:
+        """Begin a connection to an address; None where it is none."""
+        for link in self.by_route.values():
+            if link.is_dialled and link.endpoint == endpoint:
+                return link
+        if len(self.by_route) >= LINKS_MAX and not self._close_idlest():
+            return None
+        try:
+            route = self._table.transport.connect(endpoint)
+        except ConfigurationError as error:
+            self._complain(endpoint, str(error))
+            return None
+        now_s = self._table.clock()
+        link = Link(route, peer_id, endpoint, now_s, is_dialled=True)
+        self.by_route[route] = link
+        if peer_id:
+            self._by_peer.setdefault(peer_id, []).append(link)
+        self._greet(link)
+        return link
+
+    def _greet(self, link: Link) -> None:
+        link.greeted_s = self._table.clock()
+        settings = self._table.settings
+        self._table.transport.send(
+            link.route,
+            Hello(
+                PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, self.session_id,
+                settings.peer_name, ["call", "stream", "peer"], self._about_us,
+            ),
+        )  # fmt: skip
+
+    def accept(self, session: Session, message: Hello) -> str:
+        """Take a peer's Hello; return why it does not belong here, "" where it does."""
+        about = message.extra or {}
+        peer_id, cluster = about.get("peer_id"), about.get("cluster")
+        if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
+            return "a peer must say its id, 6 bytes, in extra['peer_id']"
+        if cluster != self._table.settings.cluster:
+            return (
+                f"this peer belongs to the cluster {self._table.settings.cluster!r}, "
+                f"{message.client_name!r} to {cluster!r}; set the same `cluster` on both"
+            )
+        if peer_id == self._table.settings.peer_id:
+            return (
+                "that is my own id: one data directory was copied, or I dialled myself"
+            )
+        link = Link(
+            session.route, PeerId(peer_id), "", self._table.clock(), is_dialled=False
+        )
+        link.name = message.client_name
+        link.incarnation = bytes(message.session)
+        session.is_peer = session.is_relayed = True
+        self._drop_route(session.route)
+        self.by_route[session.route] = link
+        self._by_peer.setdefault(link.peer_id, []).append(link)
+        self.on_up(link, False)
+        return ""
+
+    # -- what comes over a link --------------------------------------------------------
+
+    def take(self, link: Link, message: Message) -> None:
+        """Take what concerns the link itself: Welcome, Refused, Ping and Pong."""
+        if type(message) is Welcome:
+            self._on_welcome(link, message)
+        elif type(message) is Refused:
+            self._on_refused(link, message)
+        elif type(message) is Pong:
+            link.asked_s = 0.0
+            if not message.is_known and link.is_dialled:
+                self._greet(link)
+
+    def _on_welcome(self, link: Link, message: Welcome) -> None:
+        cluster = (message.extra or {}).get("cluster")
+        settings = self._table.settings
+        why = ""
+        if message.peer_id == settings.peer_id:
+            why = "that is this peer itself"
+        elif cluster != settings.cluster:
+            why = f"it belongs to the cluster {cluster!r}, this peer to {settings.cluster!r}"
+        if why:
+            self._complain(link.endpoint, why)
+            self.close(link)
+            return
+        if link.peer_id != message.peer_id:
+            # Another peer has taken over the address, or it was only an address so far.
+            self._leave_peer(link)
+            link.peer_id = PeerId(bytes(message.peer_id))
+            self._by_peer.setdefault(link.peer_id, []).append(link)
+        is_again = link.was_refused or link.incarnation not in (
+            b"",
+            message.incarnation,
+        )
+        link.name = message.peer_name
+        link.incarnation = bytes(message.incarnation)
+        link.is_up = True
+        link.was_refused = False
+        self.problems.pop(link.endpoint, None)
+        self.on_up(link, is_again)
+
+    def _on_refused(self, link: Link, message: Refused) -> None:
+        if message.code == "hello_needed":
+            if self._table.clock() - link.greeted_s >= ASK_S or link.is_up:
+                link.is_up = False
+                link.was_refused = True
+                self._greet(link)
+            return
+        self._complain(link.endpoint, message.reason)
+        self.close(link)
+
+    def _complain(self, endpoint: str, why: str) -> None:
+        if self.problems.get(endpoint) != why:
+            self._table.note(
+                "warning", f"cannot join endpoint={endpoint} reason={why!r}"
+            )
+        if len(self.problems) < LINKS_MAX:
+            self.problems[endpoint] = why
+
+    # -- use ---------------------------------------------------------------------------
+
+    def best(self, peer_id: PeerId) -> Link | None:
+        """Return the link by which a peer is reached now, None where there is none."""
+        found: Link | None = None
+        for link in self._by_peer.get(peer_id, ()):
+            if link.is_up and (found is None or link.heard_s > found.heard_s):
+                found = link
+        return found
+
+    def reach(self, peer_id: PeerId, endpoints: Sequence[str]) -> Link | None:
+        """Return a link to a peer, dialled now where there was none; None: no address."""
+        link = self.best(peer_id)
+        if link is not None:
+            return link
+        for one in self._by_peer.get(peer_id, ()):
+            return one  # It is being dialled; what is sent waits behind its Hello.
+        for endpoint in endpoints:
+            link = self.dial(endpoint, peer_id)
+            if link is not None:
+                return link
+        return None
+
+    def send(self, link: Link, message: Message) -> None:
+        """Send a message over a link."""
+        link.used_s = self._table.clock()
+        self._table.transport.send(link.route, message)
+
+    def up(self) -> Iterator[Link]:
+        """Yield the links that can be used."""
+        for link in self.by_route.values():
+            if link.is_up:
+                yield link
+
+    # -- time and endings --------------------------------------------------------------
+
+    def look(self, now_s: float, awaited: Collection[Link | None]) -> None:
+        """Greet again, ask the silent, close the idle; `awaited`: where answers are due."""
+        for link in list(self.by_route.values()):
+            if not link.is_dialled:
+                continue
+            if not link.is_up:
+                if now_s - link.greeted_s >= GREET_S:
+                    self._greet(link)
+            elif link in awaited:
+                quiet_s = now_s - max(link.heard_s, link.asked_s)
+                if quiet_s >= ASK_S:
+                    link.asked_s = now_s
+                    self._table.transport.send(link.route, Ping(0))
+            elif now_s - max(link.used_s, link.heard_s) >= IDLE_S:
+                self.close(link)
+
+    def _close_idlest(self) -> bool:
+        dialled = [link for link in self.by_route.values() if link.is_dialled]
+        idlest = min(dialled, key=lambda link: link.used_s, default=None)
+        if idlest is not None:
+            self.close(idlest)
+        return idlest is not None
+
+    def close(self, link: Link) -> None:
+        """End a link from this side."""
+        if link.is_dialled:
+            self._table.transport.disconnect(link.route)
+        self.lose(link.route)
+
+    def close_all_to(self, peer_id: PeerId) -> None:
+        """End every link to a peer that is gone."""
+        for link in list(self._by_peer.get(peer_id, ())):
+            self.close(link)
+
+    def lose(self, route: bytes) -> None:
+        """Note that a route is gone."""
+        link = self._drop_route(route)
+        if link is not None:
+            self.on_lost(link)
+
+    def _drop_route(self, route: bytes) -> Link | None:
+        link = self.by_route.pop(route, None)
+        if link is not None:
+            self._leave_peer(link)
+        return link
+
+    def _leave_peer(self, link: Link) -> None:
+        others = self._by_peer.get(link.peer_id)
+        if others is not None and link in others:
+            others.remove(link)
+            if not others:
+                del self._by_peer[link.peer_id]
