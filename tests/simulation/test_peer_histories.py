@@ -21,7 +21,7 @@ from activestore.testing import (
     Simulation,
     seeds,
 )
-from tests.simulation.models import Counter
+from tests.simulation.models import Counter, Relay
 
 HISTORIES = int(os.environ.get("ACTIVESTORE_SEEDS", "40"))
 pytestmark = pytest.mark.scaled
@@ -38,6 +38,7 @@ CASES = {
 }  # fmt: skip
 
 COUNTER = "tests.simulation.models.Counter"
+RELAY = "tests.simulation.models.Relay"
 FAULTY_S = 8.0
 PAUSE_S = 0.4
 
@@ -108,3 +109,29 @@ def test_every_acknowledged_add_counts_once(case: str, seed: int) -> None:
                 assert len(values) <= count <= len(values) + unsure
                 if case == "calm":
                     assert unsure == 0
+
+
+@pytest.mark.parametrize("seed", seeds(HISTORIES // 2))
+@pytest.mark.parametrize("case", ["crashing", "everything"])
+def test_call_that_calls_another_object_counts_once_there_too(
+    case: str, seed: int
+) -> None:
+    """A retry finds what the first attempt did to other objects, or is not made."""
+    with Simulation(
+        seed, peers=1, classes=[Counter, Relay], settings=settings_of(seed)
+    ) as sim:
+        counter = sim.create(COUNTER, alias="counter")
+        aliases = ["relay-1", "relay-2"]
+        for alias in aliases:
+            sim.create(RELAY, counter, alias=alias)
+        players = [Player(sim, "peer-1", aliases) for _ in range(4)]
+        tasks = [sim.spawn(player.play, 12) for player in players]
+        sim.inject(CASES[case], FAULTY_S)
+        sim.run(FAULTY_S)
+        assert sim.run_until(lambda: all(t.is_over for t in tasks), timeout_s=600.0)
+
+        values = [v for p in players for kept in p.values.values() for v in kept]
+        unsure = sum(sum(player.unsure.values()) for player in players)
+        count = sim.client().get("counter").peek()
+        assert len(set(values)) == len(values), "two adds returned the same"
+        assert len(values) <= count <= len(values) + unsure
