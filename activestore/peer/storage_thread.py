@@ -305,7 +305,9 @@ class StorageThreads:
             return None
         for change in order.changes:
             broken = self._broken.get(change.object_id)
-            if broken is not None and change.version > broken:
+            if broken is None or change.state is not None:  # It is built on nothing.
+                continue
+            if change.version > broken:
                 return not_built(change.object_id)
         for change in order.changes:
             self._broken.pop(change.object_id, None)

@@ -258,6 +258,17 @@ def test_every_object_of_a_refused_group_is_kept_in_mind(
     assert results_of(stored, 1) == {2: "unavailable"}
 
 
+def test_state_that_moves_here_is_taken_after_an_earlier_one_was_refused(
+    stored: StorageThreads,
+) -> None:
+    """It is whole, and comes again under a higher version: nobody loads it before."""
+    content = created().state
+    stored.commit(1, [Change(OBJECT, 7, content, alias="no\nname")])
+    stored.commit(2, [Change(OBJECT, 9, content, alias="name")])
+
+    assert results_of(stored, 2) == {1: "invalid_request", 2: None}
+
+
 def test_load_for_a_reader_mends_nothing(stored: StorageThreads) -> None:
     stored.commit(1, [created()])
     results_of(stored, 1)
