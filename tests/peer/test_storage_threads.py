@@ -264,9 +264,11 @@ def test_state_that_moves_here_is_taken_after_an_earlier_one_was_refused(
     """It is whole, and comes again under a higher version: nobody loads it before."""
     content = created().state
     stored.commit(1, [Change(OBJECT, 7, content, alias="no\nname")])
+    assert results_of(stored, 1) == {1: "invalid_request"}
+
     stored.commit(2, [Change(OBJECT, 9, content, alias="name")])
 
-    assert results_of(stored, 2) == {1: "invalid_request", 2: None}
+    assert results_of(stored, 1) == {2: None}
 
 
 def test_load_for_a_reader_mends_nothing(stored: StorageThreads) -> None:
