@@ -11,12 +11,19 @@ from typing import Any
 from activestore.client.links import Link, Links
 from activestore.errors import (
     ActiveStoreError,
+    ExecutorCrashedError,
     MovedError,
     RemoteProtocolError,
     error_from_wire,
 )
 from activestore.wire import values
 from activestore.wire.messages import Call, Delete, Item, Message, Reply
+
+ATTEMPTS_MAX = 3
+# A forwarded request may still be told `moved`, by peers that disagree for a moment or by an
+# answer to an earlier attempt. It did not run, so it is tried again: this often in all.
+MOVES_MAX = 10
+RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
 
 
 class Request:
@@ -82,6 +89,21 @@ class Request:
         else:
             self.link = link
             self.is_sent = link.is_up
+
+    def may_retry(self, code: str, error: ActiveStoreError) -> bool:
+        """Return whether what failed so may be tried again."""
+        if self.is_stream:
+            return False
+        if code == MovedError.code:
+            self.redirects += 1
+            return self.redirects <= MOVES_MAX
+        if code not in RETRYABLE:
+            return False
+        if isinstance(error, ExecutorCrashedError) and (
+            error.quarantined_s > 0 or error.is_partial
+        ):
+            return False
+        return self.attempt + 1 < ATTEMPTS_MAX
 
     def ask_to_forward(self) -> None:
         """Have whoever gets the request forward it, instead of naming another peer."""

@@ -25,7 +25,6 @@ from activestore.client.requests import Request, error_of
 from activestore.errors import (
     ActiveStoreError,
     DeadlineExceededError,
-    ExecutorCrashedError,
     MovedError,
     RemoteProtocolError,
     UnavailableError,
@@ -54,7 +53,6 @@ from activestore.wire.messages import (
     Welcome,
 )
 
-ATTEMPTS_MAX = 3
 BACKOFF_S = 0.05
 BACKOFF_S_MAX = 2.0
 # With requests open and nothing heard for this long, ask whether the peer knows us.
@@ -74,9 +72,6 @@ REDIRECTS_MAX = 3
 DEADLINE_GRACE_S = 0.5
 # Items that a stream may be ahead of its reader; granted again in halves.
 STREAM_CREDIT = 16
-
-RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum", "moved"})
-
 
 Ended: TypeAlias = "list[Request]"
 Out: TypeAlias = "list[tuple[Link, Message]]"
@@ -256,7 +251,7 @@ class Session:
                 # It was there; the connected peer knows more than our memory.
                 self.links.places.pop(getattr(request.message, "object_id", b""), None)
                 return [], self._forward(request, now_s)
-        if self._may_retry(request, message.code, error):
+        if request.may_retry(message.code, error):
             request.heard_s = now_s
             backoff_s = min(BACKOFF_S * 2**request.attempt, BACKOFF_S_MAX)
             wait_s = max(self._rng() * backoff_s, getattr(error, "retry_after_s", 0.0))
@@ -286,16 +281,6 @@ class Session:
         """Have the connected peer carry a request to its object; it did not run yet."""
         request.ask_to_forward()
         return self._send_to(request, self.links.main, now_s, is_again=False)
-
-    @staticmethod
-    def _may_retry(request: Request, code: str, error: ActiveStoreError) -> bool:
-        if code not in RETRYABLE or request.is_stream:
-            return False
-        if isinstance(error, ExecutorCrashedError) and (
-            error.quarantined_s > 0 or error.is_partial
-        ):
-            return False
-        return request.attempt + 1 < ATTEMPTS_MAX
 
     def _take_welcome(
         self, message: Any, now_s: float, link: Link

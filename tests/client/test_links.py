@@ -8,7 +8,7 @@ import pytest
 
 from activestore.client import links as links_module
 from activestore.client.links import REACH_S, UNREACHABLE_S
-from activestore.client.requests import Request
+from activestore.client.requests import MOVES_MAX, Request
 from activestore.client.session import (
     DEAD_S,
     REDIRECTS_MAX,
@@ -175,9 +175,12 @@ def test_forwarded_call_that_is_answered_moved_is_tried_again_later(world):
 
 def test_forwarded_call_that_stays_moved_fails_with_that(world):
     request = world.call(direct=False)
-    for _ in range(3):
+    for _ in range(MOVES_MAX):
         world.moved(A, request, B)
         world.pass_time(2.1)
+    assert world.ended == []
+
+    world.moved(A, request, B)
 
     assert world.ended == [request]
     assert isinstance(request.error, MovedError)

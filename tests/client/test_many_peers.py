@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -17,11 +19,15 @@ from activestore.client import finding
 from activestore.client.connection import Connection
 from activestore.errors import (
     ConfigurationError,
+    InvalidRequestError,
     RemoteProtocolError,
     UnavailableError,
 )
+from activestore.ids import ObjectId
+from activestore.remote import CallOptions, MethodSpec, RemoteMethod
 from activestore.wire.messages import Bye, Call, Hello
 from tests.client.fake_peer import FakePeer, call, decode, maker, stream, submit
+from tests.client.sessions import OBJECT
 
 pytestmark = pytest.mark.net
 Connect = Callable[..., Connection]
@@ -400,3 +406,36 @@ def test_coroutines_follow_and_survive_the_connected_peer(peers: list[FakePeer])
         return results
 
     assert asyncio.run(run()) == [0, 1, 2, "on"]
+
+
+def test_store_asks_the_connected_peer_to_forward_with_direct_false(
+    peers: list[FakePeer],
+):
+    near, far, _ = peers
+    near.moved_to = far
+    with activestore.connect(near.endpoint) as store:
+        for direct in (True, False):
+            store.invoke(OBJECT, "echo", (), {}, CallOptions(direct=direct))
+
+    (first, second), (followed,) = near.wait_for(Call, 2), far.wait_for(Call)
+    assert (first.extra, followed.extra) == (None, None)
+    assert second.extra == {"direct": False}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"timeout_s": "a"}, {"timeout_s": True}, {"timeout_s": 0}, {"timeout_s": -1.0},
+     {"timeout_s": float("nan")}, {"timeout_s": float("inf")}, {"timeout_s": 1e30},
+     {"timeout_s": [1]}, {"direct": "no"}, {"direct": None}],
+)  # fmt: skip
+def test_options_that_are_none_are_refused(options: dict[str, Any]):
+    method = RemoteMethod(
+        MethodSpec(
+            "add", "Counter", is_stream=False, doc="", signature=inspect.Signature
+        ),
+        ObjectId(OBJECT),
+        None,  # type: ignore[arg-type]  # it is not called
+    )
+
+    with pytest.raises(InvalidRequestError, match=next(iter(options))):
+        method.options(**options)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from activestore.client.session import ATTEMPTS_MAX, BACKOFF_S, PING_S
+from activestore.client.requests import ATTEMPTS_MAX
+from activestore.client.session import BACKOFF_S, PING_S
 from activestore.errors import (
     ActiveStoreError,
     BusyError,
