@@ -50,6 +50,7 @@ def test_imports_point_down_only() -> None:
         ("peer", "from activestore.client import intruder", "Layers point down only"),
         ("peer", "import lmdb", "lmdb lives in"),
         ("storage", "import msgpack", "msgpack lives in"),
+        ("peer", "import zeroconf", "zeroconf lives in peer.discovery"),
         ("peer", "import click", "click and rich live in cli"),
         ("client", "import pickle", "The thin client needs"),
         ("client", "from activestore.core import intruder", "The thin client needs"),
