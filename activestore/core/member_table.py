@@ -27,6 +27,8 @@ from activestore.wire.gossip import Update, encode_update
 # News and hints that wait at once for one lane; 100 B each.
 UPDATES_QUEUED_MAX = 4096
 HINTS_QUEUED_MAX = 1024
+# Peers that may have left a lane, and are in its round still, before they are taken out.
+ROUND_SLACK = 16
 # Homes whose buddies are remembered for one version.
 BUDDIES_KEPT_MAX = 4096
 
@@ -150,7 +152,7 @@ class Lane:
     def add(self, peer_id: bytes, rng: Callable[[], float]) -> None:
         """Put a peer in, at a random place of this round of probes."""
         self.roster.add(peer_id)
-        if len(self._round) < 2 * len(self.roster):
+        if len(self._round) <= 2 * len(self.roster):
             self._round.insert(int(rng() * (len(self._round) + 1)), peer_id)
 
     def remove(self, peer_id: bytes) -> None:
@@ -159,7 +161,8 @@ class Lane:
         if not len(self.roster):
             self.updates.clear()
             self.hints.clear()
-            self._round.clear()
+        if len(self._round) > 2 * len(self.roster) + ROUND_SLACK:
+            self._round = [one for one in self._round if one in self.roster]
 
     def next_target(self, rng: Callable[[], float]) -> bytes | None:
         """Return the next peer to probe: each once in a round, rounds shuffled.
@@ -175,6 +178,12 @@ class Lane:
             other = int(rng() * (place + 1))
             ids[place], ids[other] = ids[other], ids[place]
         return ids.pop() if ids else None
+
+    def check(self) -> None:
+        """Make sure that everything is within its bounds."""
+        assert len(self._round) <= 2 * len(self.roster) + ROUND_SLACK + 1
+        self.updates.check()
+        self.hints.check()
 
 
 class MemberTable:
@@ -359,9 +368,7 @@ class MemberTable:
         assert sum(len(lane.roster) for lane in self.lanes) == len(live)
         for lane in self.lanes:
             assert all(self.members[i].lane is lane for i in lane.roster.ids)
-            assert len(lane._round) <= 2 * len(self.members)  # noqa: SLF001 - its own
-            lane.updates.check()
-            lane.hints.check()
+            lane.check()
         for peer_id, member in self.members.items():
             assert member.record.peer_id == peer_id
             is_suspect = member.state is PeerState.SUSPECT

@@ -69,6 +69,9 @@ __all__ = ["Membership", "MembershipConfig"]
 
 # How often what is gone is looked through.
 TIDY_INTERVAL_S = 5.0
+# At first push-pulls are frequent, and each waits twice as long as the one before: many
+# peers that start together have more news than gossip can carry.
+FIRST_SYNC_INTERVAL_S = 1.0
 # A tombstone outlives two push-pulls, so that nobody brings the dead back.
 TOMBSTONE_PUSH_PULLS = 2
 # Strangers and the dead that speak are told so once in this time, as many at once.
@@ -111,6 +114,7 @@ class Membership:
         self._lost = LostPeers(config.lost_max, config.lost_s)
         self._told: OrderedDict[bytes, float] = OrderedDict()
         self._seed_interval_s = config.seed_interval_s_min
+        self._sync_interval_s = FIRST_SYNC_INTERVAL_S
 
     @property
     def me(self) -> PeerRecord:
@@ -208,8 +212,7 @@ class Membership:
         self._accounted_s = now_s
         self._table.me.since_s = now_s
         config, desk, rng = self._config, self._desk, self._rng
-        first_s = self._profile().push_pull_interval_s
-        desk.wake(now_s + rng() * first_s, Wake.PUSH_PULL)
+        desk.wake(now_s + self._sync_interval_s * (0.5 + rng()), Wake.PUSH_PULL)
         desk.wake(now_s + rng() * config.reconnect_interval_s, Wake.RECONNECT)
         desk.wake(now_s + config.seed_interval_s_min * (0.5 + rng()), Wake.SEED)
         desk.wake(now_s + TIDY_INTERVAL_S, Wake.TIDY)
@@ -285,9 +288,10 @@ class Membership:
             self._desk.arm_gossip(lane, now_s)
 
     def _push_pull(self, now_s: float) -> None:
-        count = self._table.live_count
-        interval_s = push_pull_interval_s(self._profile(), count)
-        self._desk.wake(now_s + interval_s, Wake.PUSH_PULL)
+        usual_s = push_pull_interval_s(self._profile(), self._table.live_count)
+        interval_s = min(self._sync_interval_s, usual_s)
+        self._sync_interval_s = min(2 * interval_s, usual_s)
+        self._desk.wake(now_s + interval_s * (0.5 + self._rng()), Wake.PUSH_PULL)
         if not self._own.is_leaving:
             for target in self._table.others.pick(1, self._rng):
                 self._sync_with(target)
@@ -327,7 +331,6 @@ class Membership:
             self._seed_interval_s = min(2 * interval_s, config.seed_interval_s_max)
         else:
             self._seed_interval_s = config.seed_interval_s_min
-        # A random share, so that peers that started together do not ask together.
         self._desk.wake(now_s + interval_s * (0.5 + self._rng()), Wake.SEED)
         if not self._own.is_leaving:
             self._desk.effects.append(SeedWanted(is_alone))
@@ -432,6 +435,7 @@ class Membership:
                 self._meet(record, now_s)
             elif member.state is PeerState.ALIVE:
                 continue
+            self._sync_interval_s = FIRST_SYNC_INTERVAL_S
             self._sync_with(record.peer_id, record.endpoints)
 
     def _hear(

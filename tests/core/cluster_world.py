@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from activestore.core.cluster_effects import MemberChanged, Note, SendTo
+from activestore.core.cluster_effects import MemberChanged, Note, SeedWanted, SendTo
 from activestore.core.cluster_events import (
     Joined,
     LeaveOrdered,
@@ -83,13 +83,14 @@ class ClusterWorld:
     def __init__(
         self, seed: int = 1, *, loss: float = 0.0, delay_s: float = 0.002,
         does_check: bool = True, config: MembershipConfig | None = None,
-        does_measure: bool = False,
+        does_measure: bool = False, does_seed: bool = False,
     ) -> None:  # fmt: skip
         self.rng = random.Random(seed)
         self.loss = loss
         self.delay_s = delay_s
         self.does_check = does_check
         self.does_measure = does_measure
+        self.does_seed = does_seed
         self.config = config or MembershipConfig()
         self.now_s = 0.0
         self.nodes: dict[str, Node] = {}
@@ -188,9 +189,17 @@ class ClusterWorld:
                 node.notes.append(effect.text)
             else:
                 node.effects.append(effect)
+                if kind is SeedWanted and self.does_seed:
+                    self.later(self.delay_s, self._ask_seed, node)
         if self.does_check:
             node.core.check()
         self._arm(node)
+
+    def _ask_seed(self, node: Node) -> None:
+        """Let a peer find the eldest that is up, as a name or a multicast would."""
+        seed = next((one for one in self.nodes.values() if one.is_up), node)
+        if node.is_up and seed is not node and seed.side == node.side:
+            self.step(node, Joined([bare(seed)]))
 
     def _arm(self, node: Node) -> None:
         wake_s = node.core.deadline_s()

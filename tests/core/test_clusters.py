@@ -156,18 +156,21 @@ def test_stranger_that_probes_is_asked_who_it_is() -> None:
 # -- figures ------------------------------------------------------------------------------
 
 
-def detection_s(count: int, seed: int) -> float:
-    """Return how long it takes until all know that one of them is dead."""
+def detections_s(count: int, seed: int, kills: int) -> list[float]:
+    """Return how long it takes each time until all know that one of them is dead."""
     world = ClusterWorld(seed, does_check=False)
     nodes = settled(world, count)
-    victim = nodes[world.rng.randrange(count)]
-    world.run(world.rng.random())
-    world.kill(victim)
-    start_s = world.now_s
-    world.run_until(
-        lambda: len(world.deaths) == count - 1, within_s=60
-    )  # fmt: skip
-    return max(at_s for at_s, _, _ in world.deaths) - start_s
+    times = []
+    for _ in range(kills):
+        victim = nodes.pop(world.rng.randrange(len(nodes)))
+        world.run(world.rng.random())
+        world.kill(victim)
+        world.deaths.clear()
+        start_s = world.now_s
+        world.run_until(lambda: len(world.deaths) == len(nodes), within_s=60)
+        times.append(max(at_s for at_s, _, _ in world.deaths) - start_s)
+        assert {dead for _, dead, _ in world.deaths} == {victim.peer_id}
+    return times
 
 
 def settled(world: ClusterWorld, count: int) -> list[Node]:
@@ -190,15 +193,15 @@ def settled(world: ClusterWorld, count: int) -> list[Node]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "runs", "typical_s"), [(10, 100, 6.6), (100, 12, 10.6)]
+    ("count", "worlds", "kills", "typical_s"), [(10, 100, 1, 6.6), (100, 2, 15, 10.6)]
 )
 def test_death_is_known_to_all_within_twice_the_typical_time(
-    count: int, runs: int, typical_s: float
+    count: int, worlds: int, kills: int, typical_s: float
 ) -> None:
     """Source: reliability.md 1.2, the table: 1.58 + 1 + the shortest suspicion."""
-    times = sorted(detection_s(count, seed) for seed in range(runs))
+    times = [t for seed in range(worlds) for t in detections_s(count, seed, kills)]
 
-    assert times[-1] <= 2 * typical_s
+    assert max(times) <= 2 * typical_s
     assert statistics.median(times) <= 1.3 * typical_s
 
 
@@ -231,7 +234,7 @@ def test_history_of_churn_loss_pauses_and_partitions_ends_in_one_cluster(
     seed: int,
 ) -> None:
     """Invariants are checked after every step."""
-    world = ClusterWorld(seed, loss=0.02)
+    world = ClusterWorld(seed, loss=0.02, does_seed=True)
     nodes = world.grow(6)
     number = 100
     for _ in range(25):
@@ -256,5 +259,6 @@ def test_history_of_churn_loss_pauses_and_partitions_ends_in_one_cluster(
     world.loss = 0.0
 
     world.run(15)
-    world.run_until(world.is_converged, within_s=240)
+    # Two parts that never heard of each other meet where both ask for their seeds.
+    world.run_until(world.is_converged, within_s=600)
     assert isinstance(nodes[0].core.me, PeerRecord)
