@@ -356,6 +356,8 @@ class Session:
                     request.where, "the connection broke; a stream is not resumed"
                 )
                 ended.append(self._fail(request, error))
+                if link.is_up:  # It may be the same peer, that we reach another way.
+                    out.append((link, Cancel(request.sequence)))
             else:
                 out += self._send_to(request, link, now_s, is_again=True)
         return ended, out

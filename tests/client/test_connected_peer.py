@@ -285,6 +285,17 @@ def test_cancel_goes_to_where_the_call_went_and_nowhere_where_it_is_held(world):
     ]
 
 
+def test_stream_is_ended_at_the_next_peer_which_may_be_the_same_one(pair):
+    """Else it would hold its object, and wait for a reader for ever."""
+    stream = pair.begun(open_stream(pair.session))
+    pair.pass_time(DEAD_S)
+
+    pair.come(B, welcome()._replace(peer_id=ID_A))
+
+    assert stream.is_done
+    assert pair.sent[B][-1] == Cancel(1)
+
+
 # -- the first peer --------------------------------------------------------------------
 
 

@@ -506,7 +506,7 @@ def test_stream_fails_when_the_connection_breaks() -> None:
 
     ended, out = session.take(welcome(b"j" * 16), 1.0)
 
-    assert (ended, out) == ([request], [])
+    assert (ended, out) == ([request], [messages.Cancel(1)])
     assert [item.body for item in request.items] == [b"zero"], "what came stays"
     with pytest.raises(UnavailableError, match="stream is not resumed"):
         request.outcome()
