@@ -153,6 +153,8 @@ class Discovery:
             raise OSError("no interface but loopback is up")
         everywhere = library.InterfaceChoice.All
         network = library.Zeroconf([LOOPBACK] if self._is_local else everywhere)
+        # On a network that changed all are told again, for they may be lost meanwhile.
+        self._told.clear()
         try:
             # Before the registration, which takes a second to see that we are unique.
             browser = library.ServiceBrowser(network, SERVICE, [self._on_change])

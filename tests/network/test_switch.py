@@ -39,21 +39,12 @@ for n in range(int(sys.argv[2])):
         times.append(None)
 print(json.dumps(times))
 """
-# Sends all at once; counts what comes back within a moment.
+# Sends all at once.
 FLOOD = """
-import json, socket, sys
+import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(0.5)
-count = 0
 for n in range(int(sys.argv[2])):
     s.sendto(b"x" * 100, (sys.argv[1], 9))
-try:
-    while True:
-        s.recv(2000)
-        count += 1
-except socket.timeout:
-    pass
-print(json.dumps(count))
 """
 
 
@@ -97,11 +88,13 @@ def test_share_of_frames_is_lost_and_counted(network: hosts.Network, pair: Any) 
     network.loss("a", "b", 0.2)
     a, b = pair
 
-    came = a.python(FLOOD, b.address, 500)
+    a.python(FLOOD, b.address, 500)
+    network.wait_s(0.5)
 
-    # Both ways: 0.8 * 0.8 of 500 is 320, with a standard deviation of 11.
-    assert 260 < came < 380
-    assert 60 < network.traffic("a", "b").lost < 140
+    traffic = network.traffic("a", "b")
+    # 100 of them, with a standard deviation of 9; ARP comes on top of what arrives.
+    assert 60 < traffic.lost < 140
+    assert traffic.frames + traffic.lost >= 500
 
 
 def test_slow_path_takes_its_time_for_each_frame(

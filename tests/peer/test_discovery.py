@@ -164,7 +164,6 @@ def test_machine_whose_addresses_change_is_announced_anew(
 
     addresses.append("10.0.0.2")
 
-    # Both went and came back; whoever was sooner saw the other do so.
     assert one.found.get(timeout=FOUND_S_MAX) == two.endpoint
 
 
