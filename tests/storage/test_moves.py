@@ -343,13 +343,13 @@ def test_answer_to_the_move_itself_stays(engine):
 
 def test_objects_leave_a_store_that_is_full(reopen):
     engine = reopen(budget=8 * MIB)
-    engine.commit([new(n) for n in range(1, 40)])
+    engine.commit([new(n) for n in range(1, 200)])
     fill_with_rows(engine)
 
-    results = engine.commit([moved_away(n, 2) for n in range(1, 40)])
+    results = engine.commit([moved_away(n, 2) for n in range(1, 200)])
 
-    assert results == [None] * 39
-    assert len(list(engine.rows("forward"))) == 39
+    assert results == [None] * 199
+    assert len(list(engine.rows("forward"))) == 199
 
 
 # -- whose home is elsewhere -----------------------------------------------------------
@@ -451,19 +451,19 @@ while True:
 @pytest.mark.slow
 def test_object_or_what_it_left_is_there_after_kill_9_and_never_both(tmp_path):
     chance = random.Random(4711)
-    first = left = 0
-    was_between = 0
+    first = 0
     for _ in range(10):
         with subprocess.Popen(
             [sys.executable, "-c", MOVER, str(tmp_path / "data"), str(first)],
             stdout=subprocess.PIPE,
             text=True,
         ) as mover:
-            time.sleep(chance.uniform(0.25, 0.6))
-            mover.send_signal(signal.SIGKILL)
             assert mover.stdout is not None
-            lines = mover.stdout.read().splitlines()
-        left = int(lines[-1]) if lines else first
+            lines = [mover.stdout.readline()]
+            time.sleep(chance.uniform(0.0, 0.3))
+            mover.send_signal(signal.SIGKILL)
+            lines += mover.stdout.read().splitlines()
+        left = int(lines[-1])
 
         engine = LmdbEngine.open(
             tmp_path / "data", disk_budget_bytes=1 << 30, wall_clock=time.time
@@ -479,7 +479,6 @@ def test_object_or_what_it_left_is_there_after_kill_9_and_never_both(tmp_path):
         for object_id in gone:
             assert engine.replies_of(ObjectId(object_id)) == []
         for object_id in here:
-            was_between += 1
             (answer,) = engine.replies_of(object_id)
             assert answer.body == str(left + 1).encode()
             assert engine.head(object_id).epoch == 2
@@ -497,4 +496,4 @@ def test_object_or_what_it_left_is_there_after_kill_9_and_never_both(tmp_path):
         assert files == []
         first = len(gone) + len(here)
         engine.close()
-    assert first > 20
+    assert first >= 10

@@ -330,6 +330,16 @@ def test_file_gets_its_blocks_before_a_commit(open_engine: Open) -> None:
     assert about.st_blocks * 512 >= about.st_size
 
 
+def test_file_gets_the_blocks_of_rows_before_a_commit(open_engine: Open) -> None:
+    """Each may lie on a page of its own, and those bytes are counted too."""
+    engine = open_engine()
+    file = engine.path / "data" / "data.mdb"
+
+    engine.commit([rows_only(*(place(n, os.urandom(60_000)) for n in range(100)))])
+
+    assert file.stat().st_size >= 100 * 64_000 + disk.RESERVE_BYTES
+
+
 def test_refused_objects_on_a_small_disk_leave_room_for_deletes(
     open_engine: Open, small_disk: Path
 ) -> None:
