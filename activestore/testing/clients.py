@@ -41,6 +41,8 @@ from activestore.wire.state import NamedState, encode_states
 RECONNECT_S, RECONNECT_S_MAX = 0.05, 1.0
 # Taking what has arrived takes this long.
 TAKE_S = 0.000_02
+# Between two looks at the time: what is due in no time must not hold time up.
+TICK_S_MIN = 0.001
 MESSAGES_AT_ONCE = 64
 PAGE_ROWS = 1000
 
@@ -212,12 +214,12 @@ class SimClient:
         if ended or self.session.peer is not None:
             self._around.rouse()
 
-    def _set_tick(self) -> None:
-        """Have the session look at the time while requests are open."""
+    def _set_tick(self, from_s: float = 0.0) -> None:
+        """Have the session look at the time while requests are open, not before `from_s`."""
         is_looking = self.session.links.is_looking
         if self.is_closed or not (self.session.requests or is_looking):
             return
-        due_s = max(self.session.next_tick_s(), self._now_s)
+        due_s = max(self.session.next_tick_s(), self._now_s, from_s)
         if self._tick is not None:
             if self._tick.action is not None and self._tick.due_s <= due_s:
                 return
@@ -227,7 +229,7 @@ class SimClient:
     def _on_tick(self) -> None:
         if not self.is_closed:
             self._went_on(*self.session.tick(self._now_s))
-            self._set_tick()
+            self._set_tick(self._now_s + TICK_S_MIN)
 
     @property
     def _now_s(self) -> float:

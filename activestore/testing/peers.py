@@ -29,6 +29,7 @@ from activestore.testing.clock import Agenda, Entry, LocalClock
 from activestore.testing.executors import ExecutorSpeed, SimExecutors, World
 from activestore.testing.network import SimNetwork, SimTransport
 from activestore.testing.storage import DiskSpeed, FaultyEngine, SimStorage
+from activestore.wire.gossip import PeerRecord
 from activestore.wire.limits import MESSAGE_BYTES_MAX, PROTOCOL_VERSION
 
 # A turn of the loop, and waking it.
@@ -40,6 +41,11 @@ EXPIRE_COUNT = 2000
 # How long running calls may go on after `stop`, and how often it is looked.
 DRAIN_S = 10.0
 DRAIN_LOOK_S = 0.01
+
+
+def endpoint_of(name: str) -> str:
+    """Return where the peer of this name listens."""
+    return f"tcp://{name}:7400"
 
 
 class PeerSettings(NamedTuple):
@@ -56,6 +62,8 @@ class PeerSettings(NamedTuple):
     session_expiry_s: float = 3600.0
     cancel_grace_s: float = 2.0
     quarantine_s: float = 600.0
+    zone: str = ""
+    profile: str = "lan"
     resources: Mapping[str, float] = {"cpus": 4.0, "memory_mb": 8192.0, "gpu": 0.0}
     disk: DiskSpeed = DiskSpeed()
     executor: ExecutorSpeed = ExecutorSpeed()
@@ -121,9 +129,17 @@ class SimWaiter:
 class SimPeer:
     """One peer: up, paused or down, on a disk that stays."""
 
-    def __init__(self, name: str, settings: PeerSettings, around: Surroundings) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: PeerSettings,
+        around: Surroundings,
+        seeds: Sequence[str],
+    ) -> None:
+        """Make it, down; `seeds`: addresses of peers that it joins when it starts."""
         self.name = name
-        self.endpoint = f"tcp://{name}:7400"
+        self.endpoint = endpoint_of(name)
+        self.seeds = tuple(seeds)
         self.settings = settings
         self.is_up = False
         self.is_paused = False
@@ -224,6 +240,9 @@ class SimPeer:
                 spin_s=0.0,
                 reply_keep_s=2 * settings.session_expiry_s,
                 session_expiry_s=settings.session_expiry_s,
+                endpoint=self.endpoint,
+                seeds=self.seeds,
+                record=self._record(),
             ),
             core=self.core,
             transport=self.transport,
@@ -233,7 +252,16 @@ class SimPeer:
             clock=self.clock.monotonic_s,
             wall_clock=self.clock.wall_s,
             note=self._note,
+            random=self._rng.random,
         )
+
+    def _record(self) -> PeerRecord:
+        """Return what this peer tells others of itself; of two starts the later counts."""
+        return PeerRecord(
+            self.disk.peer_id, int(self.clock.wall_s() * 1000), self.name,
+            (self.endpoint,), self.settings.zone, self.settings.profile, PROTOCOL_VERSION,
+            {"stable": True, "host": self.name, **self.settings.resources},
+        )  # fmt: skip
 
     def crash(self) -> None:
         """Be gone from one moment to the next; the disk keeps what was committed."""
@@ -257,6 +285,7 @@ class SimPeer:
         """Let running calls end, commit, and go; as SIGTERM does."""
         due_s = self._around.agenda.now_s + DRAIN_S
         self.loop.step(events.DrainStarted())
+        self.loop.cluster.leave()
 
         def look() -> None:
             if self.core.owes_nothing or self._around.agenda.now_s >= due_s:
@@ -321,6 +350,7 @@ class SimPeer:
             self._around.record("stopped", self.name)
             self.crash()
             return
+        self.loop.cluster.membership.check()
         for check in self._around.checks:
             check(self)
         waiter = self.waiter

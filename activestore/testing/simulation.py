@@ -33,7 +33,7 @@ from activestore.testing.clock import WALL_START_S, Agenda
 from activestore.testing.faults import Faults
 from activestore.testing.fibers import Fiber
 from activestore.testing.network import Latency, LinkQuality, SimNetwork
-from activestore.testing.peers import PeerSettings, SimPeer, Surroundings
+from activestore.testing.peers import PeerSettings, SimPeer, Surroundings, endpoint_of
 from activestore.testing.seeds import replay_command
 from activestore.wire import values
 
@@ -41,6 +41,8 @@ from activestore.wire import values
 WAIT_S_MAX = 3600.0
 # Lines of the trace that a failure shows.
 TRACE_LINES = 40
+# Addresses of others that a peer is started with, as with `--join`.
+SEEDS_MAX = 3
 REVISION_BYTES = 16
 
 
@@ -73,8 +75,9 @@ class Simulation:
         classes: Sequence[type] = (),
         settings: PeerSettings | None = None,
         link: LinkQuality | None = None,
+        joined: bool = True,
     ) -> None:
-        """Start peers and let them come up.
+        """Start peers; `run` lets them come up and find each other.
 
         Args:
             seed: Of all chance in it; the same seed gives the same history.
@@ -83,6 +86,7 @@ class Simulation:
                 at every peer from the beginning.
             settings: What every peer is made with.
             link: Delay and loss between any two nodes; 50 us and more, no loss.
+            joined: Whether the peers join one cluster; else each is alone.
 
         Raises:
             InvalidRequestError: a class is none that can be published; no peer.
@@ -110,10 +114,11 @@ class Simulation:
         )  # fmt: skip
         if isinstance(peers, int):
             peers = [f"peer-{number + 1}" for number in range(peers)]
-        self.peers: dict[str, SimPeer] = {
-            name: SimPeer(name, settings or PeerSettings(), self._around)
-            for name in peers
-        }
+        chosen = settings or PeerSettings()
+        self.peers: dict[str, SimPeer] = {}
+        for name in peers:
+            others = [endpoint_of(one) for one in peers if one != name and joined]
+            self.peers[name] = SimPeer(name, chosen, self._around, others[:SEEDS_MAX])
         if not self.peers:
             raise InvalidRequestError("a simulation needs a peer", "peers")
         self.clients: list[SimClient] = []

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from activestore import remote
 from activestore.errors import (
     ActiveStoreError,
     AliasNotFoundError,
@@ -423,9 +424,50 @@ def test_client_whose_peer_dies_goes_on_with_another() -> None:
         client = sim.client("peer-1", "peer-2")
         client.connect()
         sim.crash("peer-1")
+        assert client.request("status")["name"] == "peer-2"
 
         assert client.create(COUNTER).add() == 1
         assert client.endpoint == sim.peers["peer-2"].endpoint
+
+
+# -- clusters --------------------------------------------------------------------------
+
+
+def test_peers_find_each_other_and_each_other_s_objects() -> None:
+    with simulation(peers=3) as sim:
+        sim.run(10.0)
+        near, far = sim.client("peer-1"), sim.client("peer-3")
+        counter = near.create(COUNTER)
+        same = far.get(remote.id_of(counter))
+
+        assert same.add(2) == 2
+        assert far.create(RELAY, same).add(3) == 5
+
+
+def test_dead_peer_is_noticed_and_taken_back() -> None:
+    with simulation(peers=3) as sim:
+        sim.run(10.0)
+        assert living(sim) == {3}
+        sim.crash("peer-2")
+        sim.run(30.0)
+        assert living(sim) == {2}
+        sim.restart("peer-2")
+        sim.run(30.0)
+
+        assert living(sim) == {3}
+
+
+def living(sim: Simulation) -> set[int]:
+    """Return how many peers the peers that are up believe to live."""
+    up = [peer for peer in sim.peers.values() if peer.is_up]
+    return {len(list(peer.loop.cluster.membership.live())) for peer in up}
+
+
+def test_peers_that_were_not_told_of_each_other_stay_alone() -> None:
+    with simulation(peers=3, joined=False) as sim:
+        sim.run(10.0)
+
+        assert living(sim) == {1}
 
 
 # -- programs and failures ---------------------------------------------------------------
