@@ -95,6 +95,23 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def refuse_foreign(directory: Path) -> None:
+    """Refuse a directory that holds something, and no cluster.
+
+    Raises:
+        ConfigurationError: it does; nothing was put there.
+    """
+    if not directory.is_dir() or (directory / STATE).exists():
+        return
+    foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
+    if foreign:
+        raise ConfigurationError(
+            "--dir",
+            f"{directory} is in use: it holds {foreign[0]} and no {STATE}; choose an "
+            "empty directory",
+        )
+
+
 def read_state(directory: Path) -> State | None:
     """Return what is known of the cluster in a directory, None where there is none.
 
@@ -142,18 +159,11 @@ def planned_state(
     free. `base_port` counts addresses from there.
 
     Raises:
-        ConfigurationError: the directory belongs to something else, or a port is used.
+        ConfigurationError: the directory belongs to another topology, or a port is
+            used.
     """
     before = read_state(directory)
-    if before is None:
-        foreign = [path.name for path in directory.iterdir() if path.name != LOCK]
-        if foreign:
-            raise ConfigurationError(
-                "--dir",
-                f"{directory} is in use: it holds {foreign[0]} and no {STATE}; choose "
-                "an empty directory",
-            )
-    elif before.topology != topology.name:
+    if before is not None and before.topology != topology.name:
         raise ConfigurationError(
             "--dir",
             f"{directory} is in use by the topology {before.topology}; choose another "

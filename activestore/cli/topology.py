@@ -24,6 +24,7 @@ from activestore.cli.cluster import (
     locked,
     planned_state,
     read_state,
+    refuse_foreign,
     stop_all,
     write_settings,
     write_state,
@@ -83,6 +84,7 @@ def up(
     """
     plan = load_topology(topology)
     where = _home() / plan.name if directory is None else Path(directory).absolute()
+    refuse_foreign(where)
     with locked(where):
         state = planned_state(where, plan, base_port=base_port)
         missing = [e for e in state.peers if not is_running(where, e)]

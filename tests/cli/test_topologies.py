@@ -328,6 +328,7 @@ def test_directory_that_holds_something_else_is_left_alone(clusters: Clusters) -
     assert outcome.code == 4
     assert "holds thesis.tex" in outcome.err
     assert "choose an empty directory" in outcome.err
+    assert [path.name for path in clusters.directory.iterdir()] == ["thesis.tex"]
 
 
 def test_directory_of_another_topology_is_refused(clusters: Clusters) -> None:
