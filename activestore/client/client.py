@@ -443,6 +443,23 @@ class Store:
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found
 
+    def move(self, obj: Any, peer: str) -> None:
+        """Bring an object, given as stand-in, alias or id, to another peer.
+
+        Calls in flight finish first, calls that come meanwhile wait; none is lost, none
+        runs twice. Returns once the other peer has it.
+
+        Args:
+            obj: What to move.
+            peer: The name of a living peer, or its id in hex.
+
+        Raises:
+            UnavailableError: no such peer can be reached; the object stays where it is.
+            RequirementError: the peer lacks what its class needs.
+        """
+        object_id, _ = self.identify(obj)
+        self.request("move", object_id=object_id, peer=peer)
+
     def delete(self, obj: Any) -> None:
         """Delete an object, given as stand-in, alias or id; durable on return.
 

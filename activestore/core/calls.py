@@ -239,7 +239,7 @@ class Mailbox:
 
     __slots__ = (
         "class_name", "committed_version", "entered", "executed_version", "generation",
-        "is_queued",
+        "hurried_version", "is_held", "is_queued", "is_quiet_told",
         "known_replies", "loaded", "loaded_bytes", "main", "object_id", "pending_commits",
         "pipe",
         "reader", "reader_loading", "reader_running", "readers_waiting", "running",
@@ -261,6 +261,9 @@ class Mailbox:
         self.main: Copy | None = None
         self.reader: Copy | None = None
         self.reader_loading = False
+        self.is_held = False  # it is to leave: nothing new begins
+        self.is_quiet_told = False
+        self.hurried_version = 0  # to whose commit storage was hurried
         self.loaded: Any = None  # the state that was read, for the copy to come
         self.loaded_bytes = 0
         self.executed_version = 0
@@ -281,7 +284,7 @@ class Mailbox:
         return not (
             self.waiting or self.running or self.pending_commits or self.unreplied
             or self.reader_running or self.entered
-            or self.state is MailboxState.LOADING or self.reader_loading
+            or self.state is MailboxState.LOADING or self.reader_loading or self.is_held
         )  # fmt: skip
 
 

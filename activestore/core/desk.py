@@ -19,7 +19,7 @@ from activestore.errors import (
     CancelledError,
     ExecutorCrashedError,
 )
-from activestore.ids import SessionId
+from activestore.ids import ObjectId, SessionId
 from activestore.wire.values import encode_error
 
 # The code of a call that a slot gave back untouched.
@@ -70,6 +70,8 @@ class Desk:
         self._departures: dict[int, tuple[int, list[int]]] = {}
         # What clients wait for that is no call: persists, requests. By session.
         self.errands: dict[SessionId, set[int]] = {}
+        # Objects that are to leave.
+        self._held: dict[ObjectId, Mailbox] = {}
         self._next_call = 1
         self.is_draining = False
 

@@ -103,6 +103,19 @@ class GrantAway(NamedTuple):
     items: int
 
 
+class ObjectQuiet(NamedTuple):
+    """Nothing of an object that is to leave runs or is to be written any more."""
+
+    object_id: ObjectId
+
+
+class SendOn(NamedTuple):
+    """Send a client's request after its object, which has left."""
+
+    origin: Client
+    payload: object
+
+
 class PingExecutor(NamedTuple):
     """Ask an executor's control thread for a sign of life."""
 
@@ -249,6 +262,8 @@ Effect: TypeAlias = (
     | SendAway
     | StopAway
     | GrantAway
+    | ObjectQuiet
+    | SendOn
     | PingExecutor
     | InterruptCall
     | GrantCredit

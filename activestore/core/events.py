@@ -65,6 +65,19 @@ class AwayAnswered(NamedTuple):
     buffers: Sequence[object] = ()
 
 
+class MoveOrdered(NamedTuple):
+    """An object is to leave this peer; answer with ObjectQuiet."""
+
+    object_id: ObjectId
+
+
+class MoveEnded(NamedTuple):
+    """An object has left (`is_gone`), or stays after all."""
+
+    object_id: ObjectId
+    is_gone: bool
+
+
 class AwayReturned(NamedTuple):
     """The object of a call that was away is here now: it is a call like others."""
 
@@ -278,6 +291,8 @@ Event: TypeAlias = (
     | AwayAnswered
     | AwayItem
     | AwayReturned
+    | MoveOrdered
+    | MoveEnded
     | PersistArrived
     | ReplyLookedUp
     | CancelArrived

@@ -7,6 +7,7 @@
     mailboxes    who runs next on an object           executors    where it runs
     supervision  deaths, silence, timers              commits      replies after commits
     chains       re-entry and deadlock                travels      calls to other peers
+    moves        objects that leave
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
 given again; nothing is answered before what it saw is durable; a call that is
@@ -30,11 +31,12 @@ from activestore.core.desk import InvocationConfig
 from activestore.core.endings import Endings
 from activestore.core.executors import PoolConfig
 from activestore.core.mailboxes import MailboxConfig
+from activestore.core.moves import Moves
 from activestore.core.supervision import TIDY_S, Supervision
 from activestore.core.timers import TIMERS_OF_CALLS, Timer
 
 
-class InvocationCore(Arrivals, Endings, Supervision):
+class InvocationCore(Arrivals, Endings, Moves, Supervision):
     """Decides for all calls of one peer."""
 
     def __init__(
@@ -50,6 +52,8 @@ class InvocationCore(Arrivals, Endings, Supervision):
             events.AwayAnswered: self._on_away_answered,
             events.AwayItem: self._on_away_item,
             events.AwayReturned: self._on_away_returned,
+            events.MoveOrdered: self._on_move_ordered,
+            events.MoveEnded: self._on_move_ended,
             events.PersistArrived: self._on_persist_arrived,
             events.ReplyLookedUp: self._on_reply_looked_up,
             events.CancelArrived: self._on_cancel_arrived,
@@ -93,6 +97,8 @@ class InvocationCore(Arrivals, Endings, Supervision):
         out: list[effects.Effect] = []
         self._out = out
         self._handlers[type(event)](event)
+        if self._held:
+            self._look_at_held()
         if self.pool.left:
             self.boxes.tidy_left()
         if self.boxes.wants_loads:

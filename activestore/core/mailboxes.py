@@ -195,7 +195,13 @@ class Mailboxes:
             box.readers_waiting -= call.is_readonly
 
     def pump(self, box: Mailbox) -> None:
-        """Dispatch what can run on this object now."""
+        """Dispatch what can run on this object now; of one that is to leave, readers."""
+        if not box.is_held:
+            self._pump(box)
+        elif box.running and box.readers_waiting:
+            self._serve_readers(box)
+
+    def _pump(self, box: Mailbox) -> None:
         waiting = box.waiting
         while waiting:
             call = waiting[0]

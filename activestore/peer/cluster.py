@@ -209,6 +209,10 @@ class Cluster:
                 return PeerId(record.peer_id)
         return None
 
+    def names(self) -> list[str]:
+        """Return the names of the peers that live, this one included."""
+        return [record.name for record in self.membership.live()]
+
     def reach(self, peer_id: PeerId) -> Link | None:
         """Return a link to a peer, None where it has no address and made no link."""
         record = self.membership.record_of(peer_id)

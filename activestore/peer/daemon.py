@@ -23,6 +23,7 @@ from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
 from activestore.ids import PeerId
 from activestore.peer import machine
+from activestore.peer.between import Between
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
@@ -108,7 +109,11 @@ class Daemon:
         damaged = self._engine.damaged_classes()
         for error in damaged.values():
             _log.error("class left out error=%s", error)
-        Requests(self._loop, status=status.gather, stop=self.stop, damaged=damaged)
+        requests = Requests(
+            self._loop, status=status.gather, stop=self.stop, damaged=damaged
+        )
+        Between(self._loop, self._loop.moving, requests)
+        self._loop.moving.restore(self._engine)
         for record in self._engine.classes():
             self._loop.step(self._loop.classes.add(record))
         self._stop_due_s = 0.0

@@ -24,6 +24,7 @@ from activestore.ids import ObjectId, SessionId, check_alias
 from activestore.peer import relays
 from activestore.peer.cluster import Cluster
 from activestore.peer.links import Link, Links
+from activestore.peer.moving import Moving
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
 from activestore.wire import codec
@@ -82,6 +83,7 @@ class Incoming(Table):
     links: Links
     cluster: Cluster
     relays: Relays
+    moving: Moving
 
     def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
         self.carry_out([effects.Refuse(origin, error)])
@@ -159,6 +161,8 @@ class Incoming(Table):
         session.heard_s = self._now_s
         session.route = link.route
         session.is_relayed = True
+        # Calls of a peer's own methods travel under the number of its start.
+        session.is_peer = session_id == link.incarnation
         handler(session, inner)
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
@@ -260,7 +264,7 @@ class Incoming(Table):
 
     def _on_call(self, session: Session, message: Call) -> None:
         if not self.location.is_here(message.object_id):  # type: ignore[arg-type]
-            self.relays.forward(session, message, ObjectId(message.object_id))
+            self._elsewhere(session, message)
             return
         self._call(Client(session.session_id, message.sequence), message)
 
@@ -293,9 +297,15 @@ class Incoming(Table):
             )
         )  # fmt: skip
 
+    def _elsewhere(self, session: Session, message: Any) -> None:
+        """See to a request for an object that is not here, or not yet."""
+        object_id = ObjectId(message.object_id)
+        if not self.moving.park(session, message, object_id):
+            self.relays.forward(session, message, object_id)
+
     def _on_create(self, session: Session, message: Create) -> None:
         if not self.location.is_here(ObjectId(message.object_id)):
-            self.relays.forward(session, message, ObjectId(message.object_id))
+            self._elsewhere(session, message)
             return
         self._create(Client(session.session_id, message.sequence), message)
 
@@ -326,7 +336,7 @@ class Incoming(Table):
 
     def _on_delete(self, session: Session, message: Delete) -> None:
         if not self.location.is_here(ObjectId(message.object_id)):
-            self.relays.forward(session, message, ObjectId(message.object_id))
+            self._elsewhere(session, message)
             return
         self._delete(Client(session.session_id, message.sequence), message)
 

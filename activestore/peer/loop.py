@@ -30,6 +30,7 @@ from activestore.peer import ports
 from activestore.peer.cluster import Cluster
 from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
+from activestore.peer.moving import Moving
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.relays import Relays
 from activestore.peer.table import Parts, Session
@@ -108,6 +109,8 @@ class PeerLoop(Incoming, Outgoing):
             effects.SendAway: self._do_send_away,
             effects.StopAway: self._do_stop_away,
             effects.GrantAway: self._do_grant_away,
+            effects.ObjectQuiet: lambda e: self.moving.quiet(e),  # noqa: PLW0108 - made later
+            effects.SendOn: lambda e: self.moving.send_on(e),  # noqa: PLW0108 - as above
             effects.GrantCredit: lambda e: executors.to_slot(
                 e.executor, e.slot, (orders.CREDIT, e.call_id, e.items), None
             ),
@@ -138,6 +141,7 @@ class PeerLoop(Incoming, Outgoing):
         )
         self.relays = Relays(self, self.links, self.cluster)
         self.cluster.on_gone = self.relays.lose_peer
+        self.moving = Moving(self, self.cluster, self.relays)
 
     # -- turning -----------------------------------------------------------------------
 
@@ -173,6 +177,7 @@ class PeerLoop(Incoming, Outgoing):
             self._look_due_s = now_s + LOOK_S
             self.links.look(now_s, self.relays.awaited())
             self.relays.look(now_s)
+            self.moving.look(now_s)
         self.executors.flush()
         self._flush_network()
         if worked:
@@ -204,7 +209,7 @@ class PeerLoop(Incoming, Outgoing):
             return RETRY_S
         deadline_s = self.core.deadline_s()
         due_s = min(self._measure_due_s, self.cluster.next_s())
-        if self.links.by_route:
+        if self.links.by_route or not self.moving.is_idle:
             due_s = min(due_s, self._look_due_s)
         if deadline_s is not None and deadline_s < due_s:
             due_s = deadline_s

@@ -66,6 +66,12 @@ class Requests:
         """The names of all operations."""
         return tuple(sorted(self._operations))
 
+    def add(
+        self, name: str, operation: Callable[[Origin, dict[str, Any]], None]
+    ) -> None:
+        """Take an operation whose home is elsewhere."""
+        self._operations[name] = operation
+
     def handle(self, origin: Origin, message: Request) -> None:
         """Carry one request out; whatever goes wrong is its answer."""
         if type(origin) is Client:
@@ -83,14 +89,16 @@ class Requests:
                 raise RemoteProtocolError("parameters must be a map", "Request")
             operation(origin, parameters)
         except ActiveStoreError as error:
-            self._refuse(origin, error)
+            self.refuse(origin, error)
 
-    def _answer(self, origin: Origin, value: object) -> None:
+    def answer(self, origin: Origin, value: object) -> None:
+        """Answer a request."""
         body, buffers = values.encode(value)
         self._loop.carry_out([effects.Answer(origin, body, buffers)])
         self._end(origin)
 
-    def _refuse(self, origin: Origin, error: ActiveStoreError) -> None:
+    def refuse(self, origin: Origin, error: ActiveStoreError) -> None:
+        """Answer a request with an error."""
         self._loop.carry_out([effects.Refuse(origin, error)])
         self._end(origin)
 
@@ -113,19 +121,19 @@ class Requests:
 
         def then(found: Any, error: BaseException | None) -> None:
             if error is not None:
-                self._refuse(origin, publishing.as_error(error))
+                self.refuse(origin, publishing.as_error(error))
                 return
             try:
-                self._answer(origin, answer(found))
+                self.answer(origin, answer(found))
             except ActiveStoreError as refusal:
-                self._refuse(origin, refusal)
+                self.refuse(origin, refusal)
 
         (run or self._loop.storage.read)(function, then)
 
     # -- names and listings ------------------------------------------------------------
 
     def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        alias = _text(parameters, "alias")
+        alias = text_of(parameters, "alias")
 
         def find(engine: Engine) -> tuple[ObjectId, str] | None:
             object_id = engine.resolve(alias)
@@ -145,8 +153,8 @@ class Requests:
         self._read(origin, find, answer)
 
     def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        object_id = _object_id(parameters)
-        if self._is_elsewhere(origin, "locate", object_id, parameters):
+        object_id = object_id_of(parameters)
+        if self.is_elsewhere(origin, "locate", object_id, parameters):
             return
 
         def answer(head: Head | None) -> object:
@@ -164,7 +172,7 @@ class Requests:
             "endpoint": status["endpoint"],
         }
 
-    def _is_elsewhere(
+    def is_elsewhere(
         self,
         origin: Origin,
         operation: str,
@@ -178,9 +186,9 @@ class Requests:
 
         def answer(value: Any, error: ActiveStoreError | None) -> None:
             if error is not None:
-                self._refuse(origin, error)
+                self.refuse(origin, error)
             else:
-                self._answer(origin, value)
+                self.answer(origin, value)
 
         loop.relays.ask_about(
             object_id, operation, parameters, answer, self._hops(origin)
@@ -193,8 +201,8 @@ class Requests:
         return session is not None and session.is_relayed
 
     def _do_show(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        object_id = _object_id(parameters)
-        if self._is_elsewhere(origin, "show", object_id, parameters):
+        object_id = object_id_of(parameters)
+        if self.is_elsewhere(origin, "show", object_id, parameters):
             return
 
         def answer(head: Head | None) -> object:
@@ -223,7 +231,7 @@ class Requests:
         }
 
     def _do_objects(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        prefix = _text(parameters, "alias_prefix", "")
+        prefix = text_of(parameters, "alias_prefix", "")
         after = parameters.get("after")
         if after is not None and not _is_object_id(after):
             raise RemoteProtocolError("after must be an object id or nil", "objects")
@@ -255,14 +263,14 @@ class Requests:
             }
             for record in self._loop.classes.records()
         ]
-        self._answer(origin, rows)
+        self.answer(origin, rows)
 
     def _do_interface(self, origin: Origin, parameters: dict[str, Any]) -> None:
         if "class_name" in parameters:
-            self._answer(origin, self._interface(_text(parameters, "class_name")))
+            self.answer(origin, self._interface(text_of(parameters, "class_name")))
             return
-        object_id = _object_id(parameters)
-        if self._is_elsewhere(origin, "interface", object_id, parameters):
+        object_id = object_id_of(parameters)
+        if self.is_elsewhere(origin, "interface", object_id, parameters):
             return
 
         def answer(head: Head | None) -> object:
@@ -283,7 +291,7 @@ class Requests:
         kind, name, digest, archive = publishing.check_parameters(parameters)
         known = [r for r in self._loop.classes.records() if r.revision == digest]
         if known and not self._damaged:
-            self._answer(origin, _published(known))
+            self.answer(origin, _published(known))
             return
         waiting = self._publishing.get(digest)
         if waiting is not None:
@@ -311,7 +319,7 @@ class Requests:
 
         def failed(error: ActiveStoreError) -> None:
             for asker in self._publishing.pop(digest, ()):
-                self._refuse(asker, error)
+                self.refuse(asker, error)
 
         def kept(records: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -322,7 +330,7 @@ class Requests:
                 self._loop.step(self._loop.classes.add(record))
                 self._loop.note("info", f"class published class={record.class_name}")
             for asker in self._publishing.pop(digest, ()):
-                self._answer(asker, _published(records))
+                self.answer(asker, _published(records))
 
         threading.Thread(target=look, name="publish", daemon=True).start()
 
@@ -353,18 +361,18 @@ class Requests:
                 "zone": record.zone, "profile": record.profile,
                 "protocol_version": record.protocol, "meta": dict(record.meta),
             })  # fmt: skip
-        self._answer(origin, rows)
+        self.answer(origin, rows)
 
     def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
-        self._answer(origin, None)
+        self.answer(origin, None)
         self._stop()
 
     def _do_stop(self, origin: Origin, _parameters: dict[str, Any]) -> None:
-        self._answer(origin, None)
+        self.answer(origin, None)
         self._stop()
 
     def _do_backup(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        directory = _text(parameters, "directory")
+        directory = text_of(parameters, "directory")
 
         def copy(engine: Engine) -> int:
             done = 0
@@ -404,7 +412,8 @@ def _published(records: Any) -> dict[str, Any]:
     return {"classes": [[record.class_name, record.revision] for record in records]}
 
 
-def _text(parameters: dict[str, Any], name: str, default: str | None = None) -> str:
+def text_of(parameters: dict[str, Any], name: str, default: str | None = None) -> str:
+    """Return a parameter that must be text."""
     value = parameters.get(name, default)
     if type(value) is not str:
         raise InvalidRequestError(
@@ -417,7 +426,8 @@ def _is_object_id(value: object) -> bool:
     return type(value) is bytes and len(value) == OBJECT_ID_BYTES
 
 
-def _object_id(parameters: dict[str, Any]) -> ObjectId:
+def object_id_of(parameters: dict[str, Any]) -> ObjectId:
+    """Return the parameter `object_id`."""
     value = parameters.get("object_id")
     if not _is_object_id(value):
         raise InvalidRequestError("object_id must be 16 bytes", "object_id")

@@ -247,3 +247,28 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> Non
 def eventually() -> Callable[..., None]:
     """Return `wait_until`."""
     return wait_until
+
+
+@pytest.fixture
+def cluster(
+    make_peer: Callable[..., Peer], eventually: Callable[..., None]
+) -> Callable[..., tuple[list[Peer], list[Any]]]:
+    """Return a function that starts peers which know each other."""
+
+    def make(count: int, **settings: object) -> tuple[list[Peer], list[Any]]:
+        first = make_peer(name="peer-0", **settings)
+        peers = [first]
+        peers += [
+            make_peer(name=f"peer-{number}", join=first.endpoint, **settings)
+            for number in range(1, count)
+        ]
+        stores = [peer.connect() for peer in peers]
+        for store in stores:
+            eventually(
+                lambda store=store: (
+                    sum(row["state"] == "alive" for row in store.peers()) == count
+                ),
+            )
+        return peers, stores
+
+    return make

@@ -10,29 +10,6 @@ import pytest
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(60)]
 
 
-@pytest.fixture
-def cluster(make_peer, eventually):
-    """Return a function that starts peers which know each other."""
-
-    def make(count: int, **settings):
-        first = make_peer(name="peer-0", **settings)
-        peers = [first]
-        peers += [
-            make_peer(name=f"peer-{number}", join=first.endpoint, **settings)
-            for number in range(1, count)
-        ]
-        stores = [peer.connect() for peer in peers]
-        for store in stores:
-            eventually(
-                lambda store=store: (
-                    sum(row["state"] == "alive" for row in store.peers()) == count
-                ),
-            )
-        return peers, stores
-
-    return make
-
-
 def test_peers_that_join_one_know_all(cluster):
     _, stores = cluster(4)
 

@@ -1,0 +1,107 @@
+"""What peers ask of each other about objects, and what clients ask that concerns several.
+
+    move      client: bring an object to another peer
+    install, switch, fate, place     peer to peer; see `moving`
+
+Rules of this file: parameters are checked here; a client that asks what only peers may
+is refused.
+
+Source: schemas/protocol.md section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from activestore.core.calls import Client
+from activestore.core.location import Place
+from activestore.errors import (
+    ActiveStoreError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    RemoteProtocolError,
+    UnavailableError,
+)
+from activestore.ids import PEER_ID_BYTES, PeerId
+from activestore.peer.loop import PeerLoop
+from activestore.peer.moving import Moving
+from activestore.peer.requests import Origin, Requests, object_id_of, text_of
+
+
+class Between:
+    """Operations that concern more than one peer."""
+
+    def __init__(self, loop: PeerLoop, moving: Moving, requests: Requests) -> None:
+        self._loop = loop
+        self._moving = moving
+        self._requests = requests
+        for name in ("move", "install", "switch", "fate", "place"):
+            requests.add(name, getattr(self, f"_do_{name}"))
+
+    def _then(self, origin: Origin, error: ActiveStoreError | None) -> None:
+        if error is not None:
+            self._requests.refuse(origin, error)
+        else:
+            self._requests.answer(origin, None)
+
+    def _asker(self, origin: Origin, operation: str) -> PeerId:
+        """Return the peer that asks.
+
+        Raises:
+            PermissionDeniedError: it is no peer.
+        """
+        session = (
+            self._loop.sessions.get(origin.session) if type(origin) is Client else None
+        )
+        link = None if session is None else self._loop.links.by_route.get(session.route)
+        if session is None or link is None or not session.is_peer:
+            raise PermissionDeniedError(operation, "client", "peer")
+        return link.peer_id
+
+    def _do_move(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        if self._requests.is_elsewhere(origin, "move", object_id, parameters):
+            return
+        name = text_of(parameters, "peer")
+        target = self._loop.cluster.named(name)
+        if target is None:
+            known = ", ".join(sorted(self._loop.cluster.names())) or "none"
+            raise UnavailableError(
+                f"peer {name!r}", f"it is not known, or does not answer; known: {known}"
+            )
+        self._moving.order(object_id, target, lambda error: self._then(origin, error))
+
+    def _do_install(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        source = self._asker(origin, "install")
+        self._moving.install(
+            source, parameters, lambda error: self._then(origin, error)
+        )
+
+    def _do_switch(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        self._asker(origin, "switch")
+        self._moving.switch(
+            object_id_of(parameters), _epoch(parameters),
+            lambda error: self._then(origin, error),
+        )  # fmt: skip
+
+    def _do_fate(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        asker = self._asker(origin, "fate")
+        fate = self._moving.fate(object_id_of(parameters), _epoch(parameters), asker)
+        self._requests.answer(origin, fate)
+
+    def _do_place(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        self._asker(origin, "place")
+        peer_id = parameters.get("peer_id")
+        if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
+            raise RemoteProtocolError("peer_id must be 6 bytes", "place")
+        self._moving.learn(
+            object_id_of(parameters), Place(PeerId(peer_id), _epoch(parameters)),
+            lambda error: self._then(origin, error),
+        )  # fmt: skip
+
+
+def _epoch(parameters: dict[str, Any]) -> int:
+    epoch = parameters.get("epoch")
+    if type(epoch) is not int or epoch < 0:
+        raise InvalidRequestError(f"epoch is {epoch!r}, expected 0 or more", "epoch")
+    return epoch

@@ -1,0 +1,85 @@
+"""Objects that move between real peers while they are called.
+
+Source: design section 7 (move); issue 3, "It must hold".
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from activestore.errors import UnavailableError
+
+pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(90)]
+
+
+def id_of(proxy) -> str:
+    return repr(proxy).split()[-1].rstrip(">")
+
+
+def test_moved_object_is_the_same_object_there(cluster, models_file):
+    _, (here, there) = cluster(2)
+    for store in (here, there):
+        store.publish(models_file)
+    counter = here.create("models.Counter", 5, alias="c")
+    counter.note("before")
+
+    here.move(counter, "peer-1")
+
+    assert here.locate(counter)["peer"] == "peer-1"
+    assert counter.add(1) == 7
+    assert counter.seen == ["before"]
+    assert there.get(id_of(counter)).peek() == 7
+
+
+def test_calls_during_moves_are_neither_lost_nor_doubled(cluster, models_file):
+    _, stores = cluster(3)
+    for store in stores:
+        store.publish(models_file)
+    counter = stores[0].create("models.Counter", 0)
+    object_id = id_of(counter)
+    done = threading.Event()
+    counts = [0, 0, 0]
+
+    def add(which: int) -> None:
+        proxy = stores[which].get(object_id)
+        while not done.is_set():
+            proxy.add(1)
+            counts[which] += 1
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(30):
+        stores[number % 3].move(object_id, f"peer-{(number + 1) % 3}")
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert counter.peek() == sum(counts)
+    assert min(counts) > 0
+
+
+def test_moving_to_nobody_says_who_is_known(cluster, models_file):
+    _, (here, _) = cluster(2)
+    here.publish(models_file)
+    counter = here.create("models.Counter", 1)
+
+    with pytest.raises(UnavailableError, match="known: peer-0, peer-1"):
+        here.move(counter, "peer-9")
+
+    assert counter.add(1) == 2
+
+
+def test_place_of_a_moved_object_is_known_after_restarts(cluster, models_file):
+    peers, (here, there) = cluster(2)
+    for store in (here, there):
+        store.publish(models_file)
+    counter = here.create("models.Counter", 5)
+    here.move(counter, "peer-1")
+
+    for peer in peers:
+        peer.restart()
+
+    assert peers[0].connect().get(id_of(counter)).add(1) == 6
