@@ -41,6 +41,7 @@ for _command in (
     objects.show_command,
     objects.call,
     objects.create,
+    objects.move,
     objects.delete,
     code.publish,
     code.classes,

@@ -1,4 +1,4 @@
-"""Commands on objects: list, show, call, create, delete.
+"""Commands on objects: list, show, call, create, move, delete.
 
 Rules of this file: an argument that is JSON is that value, any other is text; what
 cannot be read of one field hides nothing of the others.
@@ -194,6 +194,25 @@ def create(
         show({"object_id": object_id, "alias": alias}, as_json=True)
     else:
         echo(object_id.hex())
+
+
+@click.command()
+@click.argument("ref", type=REF)
+@click.argument("peer", type=TEXT)
+@click.option(
+    "--recursive", is_flag=True, help="Also the objects that it reaches by its fields."
+)
+@peer_options()
+def move(
+    target: Target, ref: str, peer: str, *, recursive: bool, as_json: bool
+) -> None:
+    """Bring an object, an alias or an id, to another PEER, while it is called."""
+    with spinner("move", quiet=as_json), target.connected() as store:
+        moved = store.move(ref, peer, recursive=recursive)
+    if as_json:
+        show({"moved": moved, "peer": peer}, as_json=True)
+    else:
+        echo(f"moved {len(moved)} object{'s' if len(moved) != 1 else ''} to {peer}")
 
 
 @click.command()

@@ -443,22 +443,35 @@ class Store:
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found
 
-    def move(self, obj: Any, peer: str) -> None:
+    def move(self, obj: Any, peer: str, *, recursive: bool = False) -> list[bytes]:
         """Bring an object, given as stand-in, alias or id, to another peer.
 
         Calls in flight finish first, calls that come meanwhile wait; none is lost, none
-        runs twice. Returns once the other peer has it.
+        runs twice. Returns the ids of what was moved, once the other peer has it.
 
         Args:
             obj: What to move.
             peer: The name of a living peer, or its id in hex.
+            recursive: Also what it reaches by refs in its fields, cycles included; one
+                object after another, and those that were moved stay moved if a later
+                one cannot be.
 
         Raises:
             UnavailableError: no such peer can be reached; the object stays where it is.
             RequirementError: the peer lacks what its class needs.
         """
         object_id, _ = self.identify(obj)
-        self.request("move", object_id=object_id, peer=peer)
+        moved: dict[bytes, None] = {}
+        waiting = [bytes(object_id)]
+        while waiting:
+            one = waiting.pop()
+            if one in moved:
+                continue
+            moved[one] = None
+            refs = self.request("refs", object_id=one) if recursive else ()
+            self.request("move", object_id=one, peer=peer)
+            waiting.extend(refs)
+        return list(moved)
 
     def delete(self, obj: Any) -> None:
         """Delete an object, given as stand-in, alias or id; durable on return.

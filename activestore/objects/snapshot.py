@@ -202,7 +202,7 @@ class Snapshotter:
         encodings = dict(state.fields)
         if not state.graph and not self._defaults:
             return Snapshot(held, encodings)
-        stream, taken = _join_stream(state)
+        stream, taken = join_stream(state)
         blocks: Any = state.buffers
         memory = [owned(block) for block in blocks[taken:]]
         if state.graph:
@@ -557,7 +557,7 @@ def _cut_stream(stream: bytes) -> list[memoryview]:
     ]
 
 
-def _join_stream(state: ObjectState) -> tuple[bytes, int]:
+def join_stream(state: ObjectState) -> tuple[bytes, int]:
     """Return the stream of a state's graph, and how many buffers it was cut into."""
     if not state.graph.startswith(_CUT):
         return state.graph, 0

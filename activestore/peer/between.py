@@ -1,6 +1,7 @@
 """What peers ask of each other about objects, and what clients ask that concerns several.
 
     move      client: bring an object to another peer
+    refs      client: which objects an object refers to
     install, switch, fate, place     peer to peer; see `moving`
 
 Rules of this file: parameters are checked here; a client that asks what only peers may
@@ -18,14 +19,17 @@ from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
     InvalidRequestError,
+    ObjectNotFoundError,
     PermissionDeniedError,
     RemoteProtocolError,
     UnavailableError,
 )
-from activestore.ids import PEER_ID_BYTES, PeerId
+from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId
+from activestore.objects.references import refs_of
 from activestore.peer.loop import PeerLoop
-from activestore.peer.moving import Moving
+from activestore.peer.moving import Moving, in_memory
 from activestore.peer.requests import Origin, Requests, object_id_of, text_of
+from activestore.storage.engine import Engine
 
 
 class Between:
@@ -35,7 +39,7 @@ class Between:
         self._loop = loop
         self._moving = moving
         self._requests = requests
-        for name in ("move", "install", "switch", "fate", "place"):
+        for name in ("move", "refs", "install", "switch", "fate", "place"):
             requests.add(name, getattr(self, f"_do_{name}"))
 
     def _then(self, origin: Origin, error: ActiveStoreError | None) -> None:
@@ -70,6 +74,19 @@ class Between:
                 f"peer {name!r}", f"it is not known, or does not answer; known: {known}"
             )
         self._moving.order(object_id, target, lambda error: self._then(origin, error))
+
+    def _do_refs(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        if self._requests.is_elsewhere(origin, "refs", object_id, parameters):
+            return
+
+        def read(engine: Engine) -> list[ObjectId]:
+            found = engine.load(object_id)
+            if found is None:
+                raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
+            return refs_of(in_memory(found[1]))
+
+        self._requests.read(origin, read, list)
 
     def _do_install(self, origin: Origin, parameters: dict[str, Any]) -> None:
         source = self._asker(origin, "install")

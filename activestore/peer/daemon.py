@@ -48,6 +48,8 @@ EXPIRE_COUNT = 2000
 # How often large files that nothing references are removed, in seconds.
 COLLECT_S = 600.0
 INCARNATION_BYTES = 16
+# Tells one start of a peer from another in its record.
+START_BYTES = 8
 
 
 class Daemon:
@@ -246,6 +248,7 @@ def _record_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> PeerRecord
         "stable": config.stable,
         "host": machine.host_name(),
         "power_source": config.power_source,
+        "start": os.urandom(START_BYTES),
     }
     return PeerRecord(
         peer_id, incarnation, config.name, (endpoint,), config.zone, config.profile,

@@ -136,7 +136,7 @@ class Moving:
             if found is None:
                 raise ObjectNotFoundError(object_id, (self._table.settings.peer_id,))
             head, state = found
-            return head, _in_memory(state), engine.replies_of(object_id)
+            return head, in_memory(state), engine.replies_of(object_id)
 
         def then(found: Any, error: BaseException | None) -> None:
             leaving = self._leaving.get(object_id)
@@ -472,7 +472,7 @@ def _named(object_id: ObjectId) -> str:
     return f"object {object_id.hex()}"
 
 
-def _in_memory(state: ObjectState) -> ObjectState:
+def in_memory(state: ObjectState) -> ObjectState:
     """Return the state with its buffers read; descriptors are closed."""
     buffers = []
     for buffer in state.buffers:

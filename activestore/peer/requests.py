@@ -17,17 +17,19 @@ from activestore.core.calls import Client, Nested
 from activestore.errors import (
     ActiveStoreError,
     AliasNotFoundError,
+    ClassNotFoundError,
     CorruptRecordError,
     InternalError,
     InvalidRequestError,
     ObjectNotFoundError,
+    PermissionDeniedError,
     RemoteProtocolError,
     UnavailableError,
 )
 from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.peer import publishing
 from activestore.peer.loop import PeerLoop
-from activestore.storage.engine import Durability, Engine, Head
+from activestore.storage.engine import ClassRecord, Durability, Engine, Head
 from activestore.wire import values
 from activestore.wire.messages import Request, whole
 
@@ -106,7 +108,7 @@ class Requests:
         if type(origin) is Client:
             self._loop.step(events.ErrandEnded(origin))
 
-    def _read(
+    def read(
         self,
         origin: Origin,
         function: Callable[[Engine], Any],
@@ -150,7 +152,7 @@ class Requests:
                 raise AliasNotFoundError(alias)
             return {"object_id": found[0], "class_name": found[1]}
 
-        self._read(origin, find, answer)
+        self.read(origin, find, answer)
 
     def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
@@ -162,7 +164,7 @@ class Requests:
                 raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
             return {**self._here(), **_row(head)}
 
-        self._read(origin, lambda engine: engine.head(object_id), answer)
+        self.read(origin, lambda engine: engine.head(object_id), answer)
 
     def _here(self) -> dict[str, Any]:
         status = self._status()
@@ -216,7 +218,7 @@ class Requests:
                 **self._live(object_id),
             }
 
-        self._read(origin, lambda engine: engine.head(object_id), answer)
+        self.read(origin, lambda engine: engine.head(object_id), answer)
 
     def _live(self, object_id: ObjectId) -> dict[str, Any]:
         """What only the core knows of an object now."""
@@ -246,7 +248,7 @@ class Requests:
                 "next": None if is_last else heads[-1].object_id,
             }
 
-        self._read(
+        self.read(
             origin,
             lambda engine: engine.heads(after=after, alias_prefix=prefix, limit=limit),
             answer,
@@ -267,7 +269,7 @@ class Requests:
 
     def _do_interface(self, origin: Origin, parameters: dict[str, Any]) -> None:
         if "class_name" in parameters:
-            self.answer(origin, self._interface(text_of(parameters, "class_name")))
+            self._tell_interface(origin, text_of(parameters, "class_name"))
             return
         object_id = object_id_of(parameters)
         if self.is_elsewhere(origin, "interface", object_id, parameters):
@@ -278,7 +280,64 @@ class Requests:
                 raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
             return self._interface(head.class_name)
 
-        self._read(origin, lambda engine: engine.head(object_id), answer)
+        self.read(origin, lambda engine: engine.head(object_id), answer)
+
+    def _tell_interface(self, origin: Origin, class_name: str) -> None:
+        """Answer with an interface, fetched from another peer where it is not here."""
+
+        def then(error: ActiveStoreError | None) -> None:
+            if error is not None:
+                self.refuse(origin, error)
+            else:
+                self.answer(origin, self._interface(class_name))
+
+        fetching = self._loop.fetching
+        if fetching.has(class_name):
+            then(None)
+        else:
+            fetching.bring(class_name, b"", (), then)
+
+    def _do_package(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        """Tell another peer the code of a class, with all classes that it defines."""
+        if not self._is_of_peer(origin):
+            raise PermissionDeniedError("package", "client", "peer")
+        classes = self._loop.classes
+        class_name = text_of(parameters, "class_name")
+        latest = classes.revision_of(class_name)
+        revision = parameters.get("revision") or latest
+        siblings = classes.records()
+
+        def look(engine: Engine) -> tuple[ClassRecord, bytes] | None:
+            record = engine.class_revision(class_name, revision) if revision else None
+            archive = None if record is None else engine.code(record.package)
+            return None if record is None or archive is None else (record, archive)
+
+        def answer(found: tuple[ClassRecord, bytes] | None) -> object:
+            if found is None:
+                raise ClassNotFoundError(class_name, classes.names())
+            record, archive = found
+            records = {
+                one.class_name: one
+                for one in (record, *siblings)
+                if one.package == record.package
+            }
+            return {
+                "digest": record.package, "archive": archive,
+                "records": [
+                    [one.class_name, one.revision, one.interface, one.published_s]
+                    for one in records.values()
+                ],
+            }  # fmt: skip
+
+        self.read(origin, look, answer)
+
+    def _is_of_peer(self, origin: Origin) -> bool:
+        """Whether a request is another peer's own: its session is that of its start."""
+        if type(origin) is not Client:
+            return False
+        session = self._loop.sessions.get(origin.session)
+        link = self._loop.links.by_route.get(session.route) if session else None
+        return link is not None and link.incarnation == origin.session
 
     def _interface(self, class_name: str) -> dict[str, Any]:
         classes = self._loop.classes
@@ -345,7 +404,7 @@ class Requests:
                 "storage": {n: getattr(usage, n) for n in usage.__slots__},
             }
 
-        self._read(origin, lambda engine: engine.usage(), answer)
+        self.read(origin, lambda engine: engine.usage(), answer)
 
     def _do_peers(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         loop = self._loop
@@ -382,7 +441,7 @@ class Requests:
                     raise UnavailableError("backup", "the peer is stopping")
             return done
 
-        self._read(
+        self.read(
             origin, copy, lambda done: {"bytes": done, "directory": directory},
             run=self._loop.storage.maintain,
         )  # fmt: skip
