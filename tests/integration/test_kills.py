@@ -39,7 +39,7 @@ PAUSE_S = (0.1, 0.6)
 class Writer(threading.Thread):
     """One client that calls as fast as it gets answers, and notes which it got."""
 
-    def __init__(self, number: int, endpoint: str, alias: str) -> None:
+    def __init__(self, number: int, endpoint: str | list[str], alias: str) -> None:
         super().__init__(name=f"writer-{number}", daemon=True)
         self.number = number
         self.endpoint = endpoint
