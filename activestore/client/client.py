@@ -16,6 +16,7 @@ from activestore import ids, model, remote
 from activestore.client import codewatch, finding
 from activestore.client.connection import Connection
 from activestore.client.persisting import Persisting, batches_of
+from activestore.client.placing import Placing
 from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.requests import Request
 from activestore.client.session import STREAM_CREDIT
@@ -84,7 +85,10 @@ class Store:
         self.resolve: Callable[[bytes], Any] = self._stand_ins.resolve
         self._revisions: dict[type, bytes] = {}
         self._compared: set[type] = set()
-        self._persisting = Persisting(connection, self._states_of, self._adopt)
+        self._placing = Placing(connection, self.request)
+        self._persisting = Persisting(
+            connection, self._states_of, self._adopt, self._placing.about_code
+        )
         self._publish: Any = None
         self._future_class: Any = None
         model.push_default_store(self)
@@ -371,26 +375,34 @@ class Store:
             class_name: "module.Class".
             *args: Arguments of `__init__`.
             alias: A name unique in the cluster, "" for none.
-            peer: Name of the peer that shall keep it, "" for the connected one.
+            peer: Name or id of the peer that shall keep it; "" for the connected one,
+                or another one that has what the class needs if that one lacks it.
             **kwargs: Arguments of `__init__` by name.
 
         Raises:
             ClassNotFoundError: the class was never published.
+            RequirementError: the peer lacks what the class needs; names those that have
+                it.
+            UnavailableError: no living peer has that name.
             AliasExistsError: the alias names another object.
             MethodError: `__init__` raised.
         """
-        self._check_place(peer, 1)
         _check_new_alias(alias)
         body, buffers = self._arguments(args, kwargs)
-        object_id = ids.new_object_id(self._home())
-        self._send(
-            lambda sequence, first_unacked: messages.Create(
-                sequence, object_id, class_name, alias, 0, first_unacked, 0, None, body,
-                buffers,
-            ),
-            class_name,
-        )  # fmt: skip
-        return self._stand_ins.get(object_id, class_name)
+
+        def make(home: ids.PeerId) -> ObjectId:
+            object_id = ids.new_object_id(home)
+            extra = self._placing.about_code(home)
+            self._send(
+                lambda sequence, first_unacked: messages.Create(
+                    sequence, object_id, class_name, alias, 0, first_unacked, 0, extra,
+                    body, buffers,
+                ),
+                class_name,
+            )  # fmt: skip
+            return object_id
+
+        return self._stand_ins.get(self._placing.place(peer, make), class_name)
 
     def persist(
         self,
@@ -412,10 +424,13 @@ class Store:
             UnsupportedValueError: a field cannot be kept; names its path.
             InvalidRequestError: an object is persistent already.
         """
-        self._check_place(peer, replicas)
+        _check_replicas(replicas)
         _check_new_alias(alias)
         if isinstance(objects, model.ActiveObject):
-            self._persisting.keep([[(objects, alias)]])
+            root = objects
+            self._placing.place(
+                peer, lambda home: self._persisting.keep([[(root, alias)]], home)
+            )
             return
         if alias:
             raise InvalidRequestError("an alias names one object, not many", "persist")
@@ -425,12 +440,11 @@ class Store:
                 f"{type(objects).__name__}",
                 "persist",
             )
-        self._persisting.keep(batches_of(objects), progress)
+        home = self._placing.home(peer)
+        self._persisting.keep(batches_of(objects), home, progress)
 
-    def _states_of(self, roots: list[tuple[Any, str]]) -> list[Any]:
-        states: list[Any] = self._code().snapshots(
-            roots, self._home(), self._revision_of
-        )
+    def _states_of(self, roots: list[tuple[Any, str]], home: ids.PeerId) -> list[Any]:
+        states: list[Any] = self._code().snapshots(roots, home, self._revision_of)
         return states
 
     def _adopt(self, obj: Any, object_id: ObjectId) -> None:
@@ -563,22 +577,12 @@ class Store:
         found: dict[str, Any] = self.request("status")
         return found
 
-    def _home(self) -> ids.PeerId:
-        peer = self._connection.session.peer
-        if peer is None:
-            raise UnavailableError(self.endpoint, "the peer has not answered yet")
-        return ids.PeerId(peer.peer_id)
 
-    def _check_place(self, peer: str, replicas: int) -> None:
-        connected = self._connection.session.peer
-        if peer and connected is not None and peer != connected.name:
-            raise UnavailableError(
-                f"peer {peer!r}", f"it is not known; known peers: {connected.name}"
-            )
-        if replicas != 1:
-            raise UnavailableError(
-                f"replicas={replicas}", "one peer is known, and it keeps one copy"
-            )
+def _check_replicas(replicas: int) -> None:
+    if replicas != 1:
+        raise UnavailableError(
+            f"replicas={replicas}", "objects are kept in one copy, at one peer"
+        )
 
 
 def _check_new_alias(alias: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from activestore import model, remote
 from activestore.client.session import Request
 from activestore.errors import ActiveStoreError, InvalidRequestError
-from activestore.ids import ObjectId
+from activestore.ids import ObjectId, PeerId
 from activestore.wire import messages
 from activestore.wire.state import encode_states
 
@@ -37,7 +37,8 @@ class _Open(NamedTuple):
 class _Run:
     """One call of `keep`: its Persists on their way, oldest first, and what is kept."""
 
-    def __init__(self, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, home: PeerId, progress: Callable[[int], None] | None) -> None:
+        self.home = home
         self.opened: list[_Open] = []
         self.kept = 0
         self.progress = progress
@@ -49,12 +50,14 @@ class Persisting:
     def __init__(
         self,
         connection: Any,
-        take: Callable[[list[tuple[Any, str]]], list[Any]],
+        take: Callable[[list[tuple[Any, str]], PeerId], list[Any]],
         adopt: Callable[[Any, ObjectId], None],
+        about_code: Callable[[PeerId], dict[str, Any] | None],
     ) -> None:
         self._connection = connection
         self._take = take
         self._adopt = adopt
+        self._about_code = about_code
         # Reentrant: taking a state may run a user's __reduce__, which may do anything.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -63,10 +66,11 @@ class Persisting:
     def keep(
         self,
         batches: Iterable[list[tuple[Any, str]]],
+        home: PeerId,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Keep batches of objects with their aliases, and tell how many are kept."""
-        run = _Run(progress)
+        run = _Run(home, progress)
         try:
             for batch in batches:
                 if len(run.opened) >= PERSISTS_OPEN_MAX:
@@ -86,29 +90,30 @@ class Persisting:
 
     def _open(self, batch: list[tuple[Any, str]], run: _Run) -> None:
         """Start a Persist, as soon as no other holds one of its objects."""
-        while (opened := self._start(batch)) is None:
+        while (opened := self._start(batch, run.home)) is None:
             while run.opened:  # It may be our own, or wait for one of ours.
                 self._finish(run)
             self._wait_for_others()
         run.opened.append(opened)
 
-    def _start(self, roots: list[tuple[Any, str]]) -> _Open | None:
+    def _start(self, roots: list[tuple[Any, str]], home: PeerId) -> _Open | None:
         """Send a Persist; None where another has one of the objects."""
         with self._lock:
             for obj, _ in roots:
                 _check(obj)
             if any(id(obj) in self._pending for obj, _ in roots):
                 return None
-            states = self._take(roots)
+            states = self._take(roots, home)
             if any(id(obj) in self._pending for obj, _ in states):
                 return None
             body, buffers = encode_states([named for _, named in states])
+            extra = self._about_code(home)
             request = self._connection.start(
                 lambda sequence, first_unacked: messages.Persist(
                     sequence,
                     0,
                     first_unacked,
-                    None,
+                    extra,
                     body,
                     buffers,  # type: ignore[arg-type]  # no files here
                 ),

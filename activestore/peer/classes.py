@@ -92,14 +92,17 @@ class Classes:
         if interface is None:
             return None
         if class_name not in self._missing:
-            missing = (
-                *missing_requirements(interface["requires"]),
-                *self._missing_resources(interface["resources"]),
-            )
+            missing = self.lacking(interface["requires"], interface["resources"])
             self._missing[class_name] = (
                 RequirementError(class_name, missing) if missing else None
             )
         return self._missing[class_name]
+
+    def lacking(
+        self, requires: Sequence[str], resources: Mapping[str, float]
+    ) -> tuple[str, ...]:
+        """Return what of these needs this peer does not have, in words."""
+        return (*missing_requirements(requires), *self._missing_resources(resources))
 
     def _missing_resources(self, needed: Mapping[str, float]) -> list[str]:
         has = self._resources

@@ -32,6 +32,7 @@ from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
+from activestore.peer.suiting import Suiting
 from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.transport import RouterTransport
 from activestore.storage.lmdb_engine import LmdbEngine
@@ -115,6 +116,7 @@ class Daemon:
             self._loop, status=status.gather, stop=self.stop, damaged=damaged
         )
         Between(self._loop, self._loop.moving, requests)
+        Suiting(self._loop, requests)
         self._loop.moving.restore(self._engine)
         for record in self._engine.classes():
             self._loop.step(self._loop.classes.add(record))

@@ -16,13 +16,14 @@ from activestore.core.calls import Client, Kind, Nested
 from activestore.core.location import Location
 from activestore.errors import (
     ActiveStoreError,
-    ClassNotFoundError,
+    InvalidRequestError,
     RemoteProtocolError,
     TooLargeError,
 )
-from activestore.ids import ObjectId, SessionId, check_alias
+from activestore.ids import ObjectId, PeerId, SessionId, check_alias, home_of
 from activestore.peer import relays
 from activestore.peer.cluster import Cluster
+from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
 from activestore.peer.moving import Moving
 from activestore.peer.relays import Relays
@@ -84,6 +85,7 @@ class Incoming(Table):
     cluster: Cluster
     relays: Relays
     moving: Moving
+    fetching: Fetching
 
     def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
         self.carry_out([effects.Refuse(origin, error)])
@@ -264,7 +266,7 @@ class Incoming(Table):
 
     def _on_call(self, session: Session, message: Call) -> None:
         if not self.location.is_here(message.object_id):  # type: ignore[arg-type]
-            self._elsewhere(session, message)
+            self._elsewhere(session, message, ObjectId(message.object_id))
             return
         self._call(Client(session.session_id, message.sequence), message)
 
@@ -297,15 +299,14 @@ class Incoming(Table):
             )
         )  # fmt: skip
 
-    def _elsewhere(self, session: Session, message: Any) -> None:
+    def _elsewhere(self, session: Session, message: Any, object_id: ObjectId) -> None:
         """See to a request for an object that is not here, or not yet."""
-        object_id = ObjectId(message.object_id)
         if not self.moving.park(session, message, object_id):
             self.relays.forward(session, message, object_id)
 
     def _on_create(self, session: Session, message: Create) -> None:
         if not self.location.is_here(ObjectId(message.object_id)):
-            self._elsewhere(session, message)
+            self._elsewhere(session, message, ObjectId(message.object_id))
             return
         self._create(Client(session.session_id, message.sequence), message)
 
@@ -316,71 +317,134 @@ class Incoming(Table):
         if refused is not None:
             self._refuse(origin, refused)
             return
-        known = self.classes.revision_of(message.class_name)
-        if known is None:
-            error = ClassNotFoundError(message.class_name, self.classes.names())
-            self._refuse(origin, error)
+        if not self.fetching.has(message.class_name):
+            self._fetch(
+                origin, message, message.class_name, b"",
+                lambda: self._create(origin, message),
+            )  # fmt: skip
             return
         lacking = self.classes.missing_for(message.class_name)
         if lacking is not None:
             self._refuse(origin, lacking)
             return
         age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
-        self.step(
-            events.CallArrived(
-                origin, ObjectId(message.object_id), Kind.CREATE, "__init__", message,
-                message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
-                0, message.class_name, message.alias,
-            )
+        arrived = events.CallArrived(
+            origin, ObjectId(message.object_id), Kind.CREATE, "__init__", message,
+            message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
+            0, message.class_name, message.alias,
         )  # fmt: skip
+        self.step(arrived)
 
     def _on_delete(self, session: Session, message: Delete) -> None:
         if not self.location.is_here(ObjectId(message.object_id)):
-            self._elsewhere(session, message)
+            self._elsewhere(session, message, ObjectId(message.object_id))
             return
         self._delete(Client(session.session_id, message.sequence), message)
 
     def _delete(self, origin: Client | Nested, message: Delete) -> None:
         age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
-        self.step(
-            events.CallArrived(
-                origin, ObjectId(message.object_id), Kind.DELETE, "delete", message,
-                message.attempt, message.first_unacked, 0.0, age_s,
-            )
+        arrived = events.CallArrived(
+            origin, ObjectId(message.object_id), Kind.DELETE, "delete", message,
+            message.attempt, message.first_unacked, 0.0, age_s,
         )  # fmt: skip
+        self.step(arrived)
 
     def _on_persist(self, session: Session, message: Persist) -> None:
-        self._persist(Client(session.session_id, message.sequence), message)
-
-    def _persist(self, origin: Client | Nested, message: Persist) -> None:
-        if self._is_too_large(origin, message):
+        origin = Client(session.session_id, message.sequence)
+        states = self._states_of(origin, message)
+        if states is None:
             return
+        # All of them are of one peer, that of the first.
+        first = ObjectId(states[0].object_id)
+        if not self.location.is_here(first):
+            self._elsewhere(session, message, first)
+            return
+        self._persist(origin, message, states)
+
+    def _states_of(
+        self, origin: Client | Nested, message: Persist
+    ) -> list[NamedState] | None:
+        """Return the states of a Persist; None where it is refused."""
+        if self._is_too_large(origin, message):
+            return None
         try:
             states = decode_states(message.body, message.buffers)
+            if not states:
+                raise RemoteProtocolError("a Persist without states", "Persist")
         except RemoteProtocolError as error:
             self._refuse(origin, error)
-            return
+            return None
+        homes = {home_of(ObjectId(named.object_id)) for named in states}
+        if len(homes) > 1:
+            mixed = InvalidRequestError(
+                f"one Persist has objects of {len(homes)} peers, expected of one",
+                "Persist",
+            )
+            self._refuse(origin, mixed)
+            return None
+        return states
+
+    def _persist(
+        self, origin: Client | Nested, message: Persist, states: list[NamedState]
+    ) -> None:
+        for named in states:
+            state = named.state
+            if not self.fetching.has(state.class_name, state.revision):
+                self._fetch(
+                    origin, message, state.class_name, state.revision,
+                    lambda: self._persist(origin, message, states),
+                )  # fmt: skip
+                return
         refused = self._why_not_persisted(states)
         if refused is not None:
             self._refuse(origin, refused)
             return
         age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
-        self.step(
-            events.PersistArrived(
-                origin, states, message.attempt, message.first_unacked, age_s
-            )
+        arrived = events.PersistArrived(
+            origin, states, message.attempt, message.first_unacked, age_s
         )
+        self.step(arrived)
 
     def _why_not_persisted(self, states: list[NamedState]) -> ActiveStoreError | None:
-        if not states:
-            return RemoteProtocolError("a Persist without states", "Persist")
         for named in states:
             refused = _why_no_alias(named.alias)
             if refused is not None:
                 return refused
-            if self.classes.revision_of(named.state.class_name) is None:
-                return ClassNotFoundError(named.state.class_name, self.classes.names())
+            lacking = self.classes.missing_for(named.state.class_name)
+            if lacking is not None:
+                return lacking
         return None
+
+    def _fetch(
+        self,
+        origin: Client | Nested,
+        message: Create | Persist,
+        class_name: str,
+        revision: bytes,
+        go_on: Callable[[], None],
+    ) -> None:
+        """Fetch a class that a request needs, then go on with it, or refuse it."""
+        first = []
+        hint = message.extra.get("code_at") if message.extra else None
+        if type(hint) is bytes:
+            first.append(PeerId(hint))
+        client = origin if type(origin) is Client else None
+        session = self.sessions.get(client.session) if client is not None else None
+        link = self.links.by_route.get(session.route) if session is not None else None
+        if link is not None:
+            first.append(link.peer_id)
+        if client is not None:
+            self.step(events.ErrandBegan(client))
+
+        def then(error: ActiveStoreError | None) -> None:
+            if client is not None:
+                self.step(events.ErrandEnded(client))
+            if error is not None:
+                self._refuse(origin, error)
+            else:
+                go_on()
+
+        self.fetching.bring(class_name, revision, first, then)
 
     def _on_request(self, session: Session, message: Request) -> None:
         self.request_handler(Client(session.session_id, message.sequence), message)
@@ -426,7 +490,9 @@ class Incoming(Table):
         elif kind is Create:
             self._create(origin, message)
         elif kind is Persist:
-            self._persist(origin, message)
+            states = self._states_of(origin, message)
+            if states is not None:
+                self._persist(origin, message, states)
         elif kind is Delete:
             self._delete(origin, message)
         elif kind is Request:

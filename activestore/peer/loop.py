@@ -28,6 +28,7 @@ from activestore.objects import orders
 from activestore.objects.spinning import Spin
 from activestore.peer import ports
 from activestore.peer.cluster import Cluster
+from activestore.peer.fetching import Fetching
 from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
 from activestore.peer.moving import Moving
@@ -142,6 +143,7 @@ class PeerLoop(Incoming, Outgoing):
         self.relays = Relays(self, self.links, self.cluster)
         self.cluster.on_gone = self.relays.lose_peer
         self.moving = Moving(self, self.cluster, self.relays)
+        self.fetching = Fetching(self, self.cluster, self.relays)
 
     # -- turning -----------------------------------------------------------------------
 
