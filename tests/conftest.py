@@ -1,9 +1,11 @@
-"""What all tests share: hypothesis profiles, Ctrl-C, and soak tests where asked for."""
+"""What all tests share: hypothesis profiles, Ctrl-C, multicasts, soak tests if asked for."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 
 import pytest
 from hypothesis import settings
@@ -48,3 +50,25 @@ def pytest_collection_modifyitems(
 def rewrite(request: pytest.FixtureRequest) -> bool:
     """Whether files with expectations shall be rewritten."""
     return bool(request.config.getoption("--rewrite"))
+
+
+@pytest.fixture
+def multicasts() -> None:
+    """Skip where peers cannot find each other by mDNS at loopback."""
+    pytest.importorskip("zeroconf", reason="activestore[discover] is not installed")
+    group, port = "224.0.0.251", 5399
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as said,
+    ):
+        loopback = socket.inet_aton("127.0.0.1")
+        try:
+            heard.bind(("", port))
+            heard.settimeout(2.0)
+            joined = struct.pack("4s4s", socket.inet_aton(group), loopback)
+            heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
+            said.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+            said.sendto(b"?", (group, port))
+            heard.recv(1)
+        except OSError as error:
+            pytest.skip(f"no multicasts at loopback here: {error}")

@@ -62,6 +62,16 @@ def status(target: Target, *, as_json: bool) -> None:
         ("flash life", about["flash"]["text"]),
         ("classes", ", ".join(about["classes"]) or "none"),
     ]
+    # Peers of earlier versions tell neither.
+    discovery = about.get("discovery", {})
+    if discovery.get("is_on"):
+        rows.append(("discovery", discovery["trouble"] or "works"))
+    cannot_join = about.get("cannot_join", {})
+    rows += [("cannot join", f"{at}: {why}") for at, why in cannot_join.items()]
+    rows += [
+        ("renamed", f"{one['alias']!r} of {one['object_id'].hex()}: {one['renamed']!r}")
+        for one in about.get("names", {}).get("renamed", ())
+    ]
     rows += [
         (
             f"executor {one['executor']}",

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from activestore.cli.options import guarded
-from activestore.cli.output import echo, say
+from activestore.cli.output import echo
 from activestore.errors import (
     ActiveStoreError,
     ConfigurationError,
@@ -28,8 +28,6 @@ from activestore.version import VERSION
 
 _log = logging.getLogger(__name__)
 
-DISCOVER_IS_MISSING = "--discover is not built yet; this peer stays alone"
-
 
 @click.command()
 @click.option("--name", help="What people call the peer; the host's name by default.")
@@ -40,14 +38,13 @@ DISCOVER_IS_MISSING = "--discover is not built yet; this peer stays alone"
 @click.option(
     "--join",
     multiple=True,
-    help="Address of a peer to join; may be repeated. Not built yet: the peer says so, "
-    "and stays alone.",
+    help="Address of a peer to join; may be repeated. One that answers is enough.",
 )
 @click.option(
     "--discover",
     is_flag=True,
     default=None,
-    help="Find peers by mDNS, and be found. Not built yet: the peer says so, and stays alone.",
+    help="Find peers of the same cluster on the local network by mDNS, and be found.",
 )
 @click.option("--cluster", help="Name of its cluster; others are refused.")
 @click.option("--zone", help="Where it stands, in a word.")
@@ -69,8 +66,6 @@ def start(path: str | None, *, as_json: bool, **flags: Any) -> None:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    if config.discover:
-        say(f"warning: {DISCOVER_IS_MISSING}")
     daemon = _opened(config)
     try:
         code = daemon.run(lambda: _say_ready(daemon, config, as_json=as_json))

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -27,6 +28,8 @@ from activestore.peer.between import Between
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
+from activestore.peer.discovery import Announcement, Discovery
+from activestore.peer.links import LINKS_MAX
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests
@@ -78,6 +81,15 @@ class Daemon:
             self._engine.close()
             raise
         self.endpoint = config.advertise or self._transport.endpoint
+        # Addresses that discovery found and the loop has not dialled yet. Where there are
+        # more than links, the oldest fall out.
+        self._found: deque[str] = deque(maxlen=LINKS_MAX)
+        try:
+            self._discovery = self._make_discovery()
+        except BaseException:
+            self._transport.close()
+            self._engine.close()
+            raise
         self._storage = StorageThreads(self._engine)
         self._processes = ExecutorProcesses(
             ProcessSettings(
@@ -108,7 +120,14 @@ class Daemon:
                 random.SystemRandom().random,
             )
         )
-        status = Status(config, self._loop, self._transport, self._processes, version)
+        status = Status(
+            config,
+            self._loop,
+            self._transport,
+            self._processes,
+            version,
+            self._discovery,
+        )
         damaged = self._engine.damaged_classes()
         for error in damaged.values():
             _log.error("class left out error=%s", error)
@@ -124,6 +143,29 @@ class Daemon:
         self._stops_asked = self._stops_heard = 0
         self._expire_due_s = monotonic_s() + EXPIRE_S
         self._collect_due_s = monotonic_s() + COLLECT_S
+
+    def _make_discovery(self) -> Discovery | None:
+        """Return what finds other peers, None where nobody asked for it.
+
+        Raises:
+            ConfigurationError: it lacks a module, or the address cannot be announced.
+        """
+        if not self.config.discover:
+            return None
+        me = Announcement(
+            self._engine.peer_id,
+            self.config.name,
+            self.config.cluster,
+            self.endpoint,
+            PROTOCOL_VERSION,
+        )
+        return Discovery(me, self._on_found)
+
+    def _on_found(self, endpoint: str) -> None:
+        # In discovery's thread: it leaves word, and the loop dials between two turns.
+        self._found.append(endpoint)
+        if not self._storage.is_closing:
+            self._storage.wake()
 
     @property
     def peer_id(self) -> bytes:
@@ -152,6 +194,8 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         self._ready: Callable[[], None] | None = ready
+        if self._discovery is not None:
+            self._discovery.start()
         try:
             self._loop.run(self._is_over)
         finally:
@@ -178,6 +222,8 @@ class Daemon:
         while self._stops_heard < self._stops_asked:
             self._stops_heard += 1
             self.stop()
+        while self._found:
+            self._loop.cluster.found(self._found.popleft())
         now_s = monotonic_s()
         if self._stop_due_s and (self._core.owes_nothing or now_s >= self._stop_due_s):
             return True
@@ -194,6 +240,8 @@ class Daemon:
         return self._loop.is_stopping
 
     def _close(self) -> None:
+        if self._discovery is not None:
+            self._discovery.close()
         self._processes.close()
         self._storage.close()
         self._transport.close()

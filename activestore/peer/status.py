@@ -14,6 +14,7 @@ import psutil
 from activestore.core.calls import ExecutorState
 from activestore.peer.clock import monotonic_s
 from activestore.peer.config import PeerConfig
+from activestore.peer.discovery import Discovery
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses
 from activestore.peer.transport import RouterTransport
@@ -33,7 +34,9 @@ class Status:
         transport: RouterTransport,
         processes: ExecutorProcesses,
         version: str,
+        discovery: Discovery | None = None,
     ) -> None:
+        self._discovery = discovery
         self._config = config
         self._loop = loop
         self._transport = transport
@@ -58,6 +61,13 @@ class Status:
             "data_dir": self._config.data_dir,
             "uptime_s": monotonic_s() - self._started_s,
             "state": "draining" if core.is_draining else "serving",
+            "cluster": self._config.cluster,
+            "discovery": self._about_discovery(),
+            "cannot_join": dict(loop.links.problems),
+            "names": {
+                "renamed": loop.naming.disputes.rows(),
+                "untold": loop.naming.core.waiting_count,
+            },
             "cores": os.cpu_count() or 1,
             "power_source": self._config.power_source,
             "daemon": {
@@ -82,6 +92,11 @@ class Status:
             "methods": self._methods(),
             "backups": {path: list(pair) for path, pair in loop.backups.items()},
         }
+
+    def _about_discovery(self) -> dict[str, Any]:
+        if self._discovery is None:
+            return {"is_on": False, "trouble": ""}
+        return {"is_on": True, "trouble": self._discovery.trouble}
 
     def _executors(self) -> list[dict[str, Any]]:
         pids = self._processes.pids()

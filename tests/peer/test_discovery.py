@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +30,9 @@ class Seeker:
 
 
 @pytest.fixture
-def seek() -> Iterator[Callable[..., Seeker]]:
+def seek(multicasts: None) -> Iterator[Callable[..., Seeker]]:
     """Return what starts a peer that seeks; skip where loopback has no multicasts."""
-    pytest.importorskip("zeroconf", reason="activestore[discover] is not installed")
-    _multicasts_at_loopback_or_skip()
+    del multicasts
     seekers: list[Seeker] = []
 
     def start(number: int, cluster: str = "plant") -> Seeker:
@@ -46,25 +43,6 @@ def seek() -> Iterator[Callable[..., Seeker]]:
     yield start
     for seeker in seekers:
         seeker.discovery.close()
-
-
-def _multicasts_at_loopback_or_skip() -> None:
-    group, port = "224.0.0.251", 5399
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as said,
-    ):
-        loopback = socket.inet_aton("127.0.0.1")
-        try:
-            heard.bind(("", port))
-            heard.settimeout(2.0)
-            joined = struct.pack("4s4s", socket.inet_aton(group), loopback)
-            heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
-            said.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
-            said.sendto(b"?", (group, port))
-            heard.recv(1)
-        except OSError as error:
-            pytest.skip(f"no multicasts at loopback here: {error}")
 
 
 @pytest.mark.net
