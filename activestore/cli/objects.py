@@ -46,31 +46,39 @@ SHOWN_BYTES_MAX = 4096
     type=TEXT,
     help="Only objects whose alias begins so.",
 )
+@click.option("--here", is_flag=True, help="Only objects at the connected peer.")
 @peer_options()
-def objects(target: Target, alias_prefix: str, *, as_json: bool) -> None:
-    """List what is stored."""
+def objects(target: Target, alias_prefix: str, *, here: bool, as_json: bool) -> None:
+    """List what is stored, in the whole cluster."""
     title = "objects"
+    missing: list[str] = []
     with spinner(title, quiet=as_json) as end_spinner, target.connected() as store:
-        rows: Iterable[dict[str, Any]] = store.objects(alias_prefix)
+        rows: Iterable[dict[str, Any]] = store.objects(
+            alias_prefix, here=here, unreachable=missing
+        )
         if as_json or is_terminal(sys.stdout):
             rows = list(rows)  # A table is drawn as wide as its widest row.
         end_spinner()
         if as_json:
             show(rows, as_json=True)
-            return
-        table(
-            ("alias", "class", "id", "size", "version"),
-            (
+        else:
+            table(
+                ("alias", "class", "id", "size", "version", "peer"),
                 (
-                    row["alias"],
-                    row["class_name"],
-                    row["object_id"].hex(),
-                    size_text(row["bytes"]),
-                    row["version"],
-                )
-                for row in rows
-            ),
-        )
+                    (
+                        row["alias"],
+                        row["class_name"],
+                        row["object_id"].hex(),
+                        size_text(row["bytes"]),
+                        row["version"],
+                        row.get("peer", ""),
+                    )
+                    for row in rows
+                ),
+            )
+    if missing:
+        names = ", ".join(sorted(set(missing)))
+        say(f"not listed, for they cannot be reached: {names}")
 
 
 @click.command("show")

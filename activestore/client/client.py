@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from activestore import ids, model, remote
 from activestore.client import codewatch, finding
 from activestore.client.connection import Connection
+from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
 from activestore.client.placing import Placing
 from activestore.client.proxy import RemoteClass, StandIns
@@ -32,7 +33,6 @@ from activestore.remote import CallOptions
 from activestore.wire import messages, values
 from activestore.wire.messages import Operation
 
-PAGE_ROWS = 1000
 
 if TYPE_CHECKING:
     from activestore.client.streams import Items
@@ -501,17 +501,19 @@ class Store:
             "delete",
         )
 
-    def objects(self, alias_prefix: str = "") -> Iterator[dict[str, Any]]:
-        """Iterate over what is stored, as dicts: object_id, alias, class_name, bytes, ..."""
-        after = None
-        while True:
-            page = self.request(
-                "objects", alias_prefix=alias_prefix, after=after, limit=PAGE_ROWS
-            )
-            yield from page["rows"]
-            after = page["next"]
-            if after is None:
-                return
+    def objects(
+        self,
+        alias_prefix: str = "",
+        *,
+        here: bool = False,
+        unreachable: list[str] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Iterate over what is stored, as dicts: object_id, alias, class_name, peer, ...
+
+        In the whole cluster, or `here`, at the connected peer. `unreachable` gets the
+        names of peers that could not be asked, by the time all is listed.
+        """
+        return rows_of(self.request, alias_prefix, here, unreachable)
 
     # -- classes -----------------------------------------------------------------------
 

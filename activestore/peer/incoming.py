@@ -26,6 +26,7 @@ from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
 from activestore.peer.moving import Moving
+from activestore.peer.naming import Naming
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
 from activestore.wire import codec
@@ -86,6 +87,7 @@ class Incoming(Table):
     relays: Relays
     moving: Moving
     fetching: Fetching
+    naming: Naming
 
     def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
         self.carry_out([effects.Refuse(origin, error)])
@@ -254,6 +256,7 @@ class Incoming(Table):
         self.sessions.pop(session.session_id, None)
         self.routes.pop(session.route, None)
         self.relays.end_session(session)
+        self.naming.end_session(session.session_id)
         self.step(events.SessionEnded(session.session_id))
 
     def _is_too_large(self, origin: Client | Nested, message: Any) -> bool:
@@ -333,7 +336,8 @@ class Incoming(Table):
             message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
             0, message.class_name, message.alias,
         )  # fmt: skip
-        self.step(arrived)
+        wants = {message.alias: arrived.object_id} if message.alias else {}
+        self.naming.claim(origin, wants, lambda: self.step(arrived))
 
     def _on_delete(self, session: Session, message: Delete) -> None:
         if not self.location.is_here(ObjectId(message.object_id)):
@@ -347,7 +351,7 @@ class Incoming(Table):
             origin, ObjectId(message.object_id), Kind.DELETE, "delete", message,
             message.attempt, message.first_unacked, 0.0, age_s,
         )  # fmt: skip
-        self.step(arrived)
+        self.naming.before_delete(origin, arrived.object_id, lambda: self.step(arrived))
 
     def _on_persist(self, session: Session, message: Persist) -> None:
         origin = Client(session.session_id, message.sequence)
@@ -403,7 +407,8 @@ class Incoming(Table):
         arrived = events.PersistArrived(
             origin, states, message.attempt, message.first_unacked, age_s
         )
-        self.step(arrived)
+        wants = {one.alias: ObjectId(one.object_id) for one in states if one.alias}
+        self.naming.claim(origin, wants, lambda: self.step(arrived))
 
     def _why_not_persisted(self, states: list[NamedState]) -> ActiveStoreError | None:
         for named in states:
@@ -451,6 +456,7 @@ class Incoming(Table):
 
     def _on_cancel(self, session: Session, message: Cancel) -> None:
         self.relays.pass_on(session, message)
+        self.naming.cancel(Client(session.session_id, message.sequence))
         self.step(events.CancelArrived(session.session_id, message.sequence))
 
     def _on_credit(self, session: Session, message: Credit) -> None:

@@ -32,6 +32,7 @@ from activestore.peer.fetching import Fetching
 from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
 from activestore.peer.moving import Moving
+from activestore.peer.naming import Naming
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.relays import Relays
 from activestore.peer.table import Parts, Session
@@ -144,6 +145,9 @@ class PeerLoop(Incoming, Outgoing):
         self.cluster.on_gone = self.relays.lose_peer
         self.moving = Moving(self, self.cluster, self.relays)
         self.fetching = Fetching(self, self.cluster, self.relays)
+        self.naming = Naming(self, self.cluster, self.relays)
+        self.cluster.on_changed = self.naming.peers_changed
+        self.moving.on_held = self.naming.held
 
     # -- turning -----------------------------------------------------------------------
 
@@ -175,6 +179,7 @@ class PeerLoop(Incoming, Outgoing):
         if now_s >= self._measure_due_s:
             self._measure(now_s)
         self.cluster.turn(now_s)
+        self.naming.turn(now_s)
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + LOOK_S
             self.links.look(now_s, self.relays.awaited())
@@ -210,7 +215,7 @@ class PeerLoop(Incoming, Outgoing):
         if self.executors.has_unsent or self.transport.has_backlog:
             return RETRY_S
         deadline_s = self.core.deadline_s()
-        due_s = min(self._measure_due_s, self.cluster.next_s())
+        due_s = min(self._measure_due_s, self.cluster.next_s(), self.naming.next_s())
         if self.links.by_route or not self.moving.is_idle:
             due_s = min(due_s, self._look_due_s)
         if deadline_s is not None and deadline_s < due_s:

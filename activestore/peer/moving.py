@@ -83,6 +83,8 @@ class Moving:
         self._parked: dict[ObjectId, list[tuple[Session, Any]]] = {}
         self._asked: set[tuple[str, ObjectId]] = set()
         self._again_due_s = 0.0
+        # Called with an object that has come here.
+        self.on_held: Callable[[ObjectId], None] = lambda object_id: None
 
     # -- at start ----------------------------------------------------------------------
 
@@ -324,6 +326,7 @@ class Moving:
         me = PeerId(self._table.settings.peer_id)
         self._untold[object_id] = Place(me, epoch)
         self._tell_keepers(object_id)
+        self.on_held(object_id)
         for session, message in self._parked.pop(object_id, ()):
             self._table.receive(session, message)
 

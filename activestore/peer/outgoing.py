@@ -12,6 +12,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Client
 from activestore.ids import ObjectId
 from activestore.objects import orders
+from activestore.peer.naming import Naming
 from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import Change, Durability, ReplyRecord
@@ -37,6 +38,7 @@ class Outgoing(Table):
     """Carries the core's effects out."""
 
     relays: Relays
+    naming: Naming
 
     def _do_load(self, effect: effects.LoadObject) -> None:
         self.storage.load(effect.object_id, is_reader=effect.is_reader)
@@ -80,6 +82,7 @@ class Outgoing(Table):
             effect.object_id, effect.version, effect.state, effect.delta,
             effect.is_delete, effect.state is not None, effect.alias, durability, reply,
             effect.acknowledged,
+            created_s=self.naming.claimed_s(effect.object_id) if effect.alias else 0.0,
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
             self.storage.commit(effect.token, (change,))
@@ -114,6 +117,7 @@ class Outgoing(Table):
         return Change(
             ObjectId(named.object_id), 1, named.state, None, False, True, named.alias,
             Durability.COMMIT, reply, (), group,
+            created_s=self.naming.claimed_s(named.object_id) if named.alias else 0.0,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _record(
@@ -133,6 +137,8 @@ class Outgoing(Table):
 
     def _do_answer(self, effect: effects.Answer) -> None:
         origin = effect.origin
+        if origin in self.naming.open:
+            self.naming.ended(origin, is_done=True)
         if type(origin) is Client:
             session = self.sessions.get(origin.session)
             if session is not None:
@@ -147,6 +153,8 @@ class Outgoing(Table):
 
     def _do_refuse(self, effect: effects.Refuse) -> None:
         origin = effect.origin
+        if origin in self.naming.open:
+            self.naming.ended(origin, is_done=False)
         if effect.error is None:
             code, body = effect.code, effect.body
         else:

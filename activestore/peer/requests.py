@@ -16,9 +16,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
 from activestore.errors import (
     ActiveStoreError,
-    AliasNotFoundError,
     ClassNotFoundError,
-    CorruptRecordError,
     InternalError,
     InvalidRequestError,
     ObjectNotFoundError,
@@ -134,26 +132,6 @@ class Requests:
 
     # -- names and listings ------------------------------------------------------------
 
-    def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        alias = text_of(parameters, "alias")
-
-        def find(engine: Engine) -> tuple[ObjectId, str] | None:
-            object_id = engine.resolve(alias)
-            if object_id is None:
-                return None
-            try:
-                head = engine.head(object_id)
-            except CorruptRecordError:
-                return object_id, ""  # It can be deleted by its name all the same.
-            return None if head is None else (object_id, head.class_name)
-
-        def answer(found: tuple[ObjectId, str] | None) -> object:
-            if found is None:
-                raise AliasNotFoundError(alias)
-            return {"object_id": found[0], "class_name": found[1]}
-
-        self.read(origin, find, answer)
-
     def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
         if self.is_elsewhere(origin, "locate", object_id, parameters):
@@ -162,7 +140,7 @@ class Requests:
         def answer(head: Head | None) -> object:
             if head is None:
                 raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
-            return {**self._here(), **_row(head)}
+            return {**self._here(), **row_of(head)}
 
         self.read(origin, lambda engine: engine.head(object_id), answer)
 
@@ -212,7 +190,7 @@ class Requests:
                 raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
             return {
                 **self._here(),
-                **_row(head),
+                **row_of(head),
                 "fields": {name: {"bytes": size} for name, size in head.fields.items()},
                 "graph_fields": list(head.graph_fields),
                 **self._live(object_id),
@@ -231,28 +209,6 @@ class Requests:
             "waiting": len(box.waiting),
             "running": [call.method for call in box.running.values()],
         }
-
-    def _do_objects(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        prefix = text_of(parameters, "alias_prefix", "")
-        after = parameters.get("after")
-        if after is not None and not _is_object_id(after):
-            raise RemoteProtocolError("after must be an object id or nil", "objects")
-        limit = parameters.get("limit", ROWS_MAX)
-        if type(limit) is not int or not 0 < limit <= ROWS_MAX:
-            raise RemoteProtocolError(f"limit must be 1 to {ROWS_MAX}", "objects")
-
-        def answer(heads: list[Head]) -> object:
-            is_last = len(heads) < limit
-            return {
-                "rows": [_row(head) for head in heads],
-                "next": None if is_last else heads[-1].object_id,
-            }
-
-        self.read(
-            origin,
-            lambda engine: engine.heads(after=after, alias_prefix=prefix, limit=limit),
-            answer,
-        )
 
     # -- classes -----------------------------------------------------------------------
 
@@ -450,7 +406,8 @@ class Requests:
         self._loop.backups[directory] = (done, total)
 
 
-def _row(head: Head) -> dict[str, Any]:
+def row_of(head: Head) -> dict[str, Any]:
+    """Return what a listing says of an object."""
     return {
         "object_id": head.object_id,
         "alias": head.alias,

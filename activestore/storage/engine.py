@@ -258,6 +258,14 @@ class Engine(Protocol):
         `damage`.
         """
 
+    def names(
+        self, after: str = "", limit: int = 1000
+    ) -> list[tuple[str, ObjectId, float]]:
+        """Return up to `limit` aliases behind `after`: alias, object, when it was made.
+
+        Those of damaged heads are left out.
+        """
+
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int
     ) -> ReplyRecord | None:

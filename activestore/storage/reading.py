@@ -157,6 +157,27 @@ def heads(
     return found
 
 
+def names(
+    transaction: Any, tables: Tables, after: str, limit: int
+) -> list[tuple[str, ObjectId, float]]:
+    """Return up to `limit` aliases behind `after`, with object and time of creation."""
+    cursor = transaction.cursor(db=tables["aliases"])
+    found: list[tuple[str, ObjectId, float]] = []
+    if not cursor.set_range(after.encode() + b"\x00" if after else b"\x00"):
+        return found
+    for key, value in cursor:
+        object_id = ObjectId(bytes(value))
+        try:
+            document = document_of(transaction, tables, object_id)
+        except CorruptRecordError:
+            continue
+        if document is not None:
+            found.append((bytes(key).decode(), object_id, document.created_s))
+        if len(found) >= limit:
+            break
+    return found
+
+
 def damaged_head(object_id: ObjectId, alias: str, error: CorruptRecordError) -> Head:
     """Return what can be said of an object whose head cannot be read."""
     return Head(

@@ -354,6 +354,13 @@ class TableEngine(abc.ABC):
         with self._reading() as transaction:
             return reading.heads(transaction, self._tables, after, alias_prefix, limit)
 
+    def names(
+        self, after: str = "", limit: int = 1000
+    ) -> list[tuple[str, ObjectId, float]]:
+        """Return up to `limit` aliases behind `after`: alias, object, when it was made."""
+        with self._reading() as transaction:
+            return reading.names(transaction, self._tables, after, limit)
+
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int
     ) -> ReplyRecord | None:
