@@ -30,6 +30,7 @@ from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
 from activestore.peer.discovery import Announcement, Discovery
 from activestore.peer.links import LINKS_MAX
+from activestore.peer.listing import Listing
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.peer.requests import Requests
@@ -135,6 +136,8 @@ class Daemon:
             self._loop, status=status.gather, stop=self.stop, damaged=damaged
         )
         Between(self._loop, self._loop.moving, requests)
+        Listing(self._loop, requests)
+        self._loop.naming.restore(self._engine)
         Suiting(self._loop, requests)
         self._loop.moving.restore(self._engine)
         for record in self._engine.classes():
