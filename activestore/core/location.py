@@ -54,14 +54,14 @@ class Location:
     def place_of(self, object_id: ObjectId) -> Place | None:
         """Return where the object was last known to be, None where nothing was heard.
 
-        Its home is not an answer: whoever has heard nothing asks there.
+        Its home is not an answer: whoever has heard nothing asks there. What a keeper
+        was told may be older than what it heard later: buddies change.
         """
-        place = self.places.get(object_id)
-        if place is None:
-            place = self._hints.get(object_id)
-            if place is not None:
-                self._hints.move_to_end(object_id)
-        return place
+        place, hint = self.places.get(object_id), self._hints.get(object_id)
+        if hint is None or (place is not None and place.epoch >= hint.epoch):
+            return place
+        self._hints.move_to_end(object_id)
+        return hint
 
     def hold(self, object_id: ObjectId) -> None:
         """Note that the object is here now."""
@@ -98,9 +98,9 @@ class Location:
 
     def hear(self, object_id: ObjectId, place: Place) -> bool:
         """Remember a hint; False where something as new is known."""
-        known = self.places.get(object_id) or self._hints.get(object_id)
-        if known is not None and known.epoch >= place.epoch:
-            return False
+        for known in (self.places.get(object_id), self._hints.get(object_id)):
+            if known is not None and known.epoch >= place.epoch:
+                return False
         if place.peer_id == self.me or self.is_here(object_id):
             return False
         self._hints[object_id] = place
