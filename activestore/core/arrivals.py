@@ -82,8 +82,8 @@ class Arrivals(Travels):
         if known is not None:
             if known.refusal is not None:  # It is being ended; this was its answer.
                 self._emit(effects.Refuse(origin, known.refusal))
-            elif event.chain and not known.chain:
-                known.chain = event.chain  # Its caller waits for it now.
+            elif len(event.chain) > len(known.chain):
+                known.chain = event.chain  # Its caller, or that one's, waits now.
                 self._settle_below(known)
             return False  # A retry of what is in progress: its answer will come.
         if self._unwritten and origin in self._unwritten:

@@ -67,7 +67,9 @@ class Chains(Desk):
     def _settle_below(self, call: Call) -> None:
         """Look again at what waits below a call that is now waited for."""
         if call.is_away:
-            self._depart(call, is_again=True)
+            # One that has not left yet will say who waits for it when it does.
+            if not self._is_held_back(call):
+                self._depart(call, is_again=True)
             return
         box = self.boxes.boxes.get(call.object_id)
         if call.slot is None and box is not None and call in box.waiting:
@@ -79,6 +81,10 @@ class Chains(Desk):
             child = self.calls.get(child_id)
             if child is not None and child.is_waited_for:
                 self._settle_below(child)
+
+    def _is_held_back(self, call: Call) -> bool:
+        """Whether a call leaves only once what a retry is told is on disk."""
+        return any(call.call_id in ids for _, ids in self._departures.values())
 
     def _depart(self, call: Call, *, is_again: bool = False) -> None:
         left_s = 0.0

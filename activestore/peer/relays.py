@@ -164,7 +164,7 @@ class Relays:
         if known is not None and effect.is_again:
             merged = {**(known.message.extra or {}), **extra}
             known.message = known.message._replace(extra=merged)
-            self._send_again(known)
+            self._send_next(known)
             return
         message: Any = call.payload
         if call.credit:
@@ -286,6 +286,10 @@ class Relays:
             )
             self._end(trip, error)
             return
+        self._send_next(trip)
+
+    def _send_next(self, trip: Trip) -> None:
+        """Send a trip under its next number of attempt."""
         if hasattr(trip.message, "attempt"):
             trip.attempt += 1
             age_ms = int((self._table.clock() - trip.began_s) * 1000)
