@@ -70,13 +70,12 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a keeper has after a claim was asked or told; `is_new`: it must be written.
+    """What a keeper has after a claim was asked or told.
 
     `lost`: the confirmed claim of another object that had to give way.
     """
 
     kept: Claim
-    is_new: bool
     lost: Claim | None = None
 
 
@@ -84,20 +83,20 @@ def judge(known: Claim | None, asked: Claim, wall_s: float) -> Verdict:
     """Decide, as a keeper, between what is known of an alias and a new claim."""
     fresh = asked._replace(lapses_s=0.0 if asked.is_confirmed else wall_s + TENTATIVE_S)
     if known is None or is_over(known, wall_s):
-        return Verdict(fresh, True)
+        return Verdict(fresh)
     if known.object_id == asked.object_id:
         if known.is_confirmed and not asked.is_confirmed:
-            return Verdict(known, False)
-        return Verdict(fresh, fresh != known)
+            return Verdict(known)
+        return Verdict(fresh)
     if not asked.is_confirmed:
-        return Verdict(known, False)
+        return Verdict(known)
     if not known.is_confirmed:
         # It was promised, but this object has it: the other will hear of it, if it is
         # ever made, when it is confirmed.
-        return Verdict(fresh, True)
+        return Verdict(fresh)
     if asked.age < known.age:
-        return Verdict(fresh, True, known)
-    return Verdict(known, False)
+        return Verdict(fresh, known)
+    return Verdict(known)
 
 
 def is_over(claim: Claim, wall_s: float) -> bool:
@@ -544,7 +543,11 @@ class Names:
             self._pause_s[event.peer_id] = now_s + TELL_PAUSE_S
         for (alias, _), item in items.items():
             vote = event.votes.get(alias)
-            if type(item) is not Claim or vote is None or vote.object_id == item.object_id:
+            if (
+                type(item) is not Claim
+                or vote is None
+                or vote.object_id == item.object_id
+            ):
                 continue
             if item.is_confirmed and vote.is_confirmed:
                 self._effects.append(Lost(alias, item, vote))

@@ -55,12 +55,13 @@ def keep(
     Raises:
         ActiveStoreError: the disk is full; nothing was kept.
     """
+    rows: dict[str, Claim | None] = {}
     found: dict[str, Claim | None] = {}
     changed: dict[str, Claim | None] = {}
     losers = []
     for alias, item in items:
         if alias not in found:
-            found[alias] = claim_of(engine, alias)
+            rows[alias] = found[alias] = claim_of(engine, alias)
             own = own_claim(engine, me, alias)
             if own is not None and found[alias] != own:
                 verdict = judge(found[alias], own, wall_s)
@@ -71,16 +72,17 @@ def keep(
                 found[alias] = changed[alias] = None
             continue
         verdict = judge(known, item, wall_s)  # type: ignore[arg-type]  # no Free
-        if verdict.is_new:
-            found[alias] = changed[alias] = verdict.kept
+        found[alias] = verdict.kept
+        if verdict.kept.object_id == item.object_id and verdict.kept != rows[alias]:
+            changed[alias] = verdict.kept
         if verdict.lost is not None:
             losers.append((alias, verdict.lost, verdict.kept))
-    rows = [
+    written = [
         Row("name", alias.encode(), None if claim is None else pack(claim))
         for alias, claim in changed.items()
     ]
-    if rows:
-        (refused,) = engine.commit([Change(ZERO_ID, rows=rows)])
+    if written:
+        (refused,) = engine.commit([Change(ZERO_ID, rows=written)])
         if refused is not None:
             raise refused
     votes = {alias: claim for alias, claim in found.items() if claim is not None}
