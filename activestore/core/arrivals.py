@@ -66,12 +66,13 @@ class Arrivals(Travels):
             call.deadline_s = self._now_s + event.deadline_s
             self.timers.add(call.deadline_s, Timer.DEADLINE, call.call_id)
         if event.attempt and type(origin) is Client:
+            self.lookups.begin(call)
             self._emit(
                 effects.LookUpReply(
                     call.call_id, call.object_id, origin.session, origin.sequence
                 )
             )
-        else:
+        elif not self.lookups.lines or not self.lookups.follow(call):
             self._enqueue(call)
 
     def _admit_client(
@@ -182,7 +183,11 @@ class Arrivals(Travels):
                 outermost = provisional(parent) or self._outermost(parent)
         token = self.ledger.next_token()
         self._persists[token] = event
-        self._emit(effects.CommitStates(token, event.states, client, outermost))
+        self._emit(
+            effects.CommitStates(
+                token, event.states, client, outermost, event.first_unacked
+            )
+        )
 
     def _on_errand_began(self, event: events.ErrandBegan) -> None:
         origin = event.origin
@@ -196,13 +201,21 @@ class Arrivals(Travels):
         if call is None:
             return
         if event.code is None:
-            self._enqueue(call)
+            self.lookups.end(call)  # It goes on by `_go_on_looked_up`.
             return
         if event.code:
             self._emit(effects.Refuse(call.origin, None, event.code, event.body))
         else:
             self._emit(effects.Answer(call.origin, event.body, event.buffers))
         self._close(call)
+
+    def _go_on_looked_up(self) -> None:
+        """Let the calls go on for which, and before which, nothing is looked up now."""
+        ready = self.lookups.ready
+        while ready:
+            call = ready.popleft()
+            if call.call_id in self.calls:
+                self._enqueue(call)
 
     def _on_object_loaded(self, event: events.ObjectLoaded) -> None:
         box = self.boxes.boxes.get(event.object_id)

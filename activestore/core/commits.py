@@ -104,7 +104,7 @@ class Ledger:
             Commit(
                 token, mailbox.object_id, version, step.delta, step.state, step.created,
                 call.alias, step.is_delete, durability, client, code, body, buffers,
-                acknowledged, outermost,
+                acknowledged, outermost, call.first_unacked, call.still_open,
             )
         )  # fmt: skip
         return version

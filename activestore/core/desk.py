@@ -11,6 +11,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Mailbox, Nested, Slot
 from activestore.core.commits import Ledger, Step
 from activestore.core.executors import Pool, PoolConfig
+from activestore.core.lookups import Lookups
 from activestore.core.mailboxes import MailboxConfig, Mailboxes
 from activestore.core.quarantine import Quarantine
 from activestore.core.timers import Timer, Timers
@@ -61,6 +62,7 @@ class Desk:
             self._fail, self._try_delete,
         )  # fmt: skip
         self._quarantine = Quarantine(self.config.quarantine_s)
+        self.lookups = Lookups()
         self.calls: dict[int, Call] = {}
         self.sessions: dict[SessionId, dict[int, Call]] = {}
         # Answers that are out before what they tell is on disk (relaxed durability).
@@ -208,6 +210,8 @@ class Desk:
             return
         origin = call.origin
         if type(origin) is Client:
+            if self.lookups.lines:
+                self.lookups.leave(call)
             # Until its answer is out, a retry must find the request here.
             if not call.is_deferred:
                 self._forget(origin)
@@ -272,5 +276,5 @@ def provisional(call: Call) -> effects.Provisional | None:
         call.where(), "the peer ended while it ran", is_partial=True
     )
     return effects.Provisional(
-        call.object_id, call.origin, lost.code, encode_error(lost)
+        call.object_id, call.origin, lost.code, encode_error(lost), call.first_unacked
     )

@@ -170,12 +170,14 @@ class Provisional(NamedTuple):
     client: Client
     code: str
     body: bytes
+    first_unacked: int = 0
 
 
 class Commit(NamedTuple):
     """Write one step of one object; answer with Committed or CommitRefused.
 
-    Commits are carried out in order. `delay_s`: how long it may wait for others.
+    Commits are carried out in order. `first_unacked`, `still_open`: as the client's call
+    told; they are kept with its answer.
     """
 
     token: int
@@ -193,6 +195,8 @@ class Commit(NamedTuple):
     buffers: Sequence[object]
     acknowledged: Sequence[tuple[SessionId, int]]
     outermost: Provisional | None = None  # of the chain that a nested call is part of
+    first_unacked: int = 0
+    still_open: Sequence[int] = ()
 
 
 class CommitStates(NamedTuple):
@@ -202,6 +206,7 @@ class CommitStates(NamedTuple):
     states: Sequence[NamedState]
     client: Client | None
     outermost: Provisional | None = None
+    first_unacked: int = 0
 
 
 class HurryCommits(NamedTuple):

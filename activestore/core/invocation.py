@@ -7,7 +7,7 @@
     mailboxes    who runs next on an object           executors    where it runs
     supervision  deaths, silence, timers              commits      replies after commits
     chains       re-entry and deadlock                travels      calls to other peers
-    moves        objects that leave
+    moves        objects that leave             lookups        what may have been answered
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
 given again; nothing is answered before what it saw is durable; a call that is
@@ -97,6 +97,8 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
         out: list[effects.Effect] = []
         self._out = out
         self._handlers[type(event)](event)
+        if self.lookups.ready:
+            self._go_on_looked_up()
         if self._held:
             self._look_at_held()
         if self.pool.left:
@@ -157,6 +159,7 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
                 call.is_deferred or call.call_id in self.calls
                 for call in session.values()
             )
+        self.lookups.check(self.calls)
         boxes = self.boxes.boxes.values()
         loads = sum(box.state is MailboxState.LOADING for box in boxes)
         assert self.boxes.loads_count == loads, (self.boxes.loads_count, loads)

@@ -2,6 +2,7 @@
 
     move      client: bring an object to another peer
     refs      client: which objects an object refers to
+    drain     client: move every object to other peers, then stop
     install, switch, fate, place     peer to peer; see `moving`
 
 Rules of this file: parameters are checked here; a client that asks what only peers may
@@ -12,6 +13,7 @@ Source: schemas/protocol.md section 6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from activestore.core.calls import Client
@@ -26,20 +28,26 @@ from activestore.errors import (
 )
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId
 from activestore.objects.references import refs_of
+from activestore.peer.draining import Draining
 from activestore.peer.loop import PeerLoop
-from activestore.peer.moving import Moving, in_memory
+from activestore.peer.moving import in_memory
 from activestore.peer.requests import Origin, Requests, object_id_of, text_of
 from activestore.storage.engine import Engine
+from activestore.wire.state import decode_states
 
 
 class Between:
     """Operations that concern more than one peer."""
 
-    def __init__(self, loop: PeerLoop, moving: Moving, requests: Requests) -> None:
+    def __init__(
+        self, loop: PeerLoop, requests: Requests, stop: Callable[[], None]
+    ) -> None:
         self._loop = loop
-        self._moving = moving
+        self._moving = loop.moving
+        self._stop = stop
+        self._draining = Draining(loop, loop.moving)
         self._requests = requests
-        for name in ("move", "refs", "install", "switch", "fate", "place"):
+        for name in ("move", "refs", "drain", "install", "switch", "fate", "place"):
             requests.add(name, getattr(self, f"_do_{name}"))
 
     def _then(self, origin: Origin, error: ActiveStoreError | None) -> None:
@@ -88,22 +96,51 @@ class Between:
 
         self._requests.read(origin, read, list)
 
+    def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        if not self._loop.cluster.alive():
+            self._requests.answer(origin, None)
+            self._stop()  # Nobody else is there: its objects stay on its disk.
+            return
+
+        def then(error: ActiveStoreError | None) -> None:
+            self._then(origin, error)
+            if error is None:
+                self._stop()
+
+        self._draining.begin(then)
+
     def _do_install(self, origin: Origin, parameters: dict[str, Any]) -> None:
         source = self._asker(origin, "install")
-        self._moving.install(
-            source, parameters, lambda error: self._then(origin, error)
-        )
+        class_name, revision = _class_of(parameters)
+
+        def then(error: ActiveStoreError | None) -> None:
+            lacking = error or self._loop.classes.missing_for(class_name)
+            if lacking is not None:
+                self._then(origin, lacking)
+                return
+            try:
+                self._moving.install(
+                    source, parameters, lambda error: self._then(origin, error)
+                )
+            except ActiveStoreError as malformed:
+                self._then(origin, malformed)
+
+        # Its code first: the source may be gone when somebody calls the object here.
+        if self._loop.fetching.has(class_name, revision):
+            then(None)
+        else:
+            self._loop.fetching.bring(class_name, revision, [source], then)
 
     def _do_switch(self, origin: Origin, parameters: dict[str, Any]) -> None:
         self._asker(origin, "switch")
         self._moving.switch(
-            object_id_of(parameters), _epoch(parameters),
+            object_id_of(parameters), _token(parameters),
             lambda error: self._then(origin, error),
         )  # fmt: skip
 
     def _do_fate(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        asker = self._asker(origin, "fate")
-        fate = self._moving.fate(object_id_of(parameters), _epoch(parameters), asker)
+        self._asker(origin, "fate")
+        fate = self._moving.fate(object_id_of(parameters), _token(parameters))
         self._requests.answer(origin, fate)
 
     def _do_place(self, origin: Origin, parameters: dict[str, Any]) -> None:
@@ -111,10 +148,28 @@ class Between:
         peer_id = parameters.get("peer_id")
         if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
             raise RemoteProtocolError("peer_id must be 6 bytes", "place")
-        self._moving.learn(
+        self._loop.places.learn(
             object_id_of(parameters), Place(PeerId(peer_id), _epoch(parameters)),
             lambda error: self._then(origin, error),
         )  # fmt: skip
+
+
+def _token(parameters: dict[str, Any]) -> bytes:
+    token = parameters.get("token")
+    if type(token) is not bytes:
+        raise InvalidRequestError("token must be bytes", "token")
+    return token
+
+
+def _class_of(parameters: dict[str, Any]) -> tuple[str, bytes]:
+    """Return class and revision of the object that comes."""
+    try:
+        (named,) = decode_states(parameters["state"], parameters["buffers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteProtocolError(
+            f"install is malformed: {error!r}", "Request"
+        ) from None
+    return named.state.class_name, named.state.revision
 
 
 def _epoch(parameters: dict[str, Any]) -> int:

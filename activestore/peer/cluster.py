@@ -18,9 +18,12 @@ from activestore.core.effects import Note
 from activestore.core.location import Location, Place
 from activestore.core.membership import Membership
 from activestore.core.peers import PeerRecord, PeerState
+from activestore.errors import CorruptRecordError
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.links import Link, Links
 from activestore.peer.table import Table
+from activestore.storage.engine import ZERO_ID, Change, Engine, Row
+from activestore.wire import packing
 from activestore.wire.gossip import Hint
 from activestore.wire.limits import PROTOCOL_VERSION
 
@@ -28,6 +31,9 @@ from activestore.wire.limits import PROTOCOL_VERSION
 _REACHABLE = frozenset({PeerState.ALIVE, PeerState.SUSPECT})
 # Addresses of others that a client is told.
 TOLD_MAX = 8
+# Addresses that are kept for the next start.
+KNOWN_MAX = 32
+_PEERS_KEY = b"peers"
 # A loop that is later than this tells membership so.
 LAG_S = 0.25
 
@@ -48,6 +54,7 @@ class Cluster:
         self.membership = membership
         self.location = location
         self._seeds = tuple(seeds)
+        self._known: list[str] = []
         self._due_s = 0.0
         # Called when a peer is dead or has left.
         self.on_gone: Callable[[PeerId], None] = lambda peer_id: None
@@ -68,6 +75,28 @@ class Cluster:
         """Begin: dial those who are to be joined, and let membership set its timers."""
         self._dial_seeds()
         self.step(cluster_events.TimerFired())
+
+    def restore(self, engine: Engine) -> None:
+        """Remember who was there when this peer ended: they are joined again."""
+        try:
+            known = packing.unpack(engine.row("cluster", _PEERS_KEY) or b"\x90")
+        except (CorruptRecordError, *packing.UNPACK_ERRORS):
+            known = []
+        self._known = [one for one in known if type(one) is str][:KNOWN_MAX]
+        own = {*self._seeds, self._table.settings.endpoint}
+        self._seeds += tuple(one for one in self._known if one not in own)
+
+    def _remember(self) -> None:
+        """Keep addresses of peers that live, for the next start."""
+        known = self.endpoints(KNOWN_MAX)
+        if not known or known == self._known:
+            return  # Of a cluster of which nobody is left, the last ones stay.
+        self._known = known
+        row = Row("cluster", _PEERS_KEY, bytes(packing.pack(known)))
+        change = Change(ZERO_ID, rows=[row])
+        self._table.storage.write(
+            lambda engine: engine.commit([change]), lambda *_: None
+        )
 
     def _dial_seeds(self) -> None:
         for endpoint in self._seeds:
@@ -136,6 +165,7 @@ class Cluster:
                 f"peer={peer_id.hex()}",
             )  # fmt: skip
         if effect.new_state in _REACHABLE:
+            self._remember()
             if effect.old_state not in _REACHABLE:
                 self.on_changed()
             return
@@ -179,14 +209,14 @@ class Cluster:
         """Whether a peer may answer."""
         return self.state_of(peer_id) in _REACHABLE
 
-    def endpoints(self) -> list[str]:
+    def endpoints(self, count_max: int = TOLD_MAX) -> list[str]:
         """Return addresses of some other peers, for clients whose peer dies."""
         found: list[str] = []
         for peer_id in self.alive():
             endpoint = self.endpoint_of(peer_id)
             if endpoint:
                 found.append(endpoint)
-            if len(found) == TOLD_MAX:
+            if len(found) == count_max:
                 break
         return found
 

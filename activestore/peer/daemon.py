@@ -24,21 +24,19 @@ from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
 from activestore.ids import PeerId
 from activestore.peer import machine
-from activestore.peer.between import Between
 from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
 from activestore.peer.discovery import Announcement, Discovery
 from activestore.peer.links import LINKS_MAX
-from activestore.peer.listing import Listing
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
-from activestore.peer.requests import Requests
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
-from activestore.peer.suiting import Suiting
 from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.transport import RouterTransport
+from activestore.peer.wiring import wire
+from activestore.storage.engine import ZERO_ID, Change, Row
 from activestore.storage.lmdb_engine import LmdbEngine
 from activestore.wire.gossip import PeerRecord
 from activestore.wire.limits import PROTOCOL_VERSION
@@ -55,6 +53,8 @@ COLLECT_S = 600.0
 INCARNATION_BYTES = 16
 # Tells one start of a peer from another in its record.
 START_BYTES = 8
+# Suspicions that one start may contradict before its number reaches the next one's.
+REFUTATIONS_MAX = 1 << 20
 
 
 class Daemon:
@@ -106,7 +106,8 @@ class Daemon:
             self._engine.code,
         )
         self._core = _core_of(config)
-        settings = _settings_of(config, self._engine.peer_id, self.endpoint)
+        starts = _count_start(self._engine)
+        settings = _settings_of(config, self._engine.peer_id, self.endpoint, starts)
         self._loop = PeerLoop(
             Parts(
                 settings,
@@ -132,16 +133,13 @@ class Daemon:
         damaged = self._engine.damaged_classes()
         for error in damaged.values():
             _log.error("class left out error=%s", error)
-        requests = Requests(
-            self._loop, status=status.gather, stop=self.stop, damaged=damaged
+        wire(
+            self._loop,
+            self._engine,
+            status=status.gather,
+            stop=self.stop,
+            damaged=damaged,
         )
-        Between(self._loop, self._loop.moving, requests)
-        Listing(self._loop, requests)
-        self._loop.naming.restore(self._engine)
-        Suiting(self._loop, requests)
-        self._loop.moving.restore(self._engine)
-        for record in self._engine.classes():
-            self._loop.step(self._loop.classes.add(record))
         self._stop_due_s = 0.0
         self._stops_asked = self._stops_heard = 0
         self._expire_due_s = monotonic_s() + EXPIRE_S
@@ -273,7 +271,9 @@ def _core_of(config: PeerConfig) -> InvocationCore:
     )
 
 
-def _settings_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> LoopSettings:
+def _settings_of(
+    config: PeerConfig, peer_id: PeerId, endpoint: str, starts: int
+) -> LoopSettings:
     return LoopSettings(
         peer_id=peer_id,
         peer_name=config.name,
@@ -285,15 +285,28 @@ def _settings_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> LoopSett
         cluster=config.cluster,
         endpoint=endpoint,
         seeds=config.join,
-        record=_record_of(config, peer_id, endpoint),
+        record=_record_of(config, peer_id, endpoint, starts),
     )
 
 
-def _record_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> PeerRecord:
+def _count_start(engine: LmdbEngine) -> int:
+    """Return which start of this data directory this is, counted on disk.
+
+    No clock: one that was set back would make a later start look older. Of a directory
+    restored from a backup membership hears from others what had been reached.
+    """
+    starts = int.from_bytes(engine.row("cluster", b"starts") or b"", "big") + 1
+    row = Row("cluster", b"starts", starts.to_bytes(8, "big"))
+    (refused,) = engine.commit([Change(ZERO_ID, rows=[row])])
+    if refused is not None:  # A full disk must not keep it from serving reads.
+        _log.warning("this start was not counted error=%s", refused)
+    return starts
+
+
+def _record_of(
+    config: PeerConfig, peer_id: PeerId, endpoint: str, starts: int
+) -> PeerRecord:
     """Return what this peer tells others of itself."""
-    # Of two starts the later one counts; a clock that was set back is found out by
-    # membership, which then goes on from what others remember.
-    incarnation = int(wall_s() * 1000)
     meta = {
         "cores": machine.cores_count(),
         "memory_mb": machine.memory_bytes() // MIB,
@@ -304,8 +317,8 @@ def _record_of(config: PeerConfig, peer_id: PeerId, endpoint: str) -> PeerRecord
         "start": os.urandom(START_BYTES),
     }
     return PeerRecord(
-        peer_id, incarnation, config.name, (endpoint,), config.zone, config.profile,
-        PROTOCOL_VERSION, meta,
+        peer_id, starts * REFUTATIONS_MAX, config.name, (endpoint,), config.zone,
+        config.profile, PROTOCOL_VERSION, meta,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from activestore.errors import (
     InvalidRequestError,
     RemoteProtocolError,
     TooLargeError,
+    UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId, SessionId, check_alias, home_of
 from activestore.peer import relays
@@ -268,6 +269,10 @@ class Incoming(Table):
         return True
 
     def _on_call(self, session: Session, message: Call) -> None:
+        if message.sequence > session.highest:
+            session.highest = message.sequence
+        else:
+            message = session.numbered(message)
         if not self.location.is_here(message.object_id):  # type: ignore[arg-type]
             self._elsewhere(session, message, ObjectId(message.object_id))
             return
@@ -308,6 +313,7 @@ class Incoming(Table):
             self.relays.forward(session, message, object_id)
 
     def _on_create(self, session: Session, message: Create) -> None:
+        message = session.numbered(message)
         if not self.location.is_here(ObjectId(message.object_id)):
             self._elsewhere(session, message, ObjectId(message.object_id))
             return
@@ -316,7 +322,7 @@ class Incoming(Table):
     def _create(self, origin: Client | Nested, message: Create) -> None:
         if self._is_too_large(origin, message):
             return
-        refused = _why_no_alias(message.alias)
+        refused = _why_no_alias(message.alias) or self._why_nothing_new()
         if refused is not None:
             self._refuse(origin, refused)
             return
@@ -340,6 +346,7 @@ class Incoming(Table):
         self.naming.claim(origin, wants, lambda: self.step(arrived))
 
     def _on_delete(self, session: Session, message: Delete) -> None:
+        message = session.numbered(message)
         if not self.location.is_here(ObjectId(message.object_id)):
             self._elsewhere(session, message, ObjectId(message.object_id))
             return
@@ -354,6 +361,7 @@ class Incoming(Table):
         self.naming.before_delete(origin, arrived.object_id, lambda: self.step(arrived))
 
     def _on_persist(self, session: Session, message: Persist) -> None:
+        message = session.numbered(message)
         origin = Client(session.session_id, message.sequence)
         states = self._states_of(origin, message)
         if states is None:
@@ -410,9 +418,14 @@ class Incoming(Table):
         wants = {one.alias: ObjectId(one.object_id) for one in states if one.alias}
         self.naming.claim(origin, wants, lambda: self.step(arrived))
 
+    def _why_nothing_new(self) -> ActiveStoreError | None:
+        if self.is_emptying:
+            return UnavailableError("peer", "it is being drained; create it elsewhere")
+        return None
+
     def _why_not_persisted(self, states: list[NamedState]) -> ActiveStoreError | None:
         for named in states:
-            refused = _why_no_alias(named.alias)
+            refused = _why_no_alias(named.alias) or self._why_nothing_new()
             if refused is not None:
                 return refused
             lacking = self.classes.missing_for(named.state.class_name)

@@ -34,6 +34,7 @@ from activestore.peer.links import LOOK_S, Links
 from activestore.peer.moving import Moving
 from activestore.peer.naming import Naming
 from activestore.peer.outgoing import Outgoing
+from activestore.peer.places import Places
 from activestore.peer.relays import Relays
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
@@ -57,6 +58,8 @@ MESSAGES_PER_TURN = 64
 MEASURE_S = 0.5
 # Blocking is bounded, so that a lost wake-up costs this much and not for ever.
 BLOCK_S_MAX = 0.5
+# Of a start's number, in the chains of calls that come back to it.
+MARK_BYTES = 8
 # With a receiver that takes no more, how soon it is tried again.
 RETRY_S = 0.005
 
@@ -135,6 +138,8 @@ class PeerLoop(Incoming, Outgoing):
             "peer_id": settings.peer_id, "cluster": settings.cluster,
         }  # fmt: skip
         session_id = SessionId(settings.incarnation)
+        mark = settings.incarnation[:MARK_BYTES]
+        self.core.config = self.core.config._replace(mark=mark)
         self.location = Location(PeerId(settings.peer_id))
         self.links = Links(self, session_id=session_id, about_us=about_us)
         membership = Membership(record, MembershipConfig(), self.random)
@@ -143,7 +148,8 @@ class PeerLoop(Incoming, Outgoing):
         )
         self.relays = Relays(self, self.links, self.cluster)
         self.cluster.on_gone = self.relays.lose_peer
-        self.moving = Moving(self, self.cluster, self.relays)
+        self.places = Places(self, self.cluster, self.relays)
+        self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed

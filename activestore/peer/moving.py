@@ -35,9 +35,11 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId, home_of
 from activestore.peer.cluster import Cluster
+from activestore.peer.places import Places, packed_place
+from activestore.peer.publishing import as_error
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
-from activestore.storage.engine import Change, Engine, Head, ReplyRecord, Row
+from activestore.storage.engine import ZERO_ID, Change, Engine, Head, ReplyRecord, Row
 from activestore.wire import packing
 from activestore.wire.state import (
     FileBuffer,
@@ -52,6 +54,8 @@ INSTALL_S = 20.0
 INSTALL_BYTES_PER_S = 1_000_000
 # How often what is halfway is seen to again, in seconds.
 AGAIN_S = 1.0
+# Of one attempt to move an object.
+TOKEN_BYTES = 8
 # Requests that wait for one staged copy to become the object.
 PARKED_MAX = 1024
 
@@ -59,26 +63,40 @@ Then = Callable[[ActiveStoreError | None], None]
 
 
 class Leaving(NamedTuple):
-    """A move that is under way, on the side of the owner."""
+    """A move that is under way, on the side of the owner.
+
+    `token` tells this attempt from every other: the epoch does not, where one failed.
+    """
 
     object_id: ObjectId
     target: PeerId
+    token: bytes
     waiting: list[Then]
+
+
+class Given(NamedTuple):
+    """Where an object went, by which attempt."""
+
+    place: Place
+    token: bytes
 
 
 class Moving:
     """All moves of one peer, out and in."""
 
-    def __init__(self, table: Table, cluster: Cluster, relays: Relays) -> None:
+    def __init__(
+        self, table: Table, cluster: Cluster, relays: Relays, places: Places
+    ) -> None:
         self._table = table
         self._cluster = cluster
         self._relays = relays
+        self._places = places
         self._location = cluster.location
         self._leaving: dict[ObjectId, Leaving] = {}
         # Objects that were given away, until the new owner has confirmed it.
-        self._given: dict[ObjectId, Place] = {}
-        # Objects whose keepers are not told yet where they are.
-        self._untold: dict[ObjectId, Place] = {}
+        self._given: dict[ObjectId, Given] = {}
+        # Copies that came, by which attempt; `Location.staged` has the same objects.
+        self._staged: dict[ObjectId, Given] = {}
         # Copies that become objects now: their row is on its way off the disk.
         self._parked: dict[ObjectId, list[tuple[Session, Any]]] = {}
         self._asked: set[tuple[str, ObjectId]] = set()
@@ -95,16 +113,15 @@ class Moving:
             location.guests.add(object_id)
         for key, value in engine.rows("staged"):
             location.guests.discard(ObjectId(key))
-            location.staged[ObjectId(key)] = _place(value)
-        for key, value in engine.rows("place"):
-            location.learn_place(ObjectId(key), _place(value))
+            self._stage(ObjectId(key), _given(value))
+        self._places.restore(engine)
         for key, value in engine.rows("forward"):
-            self._given[ObjectId(key)] = _place(value)
+            self._given[ObjectId(key)] = _given(value)
         me = PeerId(self._table.settings.peer_id)
         for object_id in location.guests:
             head = engine.head(object_id)
             if head is not None:
-                self._untold[object_id] = Place(me, head.epoch)
+                self._places.came(object_id, Place(me, head.epoch), is_new=False)
 
     # -- out: the owner's side ---------------------------------------------------------
 
@@ -126,7 +143,8 @@ class Moving:
             name = self._cluster.name_of(target)
             then(UnavailableError(f"peer {name}", "it cannot be reached; start it"))
             return
-        self._leaving[object_id] = Leaving(object_id, target, [then])
+        token = int(self._table.random() * (1 << 53)).to_bytes(TOKEN_BYTES, "big")
+        self._leaving[object_id] = Leaving(object_id, target, token, [then])
         self._table.step(events.MoveOrdered(object_id))
 
     def quiet(self, effect: effects.ObjectQuiet) -> None:
@@ -145,7 +163,7 @@ class Moving:
             if leaving is None:
                 return
             if error is not None:
-                self._stay(object_id, _as_error(error))
+                self._stay(object_id, as_error(error))
             else:
                 self._install(leaving, *found)
 
@@ -163,11 +181,15 @@ class Moving:
         blocks = [bytes(b) for b in buffers]  # type: ignore[arg-type]  # read, all of them
         size = len(body) + sum(map(len, blocks))
         parameters = {
-            "object_id": object_id, "epoch": epoch, "version": head.version,
+            "object_id": object_id, "epoch": epoch, "token": leaving.token,
+            "version": head.version,
             "created_s": head.created_s, "state": body,
             "buffers": blocks,
             "replies": [
-                [r.session, r.sequence, r.code, r.body, r.written_s, list(r.buffers)]
+                [
+                    r.session, r.sequence, r.code, r.body, r.written_s, list(r.buffers),
+                    r.first_unacked, list(r.still_open),
+                ]
                 for r in replies
             ],
         }  # fmt: skip
@@ -186,35 +208,36 @@ class Moving:
     def _give(self, leaving: Leaving, place: Place) -> None:
         """Commit that the object is not here any more: the moment of the move."""
         object_id = leaving.object_id
-        rows = [Row("forward", object_id, _packed(place))]
+        given = Given(place, leaving.token)
+        rows = [Row("forward", object_id, _packed_given(given))]
         if home_of(object_id) == self._table.settings.peer_id:
-            rows.append(Row("place", object_id, _packed(place)))
+            rows.append(Row("place", object_id, packed_place(place)))
         change = Change(object_id, is_delete=True, forgets_replies=True, rows=rows)
 
         def then(results: Any, error: BaseException | None) -> None:
             refused = error if error is not None else results[0]
             if refused is not None:
-                self._stay(object_id, _as_error(refused))
+                self._stay(object_id, as_error(refused))
             else:
-                self._has_gone(leaving, place)
+                self._has_gone(leaving, given)
 
         self._table.storage.write(lambda engine: engine.commit([change]), then)
 
-    def _has_gone(self, leaving: Leaving, place: Place) -> None:
-        object_id = leaving.object_id
+    def _has_gone(self, leaving: Leaving, given: Given) -> None:
+        object_id, place = leaving.object_id, given.place
         self._location.let_go(object_id)
         if home_of(object_id) == self._table.settings.peer_id:
             self._location.learn_place(object_id, place)
         else:
             self._location.hear(object_id, place)
-        self._untold.pop(object_id, None)
-        self._given[object_id] = place
+        self._places.left(object_id)
+        self._given[object_id] = given
         self._leaving.pop(object_id, None)
         self._table.note(
             "info", f"object moved object={object_id.hex()} "
             f"peer={self._cluster.name_of(place.peer_id)} epoch={place.epoch}",
         )  # fmt: skip
-        self._say_switch(object_id, place)
+        self._say_switch(object_id, given)
         self._table.step(events.MoveEnded(object_id, True))
         for then in leaving.waiting:
             then(None)
@@ -226,8 +249,9 @@ class Moving:
         for then in leaving.waiting if leaving is not None else ():
             then(error)
 
-    def _say_switch(self, object_id: ObjectId, place: Place) -> None:
+    def _say_switch(self, object_id: ObjectId, given: Given) -> None:
         """Tell the new owner that it is one, until it has heard."""
+        place = given.place
         mark = ("switch", object_id)
         if mark in self._asked or not self._cluster.is_reachable(place.peer_id):
             return
@@ -235,57 +259,59 @@ class Moving:
 
         def then(_answer: Any, error: ActiveStoreError | None) -> None:
             self._asked.discard(mark)
-            if error is None and self._given.get(object_id) == place:
+            if error is None and self._given.get(object_id) == given:
                 del self._given[object_id]
-                self._write([Row("forward", object_id, None)])
+                self._drop_forward(object_id, given)
 
-        parameters = {"object_id": object_id, "epoch": place.epoch}
+        parameters = {"object_id": object_id, "token": given.token}
         self._relays.ask(place.peer_id, "switch", parameters, then)
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        change = Change(ObjectId(bytes(16)), rows=tuple(rows))
+    def _drop_forward(self, object_id: ObjectId, given: Given) -> None:
+        """Nobody will ask for this move again; a later one may have its row by now."""
+        known = _packed_given(given)
+        change = Change(ZERO_ID, rows=[Row("forward", object_id, None)])
 
-        def then(_results: Any, error: BaseException | None) -> None:
-            if error is not None:
-                self._table.note("warning", f"rows were not kept error={error}")
+        def drop(engine: Engine) -> None:
+            if engine.row("forward", object_id) == known:
+                engine.commit([change])
 
-        self._table.storage.write(lambda engine: engine.commit([change]), then)
+        self._table.storage.write(drop, lambda *_: None)
 
     # -- in: the other peer's side -----------------------------------------------------
 
     def install(self, source: PeerId, parameters: dict[str, Any], then: Then) -> None:
         """Keep a copy of an object that may come here; `then(error)` once it is kept."""
-        named, epoch, change = self._staged_change(source, parameters)
+        named, given, change = self._staged_change(source, parameters)
         object_id = ObjectId(named.object_id)
-        if self._location.is_here(object_id) and object_id in self._location.guests:
+        if self._location.is_here(object_id):
             then(InvalidRequestError("the object is here already", _named(object_id)))
             return
-        place = Place(source, epoch)
 
         def kept(results: Any, error: BaseException | None) -> None:
             refused = error if error is not None else results[0]
             if refused is not None:
-                then(_as_error(refused))
+                then(as_error(refused))
                 return
-            self._location.staged[object_id] = place
+            # Asked twice, a copy may have become the object while it was written again.
+            if not self._location.is_here(object_id):
+                self._stage(object_id, given)
             then(None)
 
         self._table.storage.write(lambda engine: engine.commit([change]), kept)
 
+    def _stage(self, object_id: ObjectId, given: Given) -> None:
+        self._staged[object_id] = given
+        self._location.staged[object_id] = given.place
+
     def _staged_change(
         self, source: PeerId, parameters: dict[str, Any]
-    ) -> tuple[NamedState, int, Change]:
+    ) -> tuple[NamedState, Given, Change]:
         try:
             (named,) = decode_states(parameters["state"], parameters["buffers"])
             epoch, version = int(parameters["epoch"]), int(parameters["version"])
-            replies = tuple(
-                ReplyRecord(
-                    SessionId(session), int(sequence), str(code), bytes(body),
-                    float(written_s), tuple(buffers),
-                )
-                for session, sequence, code, body, written_s, buffers in parameters["replies"]
-            )  # fmt: skip
+            replies = tuple(reply_of(*row) for row in parameters["replies"])
             created_s = float(parameters["created_s"])
+            given = Given(Place(source, epoch), bytes(parameters["token"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(
                 f"install is malformed: {error}", "Request"
@@ -294,38 +320,39 @@ class Moving:
         change = Change(
             object_id, version, named.state, alias=named.alias, epoch=epoch,
             replies=replies, created_s=created_s,
-            rows=[Row("staged", object_id, _packed(Place(source, epoch)))],
+            rows=[Row("staged", object_id, _packed_given(given))],
         )  # fmt: skip
-        return named, epoch, change
+        return named, given, change
 
-    def switch(self, object_id: ObjectId, epoch: int, then: Then) -> None:
-        """The copy staged under `epoch` is the object from now on."""
-        staged = self._location.staged.get(object_id)
+    def switch(self, object_id: ObjectId, token: bytes, then: Then) -> None:
+        """The copy that came by this attempt is the object from now on."""
+        staged = self._staged.get(object_id)
         if staged is None:
-            # Said twice, or the copy is not here any more.
-            is_mine = self._location.is_here(object_id)
-            then(None if is_mine else ObjectNotFoundError(object_id))
+            # Said twice: the copy became the object, which may have moved on since.
+            then(None)
             return
-        if staged.epoch != epoch:
-            then(InvalidRequestError(
-                f"the copy is of epoch {staged.epoch}, not {epoch}", _named(object_id)
-            ))  # fmt: skip
+        if staged.token != token:
+            error = InvalidRequestError(
+                "the copy is of another move", _named(object_id)
+            )
+            then(error)
             return
+        epoch = staged.place.epoch
         # Calls may come at once: what they change is written after this row.
+        del self._staged[object_id]
         self._location.hold(object_id)
         rows = [Row("staged", object_id, None)]
         if home_of(object_id) == self._table.settings.peer_id:
             rows.append(Row("place", object_id, None))
-        change = Change(ObjectId(bytes(16)), rows=rows)
+        change = Change(ZERO_ID, rows=rows)
 
         def kept(results: Any, error: BaseException | None) -> None:
             refused = error if error is not None else results[0]
-            then(None if refused is None else _as_error(refused))
+            then(None if refused is None else as_error(refused))
 
         self._table.storage.write(lambda engine: engine.commit([change]), kept)
         me = PeerId(self._table.settings.peer_id)
-        self._untold[object_id] = Place(me, epoch)
-        self._tell_keepers(object_id)
+        self._places.came(object_id, Place(me, epoch))
         self.on_held(object_id)
         for session, message in self._parked.pop(object_id, ()):
             self._table.receive(session, message)
@@ -339,101 +366,55 @@ class Moving:
             parked.append((session, message))
         return True
 
-    def _drop_staged(self, object_id: ObjectId) -> None:
-        """The copy did not become the object: it goes."""
+    def _drop_staged(self, object_id: ObjectId, staged: Given) -> None:
+        """The copy did not become the object: it goes, unless another has come."""
         change = Change(
             object_id, is_delete=True, forgets_replies=True,
             rows=[Row("staged", object_id, None)],
         )  # fmt: skip
+        del self._staged[object_id]
         self._location.staged.pop(object_id, None)
-        self._table.storage.write(
-            lambda engine: engine.commit([change]), lambda *_: None
-        )
+        known = _packed_given(staged)
+
+        def drop(engine: Engine) -> None:
+            if engine.row("staged", object_id) == known:
+                engine.commit([change])
+
+        self._table.storage.write(drop, lambda *_: None)
         for session, message in self._parked.pop(object_id, ()):
             self._table.receive(session, message)
 
     # -- what became of it -------------------------------------------------------------
 
-    def fate(self, object_id: ObjectId, epoch: int, asker: PeerId) -> str:
-        """Say what became of a copy that was sent: "yours", "mine" or "pending"."""
-        if object_id in self._leaving:
-            return "pending"
-        place = self._given.get(object_id) or self._location.place_of(object_id)
-        if place is not None and place.peer_id == asker and place.epoch >= epoch:
-            return "yours"
-        return "mine"
+    def fate(self, object_id: ObjectId, token: bytes) -> str:
+        """Say what became of a copy that was sent: "yours", "pending" or "dropped".
 
-    def _ask_fate(self, object_id: ObjectId, staged: Place) -> None:
+        An attempt that is neither given nor under way was given up: the row of one that
+        was given goes only when its switch was confirmed.
+        """
+        leaving, given = self._leaving.get(object_id), self._given.get(object_id)
+        if leaving is not None and leaving.token == token:
+            return "pending"
+        return "yours" if given is not None and given.token == token else "dropped"
+
+    def _ask_fate(self, object_id: ObjectId, staged: Given) -> None:
         mark = ("fate", object_id)
-        if mark in self._asked or not self._cluster.is_reachable(staged.peer_id):
+        source = staged.place.peer_id
+        if mark in self._asked or not self._cluster.is_reachable(source):
             return
         self._asked.add(mark)
 
         def then(answer: Any, error: ActiveStoreError | None) -> None:
             self._asked.discard(mark)
-            if error is not None or self._location.staged.get(object_id) != staged:
+            if error is not None or self._staged.get(object_id) != staged:
                 return
             if answer == "yours":
-                self.switch(object_id, staged.epoch, lambda error: None)
-            elif answer == "mine":
-                self._drop_staged(object_id)
+                self.switch(object_id, staged.token, lambda error: None)
+            elif answer == "dropped":
+                self._drop_staged(object_id, staged)
 
-        parameters = {"object_id": object_id, "epoch": staged.epoch}
-        self._relays.ask(staged.peer_id, "fate", parameters, then)
-
-    # -- where it is -------------------------------------------------------------------
-
-    def _tell_keepers(self, object_id: ObjectId) -> None:
-        """Tell home and buddies where an object is that is here, and gossip it."""
-        place = self._untold.get(object_id)
-        mark = ("place", object_id)
-        if place is None or mark in self._asked:
-            return
-        me = self._table.settings.peer_id
-        home = home_of(object_id)
-        self._cluster.tell(object_id, place)
-        keepers = [
-            one
-            for one in self._cluster.keepers(home)
-            if one != me and self._cluster.is_reachable(one)
-        ]
-        if not keepers:
-            return
-        self._asked.add(mark)
-        left = {"open": len(keepers), "told": set()}
-
-        def answered(keeper: PeerId, error: ActiveStoreError | None) -> None:
-            left["open"] -= 1  # type: ignore[operator]
-            if error is None:
-                left["told"].add(keeper)  # type: ignore[attr-defined]
-            if left["open"]:
-                return
-            self._asked.discard(mark)
-            told: set[PeerId] = left["told"]  # type: ignore[assignment]
-            is_enough = home in told or len(told) >= 2
-            if is_enough and self._untold.get(object_id) == place:
-                del self._untold[object_id]
-
-        for keeper in keepers:
-            self._relays.ask(
-                keeper, "place",
-                {"object_id": object_id, "peer_id": place.peer_id, "epoch": place.epoch},
-                lambda _, error, keeper=keeper: answered(keeper, error),  # type: ignore[misc]
-            )  # fmt: skip
-
-    def learn(self, object_id: ObjectId, place: Place, then: Then) -> None:
-        """Keep, as home or buddy, where an object is."""
-        if not self._location.learn_place(object_id, place):
-            then(None)
-            return
-        row = Row("place", object_id, _packed(place))
-        change = Change(ObjectId(bytes(16)), rows=[row])
-
-        def kept(results: Any, error: BaseException | None) -> None:
-            refused = error if error is not None else results[0]
-            then(None if refused is None else _as_error(refused))
-
-        self._table.storage.write(lambda engine: engine.commit([change]), kept)
+        parameters = {"object_id": object_id, "token": staged.token}
+        self._relays.ask(source, "fate", parameters, then)
 
     # -- time --------------------------------------------------------------------------
 
@@ -442,12 +423,11 @@ class Moving:
         if now_s < self._again_due_s:
             return
         self._again_due_s = now_s + AGAIN_S
-        for object_id, place in list(self._given.items())[:PARKED_MAX]:
-            self._say_switch(object_id, place)
-        for object_id, staged in list(self._location.staged.items())[:PARKED_MAX]:
+        for object_id, given in list(self._given.items())[:PARKED_MAX]:
+            self._say_switch(object_id, given)
+        for object_id, staged in list(self._staged.items())[:PARKED_MAX]:
             self._ask_fate(object_id, staged)
-        for object_id in list(self._untold)[:PARKED_MAX]:
-            self._tell_keepers(object_id)
+        self._places.look()
 
     def send_on(self, effect: effects.SendOn) -> None:
         """Send a client's request after its object."""
@@ -459,16 +439,34 @@ class Moving:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is halfway."""
-        return not (self._leaving or self._given or self._location.staged)
+        return not (self._leaving or self._given or self._staged)
 
 
-def _packed(place: Place) -> bytes:
-    return bytes(packing.pack([place.peer_id, place.epoch]))
+def reply_of(  # noqa: PLR0913, PLR0917 - a record has that many parts
+    session: bytes,
+    sequence: int,
+    code: str,
+    body: bytes,
+    written_s: float,
+    buffers: Sequence[bytes],
+    first_unacked: int = 0,
+    still_open: Sequence[int] = (),
+    *_later: object,
+) -> ReplyRecord:
+    """Return the record that a row of `install` tells; older peers say less of it."""
+    return ReplyRecord(
+        SessionId(session), int(sequence), str(code), bytes(body), float(written_s),
+        tuple(buffers), int(first_unacked), tuple(map(int, still_open)),
+    )  # fmt: skip
 
 
-def _place(value: bytes) -> Place:
-    peer_id, epoch = packing.unpack(value)[:2]
-    return Place(PeerId(bytes(peer_id)), int(epoch))
+def _packed_given(given: Given) -> bytes:
+    return bytes(packing.pack([*given.place, given.token]))
+
+
+def _given(value: bytes) -> Given:
+    peer_id, epoch, token = packing.unpack(value)[:3]
+    return Given(Place(PeerId(bytes(peer_id)), int(epoch)), bytes(token))
 
 
 def _named(object_id: ObjectId) -> str:
@@ -487,9 +485,3 @@ def in_memory(state: ObjectState) -> ObjectState:
         else:
             buffers.append(buffer)  # type: ignore[arg-type]
     return state._replace(buffers=tuple(buffers))
-
-
-def _as_error(error: BaseException) -> ActiveStoreError:
-    if isinstance(error, ActiveStoreError):
-        return error
-    return UnavailableError("storage", f"{type(error).__name__}: {error}")

@@ -6,13 +6,16 @@ Rules of this file: it decides nothing; an answer to a session that is gone is d
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from activestore.core import effects, events
 from activestore.core.calls import Client
+from activestore.core.location import Location
 from activestore.ids import ObjectId
 from activestore.objects import orders
 from activestore.peer.naming import Naming
+from activestore.peer.places import Places
 from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import Change, Durability, ReplyRecord
@@ -37,6 +40,8 @@ _NIL = b"\xc0"
 class Outgoing(Table):
     """Carries the core's effects out."""
 
+    location: Location
+    places: Places
     relays: Relays
     naming: Naming
 
@@ -75,8 +80,9 @@ class Outgoing(Table):
         reply = None
         if effect.client is not None:
             reply = self._record(
-                effect.client, effect.code, effect.body, effect.buffers
-            )
+                effect.client, effect.code, effect.body, effect.buffers,
+                effect.first_unacked, effect.still_open,
+            )  # fmt: skip
         durability = Durability(effect.durability)
         change = Change(
             effect.object_id, effect.version, effect.state, effect.delta,
@@ -86,6 +92,8 @@ class Outgoing(Table):
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
             self.storage.commit(effect.token, (change,))
+            if effect.is_delete and effect.object_id in self.location.guests:
+                self.places.note_delete(effect.object_id)
             return
         made = [self._new(named, effect.token) for named in effect.created]
         changes = (*made, *self._promised(effect.outermost), change)
@@ -96,7 +104,7 @@ class Outgoing(Table):
     def _do_commit_states(self, effect: effects.CommitStates) -> None:
         reply = None
         if effect.client is not None:
-            reply = self._record(effect.client, "", _NIL, ())
+            reply = self._record(effect.client, "", _NIL, (), effect.first_unacked)
         made = [self._new(named, effect.token, reply) for named in effect.states]
         changes = (*self._promised(effect.outermost), *made)
         self.storage.commit(
@@ -107,7 +115,13 @@ class Outgoing(Table):
         """Return the change that keeps what a retry of the outermost call is told."""
         if outermost is None:
             return ()
-        reply = self._record(outermost.client, outermost.code, outermost.body, ())
+        reply = self._record(
+            outermost.client,
+            outermost.code,
+            outermost.body,
+            (),
+            outermost.first_unacked,
+        )
         return (Change(outermost.object_id, 0, reply=reply),)
 
     def _new(
@@ -121,8 +135,9 @@ class Outgoing(Table):
         )  # fmt: skip
 
     def _record(
-        self, client: Client, code: str, body: bytes, buffers: Any
-    ) -> ReplyRecord:
+        self, client: Client, code: str, body: bytes, buffers: Any,
+        first_unacked: int, still_open: Sequence[int] = (),
+    ) -> ReplyRecord:  # fmt: skip
         size = len(body) + sum(memoryview(b).nbytes for b in buffers)
         kept = tuple(map(bytes, buffers)) if size <= REPLY_BYTES_MAX else ()
         if size > REPLY_BYTES_MAX:
@@ -132,8 +147,9 @@ class Outgoing(Table):
                 f"{REPLY_BYTES_MAX} and was not kept for a retry", "reply",
             ])  # fmt: skip
         return ReplyRecord(
-            client.session, client.sequence, code, body, self.wall_clock(), kept
-        )
+            client.session, client.sequence, code, body, self.wall_clock(), kept,
+            first_unacked, tuple(still_open),
+        )  # fmt: skip
 
     def _do_answer(self, effect: effects.Answer) -> None:
         origin = effect.origin

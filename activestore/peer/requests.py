@@ -378,10 +378,6 @@ class Requests:
             })  # fmt: skip
         self.answer(origin, rows)
 
-    def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
-        self.answer(origin, None)
-        self._stop()
-
     def _do_stop(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         self.answer(origin, None)
         self._stop()

@@ -6,7 +6,7 @@ Rules of this file: state and helpers only; no message and no effect is handled 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
@@ -16,7 +16,20 @@ from activestore.peer import ports
 from activestore.peer.classes import Classes
 from activestore.wire import codec
 from activestore.wire.gossip import PeerRecord
-from activestore.wire.messages import Message, Relayed, Request
+from activestore.wire.messages import (
+    Call,
+    Create,
+    Delete,
+    Message,
+    Persist,
+    Relayed,
+    Request,
+)
+
+# What no sequence reaches: those of the wire are 64 bits.
+ABOVE_ALL = 1 << 64
+
+_Numbered = TypeVar("_Numbered", Call, Create, Delete, Persist)
 
 
 class Session:
@@ -24,10 +37,13 @@ class Session:
 
     `route`: where it was heard last. `is_relayed`: it is not at that route's end, but
     somewhere behind the peer that is. `can_follow`: it goes where it is told to.
+    `highest`: the highest number of its requests that came here; above all numbers
+    until one has.
     """
 
     __slots__ = (
-        "can_follow", "heard_s", "is_peer", "is_relayed", "name", "route", "session_id",
+        "can_follow", "heard_s", "highest", "is_peer", "is_relayed", "name", "route",
+        "session_id",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +56,23 @@ class Session:
         self.is_relayed = False
         self.is_peer = False
         self.can_follow = False
+        self.highest = ABOVE_ALL
+
+    def numbered(self, message: _Numbered) -> _Numbered:
+        """Note the number of a request; return it, as a retry where it may be one.
+
+        A client that went on with another peer has sent it twice: the copy that it gave
+        up may come long after the other was answered. So one whose number was passed is
+        looked up before it runs, and so is the first: it may have been answered before
+        this process began.
+        """
+        sequence = message.sequence
+        if sequence > self.highest:
+            self.highest = sequence
+            return message
+        if self.highest == ABOVE_ALL:
+            self.highest = sequence
+        return message if message.attempt else message._replace(attempt=1)
 
 
 class LoopSettings(NamedTuple):
@@ -85,6 +118,7 @@ class Table:
             lambda origin, request: None
         )
         self.is_stopping = False
+        self.is_emptying = False  # objects move off; none is made here
         self.failure = ""
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}

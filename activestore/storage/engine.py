@@ -55,6 +55,9 @@ class ReplyRecord:
 
     `code`: "" for a result, else the error's code. `body`: the encoded result, or the
     encoded fields of the error. `buffers`: what travels beside the body.
+
+    `first_unacked`, `still_open`: what the request said of those before it, see
+    `is_over`.
     """
 
     session: SessionId
@@ -63,6 +66,15 @@ class ReplyRecord:
     body: bytes
     written_s: float
     buffers: tuple[bytes, ...] = ()
+    first_unacked: int = 0
+    still_open: tuple[int, ...] = ()
+
+    def is_over(self, sequence: int) -> bool:
+        """Whether the client had the answer to an earlier request when it made this."""
+        if sequence < self.first_unacked:
+            return True
+        is_earlier = bool(self.still_open) and sequence < self.sequence
+        return is_earlier and sequence not in self.still_open
 
 
 class Row(NamedTuple):
@@ -269,7 +281,11 @@ class Engine(Protocol):
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int
     ) -> ReplyRecord | None:
-        """Return the recorded answer to a request, if it is still kept."""
+        """Return the recorded answer to a request, if it is still kept.
+
+        Where a later request of the session told that its client has the answer, so that
+        it may have been dropped: a refusal. It must not run again.
+        """
 
     def replies_of(self, object_id: ObjectId) -> list[ReplyRecord]:
         """Return every reply that is kept of an object, with its buffers.

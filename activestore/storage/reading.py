@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from activestore.errors import CorruptRecordError
-from activestore.ids import OBJECT_ID_BYTES, ObjectId
+from activestore.errors import CorruptRecordError, InvalidRequestError
+from activestore.ids import OBJECT_ID_BYTES, ObjectId, SessionId
 from activestore.storage.batch import aliases_of, keys_of
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
@@ -27,9 +27,11 @@ from activestore.storage.records import (
     decode_document,
     decode_reply,
     head_of,
+    reply_key,
     unseal,
 )
 from activestore.wire.state import AnyBuffer, FileBuffer, ObjectState
+from activestore.wire.values import encode_error
 
 # What LMDB takes as a key, in bytes; what is longer is in no table.
 KEY_BYTES_MAX = 511
@@ -242,6 +244,43 @@ def foreign_ids(
                 if len(found) >= limit:
                     return found
     return found
+
+
+def reply(
+    transaction: Any,
+    tables: Tables,
+    object_id: ObjectId,
+    session: SessionId,
+    sequence: int,
+) -> ReplyRecord | None:
+    """Return the answer to a request, or the refusal of one that is over.
+
+    Raises:
+        CorruptRecordError: a record that tells it is damaged.
+    """
+    table = tables["replies"]
+    cursor = transaction.cursor(db=table)
+    key = reply_key(object_id, session, sequence)
+    if not cursor.set_range(key):
+        return None
+    for found, value in cursor:
+        if not bytes(found).startswith(object_id + session):
+            break
+        record = decode_reply(found, value)
+        if record.sequence == sequence:
+            return record
+        if record.is_over(sequence):
+            return _refusal(session, sequence, record.sequence)
+    return None
+
+
+def _refusal(session: SessionId, sequence: int, later: int) -> ReplyRecord:
+    error = InvalidRequestError(
+        f"request {sequence} came after its client had the answer, as its request {later} "
+        "told; it was not run again",
+        "reply",
+    )
+    return ReplyRecord(session, sequence, error.code, encode_error(error), 0.0)
 
 
 def replies_of(

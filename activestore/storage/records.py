@@ -146,7 +146,10 @@ def reply_key(object_id: bytes, session: bytes, sequence: int) -> bytes:
 
 def encode_reply(reply: ReplyRecord) -> bytes:
     """Return a reply as it is stored; its key holds session and sequence."""
-    return seal(_pack((reply.code, reply.body, reply.written_s, reply.buffers)))
+    row = [reply.code, reply.body, reply.written_s, reply.buffers, reply.first_unacked]
+    if reply.still_open:
+        row.append(reply.still_open)
+    return seal(_pack(row))
 
 
 def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
@@ -160,7 +163,11 @@ def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
         unseal(value, object_id, f"reply {sequence}")
     )
     buffers = tuple(more[0]) if more else ()
-    return ReplyRecord(session, sequence, code, body, written_s, buffers)
+    first_unacked = more[1] if len(more) > 1 else 0
+    still_open = tuple(more[2]) if len(more) > 2 else ()
+    return ReplyRecord(
+        session, sequence, code, body, written_s, buffers, first_unacked, still_open
+    )
 
 
 def encode_class(record: ClassRecord) -> bytes:

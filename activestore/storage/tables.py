@@ -48,10 +48,8 @@ from activestore.storage.records import (
     CHUNKED_BYTES_MAX,
     Document,
     decode_class,
-    decode_reply,
     encode_class,
     head_of,
-    reply_key,
     seal,
     unseal,
 )
@@ -364,10 +362,15 @@ class TableEngine(abc.ABC):
     def reply(
         self, object_id: ObjectId, session: SessionId, sequence: int
     ) -> ReplyRecord | None:
-        """Return the recorded answer to a request, if it is still kept."""
-        key = reply_key(object_id, session, sequence)
-        value = self._get("replies", key)
-        return None if value is None else decode_reply(key, value)
+        """Return the recorded answer to a request, or the refusal of one that is over.
+
+        Raises:
+            CorruptRecordError: a record that tells it is damaged.
+        """
+        with self._reading(object_id) as transaction:
+            return reading.reply(
+                transaction, self._tables, object_id, session, sequence
+            )
 
     def replies_of(self, object_id: ObjectId) -> list[ReplyRecord]:
         """Return every reply that is kept of an object, with its buffers.

@@ -241,6 +241,14 @@ class SimClient:
             1.0, lambda: self._around.network.remove(self._transport)
         )
 
+    def crash(self) -> None:
+        """Be gone from one moment to the next, as `kill -9` does; nothing is said."""
+        self.is_closed = True
+        self._around.network.remove(self._transport)
+        for request in self.session.fail_all(CancelledError("the client has crashed")):
+            self._note_end(request)
+        self._around.rouse()
+
     # -- requests ----------------------------------------------------------------------
 
     def start(
@@ -302,7 +310,9 @@ class SimClient:
         body, buffers = self._arguments(args, kwargs)
         timeout_s = options.timeout_s or 0.0
         deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
-        extra = {"stream": STREAM_CREDIT} if is_stream else None
+        extra: dict[str, Any] | None = {"stream": STREAM_CREDIT} if is_stream else None
+        if not options.direct:
+            extra = {**(extra or {}), "direct": False}
         return self.start(
             lambda sequence, first_unacked: messages.Call(
                 sequence, object_id, method, operation, 0, first_unacked, deadline_ms,
@@ -518,6 +528,15 @@ class SimClient:
         object_id, _ = self._identify(obj)
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found
+
+    def move(self, obj: Any, peer: str) -> None:
+        """Bring an object to another peer, as Store.move does.
+
+        Raises:
+            UnavailableError: no such peer can be reached; the object stays where it is.
+        """
+        object_id, _ = self._identify(obj)
+        self.request("move", object_id=object_id, peer=peer)
 
     def objects(self, alias_prefix: str = "") -> Iterator[dict[str, Any]]:
         """Iterate over what is stored, as Store.objects does."""

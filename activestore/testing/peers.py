@@ -21,8 +21,8 @@ from activestore.ids import PEER_ID_BYTES, PeerId
 from activestore.peer.classes import Classes
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ProcessSettings
-from activestore.peer.requests import Requests
 from activestore.peer.table import LoopSettings, Parts
+from activestore.peer.wiring import wire
 from activestore.storage.engine import ClassRecord
 from activestore.storage.memory_engine import MemoryDisk
 from activestore.testing.clock import Agenda, Entry, LocalClock
@@ -201,9 +201,7 @@ class SimPeer:
             ),
         )
         self.loop = PeerLoop(self._parts(incarnation), self.waiter)
-        Requests(self.loop, status=self.status, stop=self.stop)
-        for record in engine.classes():
-            self.loop.step(self.loop.classes.add(record))
+        wire(self.loop, engine, status=self.status, stop=self.stop)
         self.loop.start()
         self.later(EXPIRE_S, self._expire)
         self.wake()

@@ -326,6 +326,10 @@ class Simulation:
         """Keep an object and all it reaches; see SimClient.persist."""
         self.store.persist(obj, alias=alias)
 
+    def move(self, obj: Any, peer: str) -> None:
+        """Bring an object to another peer; see SimClient.move."""
+        self.store.move(obj, peer)
+
     # -- faults ------------------------------------------------------------------------
 
     def _peer(self, name: str) -> SimPeer:

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from activestore.errors import UnavailableError
+from activestore.errors import ObjectNotFoundError, UnavailableError
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -83,3 +83,52 @@ def test_place_of_a_moved_object_is_known_after_restarts(cluster, models_file):
         peer.restart()
 
     assert peers[0].connect().get(id_of(counter)).add(1) == 6
+
+
+def test_drained_peer_leaves_everything_to_others(cluster, models_file, eventually):
+    peers, (here, there) = cluster(2)
+    for store in (here, there):
+        store.publish(models_file)
+    made = [here.create("models.Counter", n) for n in range(20)]
+    ids = [id_of(counter) for counter in made]
+
+    here.request("drain")
+    assert peers[0].wait() == 0
+
+    assert [there.get(object_id).peek() for object_id in ids] == list(range(20))
+
+
+def test_moving_with_all_that_is_reached(cluster, models_file):
+    _, (here, there) = cluster(2)
+    for store in (here, there):
+        store.publish(models_file)
+    first, second = (here.create("models.Node", name) for name in "ab")
+    first.link(second)
+    second.link(first)
+
+    moved = here.move(first, "peer-1", recursive=True)
+
+    assert len(moved) == 2
+    assert here.locate(second)["peer"] == "peer-1"
+
+
+def test_deleted_object_is_gone_for_its_home_too(cluster, models_file, eventually):
+    _, (here, there) = cluster(2)
+    for store in (here, there):
+        store.publish(models_file)
+    counter = here.create("models.Counter", 5)
+    here.move(counter, "peer-1")
+
+    there.delete(id_of(counter))
+
+    def is_gone(store) -> bool:
+        try:
+            store.get(id_of(counter)).peek()
+        except ObjectNotFoundError:
+            return True
+        except UnavailableError:
+            return False
+        raise AssertionError("it answers")
+
+    for store in (here, there):
+        eventually(lambda store=store: is_gone(store))
