@@ -222,3 +222,25 @@ def test_many_creates_of_a_lacking_class_fetch_it_once(cluster, models_file):
     assert [one.value for one in made] == list(range(8))
 
     assert peers[1].log().count("class fetched class=models.Counter") == 1
+
+
+def test_moved_object_brings_its_code_before_its_peer_dies(cluster, models_file):
+    peers, (here, there) = cluster(2)
+    here.publish(models_file)
+    counter = here.create("models.Counter", 5)
+    object_id = here.locate(counter)["object_id"]
+
+    here.move(counter, "peer-1")
+    peers[0].kill()
+
+    assert there.get(object_id).add(2) == 7
+
+
+def test_object_is_not_moved_to_a_peer_that_lacks_what_its_class_needs(boards):
+    board = boards[2].create("boards.Board", 5)
+
+    with pytest.raises(RequirementError, match="activestore-test-board"):
+        boards[2].move(board, "plain-0")
+
+    assert place_of(boards[2], board) == "board"
+    assert board.add(1) == 6
