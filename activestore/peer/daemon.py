@@ -93,17 +93,7 @@ class Daemon:
             raise
         self._storage = StorageThreads(self._engine)
         self._processes = ExecutorProcesses(
-            ProcessSettings(
-                home=self._engine.peer_id,
-                slots=config.slots,
-                spin_us=config.spin_us,
-                check_readonly=config.check_readonly,
-                memory_bytes_max=config.executor_memory_mb * MIB,
-                message_bytes_max=config.message_bytes_max,
-                threads=config.executor_threads,
-                preload=config.preload,
-            ),
-            self._engine.code,
+            _process_settings_of(config, self._engine.peer_id), self._engine.code
         )
         self._core = _core_of(config)
         starts = _count_start(self._engine)
@@ -247,6 +237,19 @@ class Daemon:
         self._storage.close()
         self._transport.close()
         _log.info("stopped name=%s", self.config.name)
+
+
+def _process_settings_of(config: PeerConfig, peer_id: PeerId) -> ProcessSettings:
+    return ProcessSettings(
+        home=peer_id,
+        slots=config.slots,
+        spin_us=config.spin_us,
+        check_readonly=config.check_readonly,
+        memory_bytes_max=config.executor_memory_mb * MIB,
+        message_bytes_max=config.message_bytes_max,
+        threads=config.executor_threads,
+        preload=config.preload,
+    )
 
 
 def _core_of(config: PeerConfig) -> InvocationCore:
