@@ -113,23 +113,16 @@ class Daemon:
             )
         )
         status = Status(
-            config,
-            self._loop,
-            self._transport,
-            self._processes,
-            version,
+            config, self._loop, self._transport, self._processes, version,
             self._discovery,
-        )
+        )  # fmt: skip
         damaged = self._engine.damaged_classes()
         for error in damaged.values():
             _log.error("class left out error=%s", error)
         wire(
-            self._loop,
-            self._engine,
-            status=status.gather,
-            stop=self.stop,
+            self._loop, self._engine, status=status.gather, stop=self.stop,
             damaged=damaged,
-        )
+        )  # fmt: skip
         self._stop_due_s = 0.0
         self._stops_asked = self._stops_heard = 0
         self._expire_due_s = monotonic_s() + EXPIRE_S
