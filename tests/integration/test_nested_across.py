@@ -15,6 +15,7 @@ import pytest
 from activestore.errors import (
     ActiveStoreError,
     DeadlineExceededError,
+    ExecutorCrashedError,
     InvalidRequestError,
     MethodError,
     UnavailableError,
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(90)]
 
 MODELS = str(Path(__file__).parent / "across_models.py")
 LINK = "across_models.Link"
+# Further histories of deaths, for long runs.
+SOAKED = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(10)]
 # A call that is away ends this soon after its deadline, on a machine under load.
 LATE_S_MAX = 1.5
 
@@ -169,7 +172,7 @@ def test_error_of_the_inner_method_reaches_the_outer_and_its_client(ring):
 
 
 def test_deadline_of_the_outer_call_ends_the_inner_one(ring):
-    _, stores, (first, second) = ring(2)
+    _, _, (first, second) = ring(2)
     began_s = time.monotonic()
 
     with pytest.raises(DeadlineExceededError):
@@ -242,13 +245,28 @@ def test_inner_peer_that_restarts_in_time_answers(ring):
     assert second.value == 3
 
 
+def test_outer_peer_that_is_killed_says_that_a_part_was_done(ring):
+    """A retry must not run the outer call again: the inner one may have been done."""
+    peers, _, (first, second, _) = ring(3, seen_by=2)
+    future = first.hold_there.submit(1.0)
+    time.sleep(0.5)
+
+    peers[0].restart()
+
+    with pytest.raises(ExecutorCrashedError) as error:
+        future.result()
+    assert error.value.is_partial
+    assert first.value == 0
+    assert second.add(0) in {0, 1}
+
+
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", [20_261_121, *SOAKED])
 @pytest.mark.parametrize("method", ["mark_both", "mark_round"])
-def test_marks_are_exact_while_peers_are_killed(ring, method):
+def test_marks_are_exact_while_peers_are_killed(ring, method, seed):
     """Whatever dies when: nothing twice anywhere, and what was answered is in both."""
     peers, _, (first, second, *_) = ring(3, seen_by=2)
     first.link(second)
-    seed = 20_261_121
     rng = random.Random(seed)
     done, failed = [], []
     is_over = threading.Event()
