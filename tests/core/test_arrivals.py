@@ -232,6 +232,68 @@ def test_retry_that_was_cancelled_while_it_was_looked_up(stage: Stage) -> None:
     assert late == []
 
 
+def test_calls_behind_one_that_is_looked_up_do_not_overtake_it(stage: Stage) -> None:
+    stage.run(9, session=2)
+    (first,) = only(stage.call(1, attempt=1), effects.LookUpReply)
+    (third,) = only(stage.call(3, attempt=1), effects.LookUpReply)
+
+    behind = stage.call(2) + stage.call(4)
+    elsewhere = stage.call(5, object_id=OTHER) + stage.call(1, session=3)
+    too_early = stage.step(events.ReplyLookedUp(third.call_id, None))
+    waiting = [call.origin for call in stage.boxes[OBJECT].waiting]
+    stage.step(events.ReplyLookedUp(first.call_id, None))
+
+    assert behind == too_early == []
+    assert [load.object_id for load in only(elsewhere, effects.LoadObject)] == [OTHER]
+    assert waiting == [client(1, session=3)]
+    assert [call.origin for call in stage.boxes[OBJECT].waiting] == [
+        client(1, session=3), client(1), client(3), client(2), client(4),
+    ]  # fmt: skip
+    assert not stage.core.lookups.lines
+
+
+@pytest.mark.parametrize("way", ["answered", "cancelled"])
+def test_calls_behind_one_that_is_answered_from_its_record_go_on(
+    stage: Stage, way: str
+) -> None:
+    stage.run(9, session=2)
+    (first,) = only(stage.call(1, attempt=1), effects.LookUpReply)
+    stage.call(2)
+
+    if way == "answered":
+        stage.step(events.ReplyLookedUp(first.call_id, "", b"body"))
+    else:
+        stage.step(events.CancelArrived(session_of(1), 1))
+
+    assert [call.origin for call in stage.boxes[OBJECT].waiting] == [client(2)]
+
+
+def test_session_that_ends_while_a_reply_is_looked_up(stage: Stage) -> None:
+    stage.run(9, session=2)
+    stage.call(1, attempt=1)
+    stage.call(2)
+
+    out = stage.step(events.SessionEnded(session_of(1)))
+
+    assert answers(out) == {client(1): "cancelled", client(2): "cancelled"}
+    assert not stage.boxes[OBJECT].waiting
+
+
+def test_what_a_call_tells_of_answers_goes_with_its_own(stage: Stage) -> None:
+    out = stage.end(stage.run(7, first_unacked=3, still_open=[3, 5]), change=delta())
+
+    (commit,) = only(out, effects.Commit)
+    assert (commit.first_unacked, list(commit.still_open)) == (3, [3, 5])
+
+
+def test_what_a_persist_tells_of_answers_goes_with_its_own(stage: Stage) -> None:
+    arrived = events.PersistArrived(client(4), [named(OTHER)], first_unacked=3)
+
+    (commit,) = only(stage.step(arrived), effects.CommitStates)
+
+    assert commit.first_unacked == 3
+
+
 def test_retry_older_than_the_records_is_refused(stage: Stage) -> None:
     out = stage.call(1, attempt=1, age_s=REPLY_KEEP_S + 1)
 

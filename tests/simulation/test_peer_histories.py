@@ -79,12 +79,9 @@ class Player:
 def test_every_acknowledged_add_counts_once(case: str, seed: int) -> None:
     """What was acknowledged is there once, what failed is there once or not at all."""
     link = LinkQuality(loss=0.02 if seed % 4 == 3 else 0.0)
-    # Beside others a client goes on with another peer, and what was sent to the one that
-    # stood still comes late: see test_overtaken_requests.
-    joined = case != "standing_still"
     with Simulation(
         seed,
-        joined=joined,
+        joined=True,
         peers=1 + seed % 5,
         classes=[Counter],
         settings=settings_of(seed),

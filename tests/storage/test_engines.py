@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from activestore.errors import (
     ObjectNotFoundError,
     StorageFullError,
 )
+from activestore.ids import SessionId
 from activestore.storage.engine import Change, ClassRecord, Engine
+from activestore.storage.records import reply_key, seal
+from activestore.wire import packing
 from activestore.wire.state import StateDelta
 from tests.storage.changes import (
     REVISION,
@@ -100,6 +104,51 @@ def test_replies_are_kept_dropped_and_expire(engine):
     assert engine.expire_replies(999.0) == 0
     assert engine.expire_replies(1001.0) == 1
     assert engine.reply(oid(1), SESSION, 2) is None
+
+
+def test_reply_that_its_client_has_is_refused_not_forgotten(reopen):
+    engine = reopen()
+    engine.commit([new(1, reply=reply(3)), new(2, reply=reply(3))])
+    told = dataclasses.replace(reply(5), first_unacked=5)
+    engine.commit([
+        changed(1, 2, delta(value=b"2"), reply=told, drop_replies=[(SESSION, 3)]),
+        changed(1, 3, delta(value=b"3"), reply=reply(6)),
+    ])  # fmt: skip
+
+    again = reopen()
+
+    found = {n: again.reply(oid(1), SESSION, n) for n in range(2, 8)}
+    codes = {n: None if one is None else one.code for n, one in found.items()}
+    refused = dict.fromkeys([2, 3, 4], "invalid_request")
+    assert codes == {**refused, 5: "", 6: "", 7: None}
+    assert found[5] == told
+    assert again.reply(oid(2), SESSION, 2) is None, "that object was told nothing"
+    assert again.reply(oid(1), SessionId(b"t" * 16), 3) is None
+
+
+def test_reply_is_refused_by_the_list_of_those_that_are_open(reopen):
+    engine = reopen()
+    told = dataclasses.replace(reply(8), first_unacked=2, still_open=(2, 5))
+    engine.commit([new(1, reply=told)])
+    engine.commit([changed(1, 2, delta(value=b"2"), reply=reply(9))])
+
+    again = reopen()
+
+    refused = [n for n in range(1, 8) if again.reply(oid(1), SESSION, n) is not None]
+    assert refused == [1, 3, 4, 6, 7]
+    assert again.reply(oid(1), SESSION, 8) == told
+
+
+def test_reply_written_before_it_said_what_is_over_is_read(engine):
+    old = seal(packing.pack(["", b"one", 1000.0, []]))
+    engine.commit([new(1)])
+    with_key = reply_key(oid(1), SESSION, 4)
+    engine._write(
+        lambda transaction: transaction.put(with_key, old, db=engine._tables["replies"])
+    )
+
+    assert engine.reply(oid(1), SESSION, 4) == reply(4, b"one")
+    assert engine.reply(oid(1), SESSION, 3) is None
 
 
 def test_heads_are_listed_in_pages_by_id_and_by_alias(engine):
