@@ -158,7 +158,7 @@ class RouterTransport:
         ZeroMQ ends all connections to an address at once, and compares addresses as
         text: more zeros before a port, or slashes before a path, are another text.
         """
-        taken = set(self._links.values())
+        taken = {self.endpoint, *self._links.values()}  # Its own one stays bound.
         form = endpoint
         while form in taken:
             if form.startswith("ipc://"):

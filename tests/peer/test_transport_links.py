@@ -276,6 +276,17 @@ def test_two_links_to_one_endpoint_end_apart(open_peer, tmp_path, kind):
     assert {m.token for _, m in wait_for(far, 2)} == {2, 3}
 
 
+def test_a_peer_that_dialled_itself_is_still_there_for_others(open_peer):
+    """ZeroMQ has one call for "hang up" and "stop listening", told apart by the text."""
+    near, far = open_peer(), open_peer()
+
+    near.disconnect(near.connect(near.endpoint))
+    say(far, far.connect(near.endpoint), Ping(7))
+
+    ((_, came),) = wait_for(near, 1)
+    assert came == Ping(7)
+
+
 def test_links_of_both_families_live_beside_each_other(open_peer):
     try:
         far6 = open_peer("tcp://[::1]:0")
