@@ -15,7 +15,6 @@ import pytest
 from activestore.errors import (
     AliasExistsError,
     AliasNotFoundError,
-    NoQuorumError,
     UnavailableError,
 )
 
@@ -228,16 +227,102 @@ def test_name_given_on_both_sides_of_a_partition_stays_with_the_older(
     assert (renamed["alias"], renamed["renamed"]) == ("both", "both~young")
 
 
-def test_claim_is_refused_while_most_keepers_are_stopped_and_works_after(three):
+def test_each_side_of_a_partition_goes_on_and_the_older_claim_keeps_the_name(
+    three, eventually
+):
+    """One side is down while the other runs, so that neither hears of the other's claim."""
+    peers, stores = three
+    stores[1].create(COUNTER, 7, alias="before")
+    peers[1].kill()
+    peers[2].kill()
+    eventually(lambda: alive_at(stores[0]) == {"peer-0"}, timeout_s=60)
+    with pytest.raises(AliasExistsError):
+        stores[0].create(COUNTER, 0, alias="before")
+    stores[0].create(COUNTER, 1, alias="both")
+    peers[0].kill()
+    for peer in peers[1:]:
+        peer.settings["join"] = peers[1].endpoint
+        peer.start()
+    sides = [peer.connect() for peer in peers[1:]]
+    for store in sides:
+        eventually(lambda store=store: len(alive_at(store)) == 2, timeout_s=60)
+    sides[1].create(COUNTER, 2, alias="both")
+    peers[0].start()
+
+    listed = {"before", "both", "both~peer-2"}
+    eventually(
+        lambda: {row["alias"] for row in sides[0].objects()} == listed, timeout_s=60
+    )
+
+    for store in (peers[0].connect(), *sides):
+        assert store.get("both").peek() == 1
+        assert store.get("both~peer-2").peek() == 2
+        assert store.get("before").peek() == 7
+        with pytest.raises(AliasExistsError):
+            store.create(COUNTER, 0, alias="both~peer-2")
+    (renamed,) = sides[1].status()["names"]["renamed"]
+    assert renamed["renamed"] == "both~peer-2"
+    peers[2].restart()
+    (renamed,) = peers[2].connect().status()["names"]["renamed"]
+    assert renamed["renamed"] == "both~peer-2"
+
+
+def test_claim_waits_for_stopped_keepers_until_they_are_given_up(three, eventually):
+    """Nobody says yes for a silent keeper: it is done once membership has let it go."""
     peers, stores = three
     for peer in peers[1:]:
         peer.send(signal.SIGSTOP)
     try:
-        with pytest.raises(NoQuorumError, match=r"peer-1.*peer-2|peer-2.*peer-1"):
-            stores[0].create(COUNTER, 1, alias="lonely")
+        patient = peers[0].connect(timeout_s=60)
+        made = patient.create(COUNTER, 1, alias="lonely")
+        assert alive_at(stores[0]) == {"peer-0"}
     finally:
         for peer in peers[1:]:
             peer.send(signal.SIGCONT)
 
-    assert stores[0].create(COUNTER, 2, alias="lonely").peek() == 2
-    assert stores[1].get("lonely").peek() == 2
+    eventually(lambda: len(alive_at(stores[0])) == 3, timeout_s=60)
+    assert made.peek() == 1
+    for store in stores:
+        eventually(lambda store=store: resolves(store, "lonely"), timeout_s=30)
+        with pytest.raises(AliasExistsError):
+            store.create(COUNTER, 2, alias="lonely")
+
+
+def resolves(store, alias: str) -> bool:
+    try:
+        store.get(alias)
+    except (AliasNotFoundError, UnavailableError):
+        return False
+    return True
+
+
+def test_name_of_an_object_that_moved_is_found_and_freed(three):
+    _, (first, second, third) = three
+    first.create(COUNTER, 4, alias="nomad")
+    first.move("nomad", "peer-1")
+
+    assert third.get("nomad").peek() == 4
+    with pytest.raises(AliasExistsError):
+        third.create(COUNTER, 0, alias="nomad")
+    rows = [row for row in third.objects() if row["alias"] == "nomad"]
+    assert [row["peer"] for row in rows] == ["peer-1"]
+    third.delete("nomad")
+    second.create(COUNTER, 6, alias="nomad")
+    assert first.get("nomad").peek() == 6
+
+
+def test_names_given_before_a_peer_had_company_are_known_to_those_that_join(
+    make_peer, eventually, models_file
+):
+    first = make_peer(name="first")
+    store = first.connect()
+    store.publish(models_file)
+    for number in range(50):
+        store.create(COUNTER, number, alias=f"early-{number}")
+    second = make_peer(name="second", join=first.endpoint).connect()
+    eventually(lambda: len(alive_at(second)) == 2, timeout_s=40)
+
+    for number in range(50):
+        assert second.get(f"early-{number}").peek() == number
+        with pytest.raises(AliasExistsError):
+            second.create(COUNTER, 0, alias=f"early-{number}")
