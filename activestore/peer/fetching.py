@@ -6,6 +6,8 @@
 Whoever sent the request that needs the class is asked first: it has most likely seen the
 class itself. Two requests that need one class wait for one fetch.
 
+Code that does not load here, for want of a module, is published by a peer where it does.
+
 Rules of this file: no class's code runs here; what is announced is on disk; a revision
 that is older than the known one is not kept, for objects move to the newest anyway.
 
@@ -27,7 +29,7 @@ from activestore.ids import PeerId
 from activestore.model import DURABILITIES
 from activestore.objects.packages import digest_of_archive
 from activestore.peer.cluster import Cluster
-from activestore.peer.publishing import as_error
+from activestore.peer.publishing import DESCRIBE_S_MAX, as_error
 from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import ClassRecord, Engine
@@ -37,6 +39,8 @@ from activestore.wire import values
 ASKED_MAX = 8
 # A package has 16 MiB at most: 13 s at 10 Mbit/s. A peer that dies ends the wait at once.
 PACKAGE_S = 60.0
+# What another peer may take to look at code: see publishing.DESCRIBE_S_MAX.
+PUBLISH_S = DESCRIBE_S_MAX + 10.0
 # Older revisions that are remembered as such, so that nobody is asked for them again.
 OLDER_MAX = 4096
 
@@ -105,6 +109,42 @@ class Fetching:
         self._table.storage.read(
             lambda engine: engine.class_revision(class_name, revision), read
         )
+
+    def publish_elsewhere(
+        self,
+        parameters: dict[str, Any],
+        digest: bytes,
+        refusal: ActiveStoreError,
+        then: Then,
+    ) -> None:
+        """Have code that does not load here published by a peer where it does.
+
+        `then(None)` once its classes are known here too: they can be created through
+        this peer, at one that can run them. `then(refusal)` where no peer can load it.
+        """
+        to_ask = self._candidates(())
+
+        def ask_next() -> None:
+            if not to_ask:
+                then(refusal)
+                return
+            peer_id = to_ask.pop(0)
+            self._relays.ask(
+                peer_id, "publish", parameters,
+                lambda answer, error: told(peer_id, answer, error), wait_s=PUBLISH_S,
+            )  # fmt: skip
+
+        def told(peer_id: PeerId, answer: Any, error: ActiveStoreError | None) -> None:
+            try:
+                class_name = "" if error is not None else str(answer["classes"][0][0])
+            except (KeyError, IndexError, TypeError):
+                class_name = ""
+            if class_name:
+                self.bring(class_name, digest, [peer_id], then)
+            else:
+                ask_next()
+
+        ask_next()
 
     def _candidates(self, first: Sequence[PeerId]) -> list[PeerId]:
         alive = self._cluster.alive()

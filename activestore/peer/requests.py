@@ -22,6 +22,7 @@ from activestore.errors import (
     ObjectNotFoundError,
     PermissionDeniedError,
     RemoteProtocolError,
+    RequirementError,
     UnavailableError,
 )
 from activestore.ids import OBJECT_ID_BYTES, ObjectId
@@ -332,9 +333,22 @@ class Requests:
                 kept,
             )
 
-        def failed(error: ActiveStoreError) -> None:
+        def failed(error: ActiveStoreError, *, is_last: bool = False) -> None:
+            of_peer = any(map(self._is_of_peer, self._publishing.get(digest, ())))
+            if isinstance(error, RequirementError) and not (is_last or of_peer):
+                fetching = self._loop.fetching
+                fetching.publish_elsewhere(parameters, digest, error, published)
+                return
             for asker in self._publishing.pop(digest, ()):
                 self.refuse(asker, error)
+
+        def published(error: ActiveStoreError | None) -> None:
+            if error is not None:
+                failed(error, is_last=True)
+                return
+            records = [r for r in self._loop.classes.records() if r.revision == digest]
+            for asker in self._publishing.pop(digest, ()):
+                self.answer(asker, _published(records))
 
         def kept(records: Any, error: BaseException | None) -> None:
             if error is not None:

@@ -208,6 +208,27 @@ def test_peer_without_the_requirements_refuses_and_names_who_has_them(boards):
     assert any("activestore-test-board" in one for one in error.value.missing)
 
 
+def test_code_that_loads_elsewhere_only_is_published_through_any_peer(boards, tmp_path):
+    (tmp_path / "site" / "board_driver.py").write_text("VOLTS = 5\n")
+    path = tmp_path / "drivers.py"
+    path.write_text("import board_driver\n" + BOARD.replace("Board", "Driver"))
+
+    assert boards[0].publish(str(path)) == ["drivers.Driver"]
+
+    made = boards[0].create("drivers.Driver", 1)
+    assert made.add(1) == 2
+    assert place_of(boards[1], made) == "board"
+
+
+def test_code_that_loads_nowhere_is_refused_with_what_it_lacks(cluster, tmp_path):
+    _, stores = cluster(2)
+    path = tmp_path / "drivers.py"
+    path.write_text("import board_driver_of_nobody\n" + BOARD)
+
+    with pytest.raises(RequirementError, match="board_driver_of_nobody"):
+        stores[0].publish(str(path))
+
+
 def test_many_creates_of_a_lacking_class_fetch_it_once(cluster, models_file):
     peers, stores = cluster(2)
     stores[0].publish(models_file)
