@@ -18,7 +18,7 @@ ARGS ?=
 # A tree can be tested through its installed copy only if nothing else shadows it.
 unexport PYTHONPATH
 .DELETE_ON_ERROR:
-.PHONY: help test lint format test-all soak demo bench bench-rivals clean
+.PHONY: help test lint format test-all soak demo demo-edge bench bench-rivals clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -99,9 +99,14 @@ soak: $(VENV)/installed.stamp ## hours of fuzzing, killing, cutting and random h
 	  ACTIVESTORE_CUT_S=600 \
 	  $(BIN)/python -m pytest -m 'soak or scaled' --timeout 0 $(ARGS)
 
-demo: $(VENV)/installed.stamp $(THIN)/installed.stamp ## train and query a model from a client without torch
-	@echo "== demo: examples/forecaster"
+demo: $(VENV)/installed.stamp $(THIN)/installed.stamp ## edge + edge + cloud: train from a client without torch, kill peers, go on
+	@echo "== demo: examples/forecaster on two edge boards and a server"
 	@$(BIN)/python examples/forecaster/demo.py --thin-python $(THIN)/bin/python $(ARGS)
+
+demo-edge: $(VENV)/installed.stamp $(THIN)/installed.stamp ## the same on five edge boards without a server; the model moves
+	@echo "== demo: examples/forecaster on five edge boards"
+	@$(BIN)/python examples/forecaster/demo.py --thin-python $(THIN)/bin/python \
+	  --topology five-edges --out out/demo-edge $(ARGS)
 
 bench: $(VENV)/installed.stamp ## our own benchmarks
 	@echo "== benchmarks"

@@ -1,7 +1,13 @@
-"""The demo: train from a thin client, kill the peer, go on; tables and plots of it.
+"""The demo: several peers, data at one, a model that learns at another, and kill -9.
 
-`make demo` runs it. Every process that it starts is ended by it; what it stores lies in a
-temporary directory that is removed.
+    make demo        two edge boards and a server: it trains on the server
+    make demo-edge   five edge boards, no server: it trains on one of them
+
+The data is born on an edge peer. The model learns from it on another peer, for a client
+that has neither torch nor numpy and is connected to the first. Peers die: the one with
+the client and the data, and the one that trains. Nothing is lost, and everything ends bit
+for bit as where nothing was killed. Every process that it starts is ended by it; what it
+stores lies in a temporary directory that is removed.
 """
 
 from __future__ import annotations
@@ -10,85 +16,187 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import psutil
-from series import DATA, read_rows
+from demo_cluster import Cluster, end_in_order, running
+from demo_report import peers_table, plots, tables
+from series import DATA
 
-READY_S = 30.0
+import activestore
+from activestore.errors import UnavailableError
 
-
-class Peer:
-    """A peer process on one data directory."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-        self.process: subprocess.Popen[str] | None = None
-        self.endpoint = ""
-
-    def start(self) -> None:
-        """Start the peer and wait until it serves; a restart keeps its address."""
-        listen = self.endpoint or "tcp://127.0.0.1:0"
-        command = [sys.executable, "-m", "activestore.cli.main", "start", "--json"]
-        command += ["--data-dir", self.directory, "--listen", listen]
-        command += ["--log-level", "error", "--executors", "1", "--name", "demo"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the peer did not start; its error is above")
-        self.endpoint = json.loads(line)["endpoint"]
-
-    def memory_mb(self) -> float:
-        """Return the peak memory of the daemon and its executors, in MB."""
-        assert self.process is not None
-        daemon = psutil.Process(self.process.pid)
-        return sum(peak_memory_mb(one.pid) for one in (daemon, *daemon.children()))
-
-    def kill(self) -> None:
-        """End the peer as a power cut would: kill -9."""
-        assert self.process is not None
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        """End the peer kindly, then at once."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+# How long the demo itself waits for a silent peer, in seconds.
+SILENT_S = 10.0
 
 
-def peak_memory_mb(pid: int) -> float:
-    """Return the most memory that a process has had, in MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+class Plan(NamedTuple):
+    """Which peer does what."""
+
+    home: str  # the data is born here, and clients are connected to it
+    trainer: str
+    neighbour: str  # it lives on when `home` dies
+    destination: str  # the trained model moves here; "" for nowhere
 
 
-@contextlib.contextmanager
-def peer_in_temporary_directory() -> Iterator[Peer]:
-    """Yield a running peer; end it and remove its data afterwards."""
-    with tempfile.TemporaryDirectory(prefix="activestore-demo-") as directory:
-        peer = Peer(str(Path(directory) / "data"))
-        try:
-            peer.start()
-            yield peer
-        finally:
-            peer.stop()
+PLANS = {
+    "edge-edge-cloud": Plan("edge-1", "cloud", "edge-2", ""),
+    "five-edges": Plan("edge-1", "edge-3", "edge-2", "edge-5"),
+}
+
+
+class Demo:
+    """The story, told on a cluster that runs."""
+
+    def __init__(
+        self, cluster: Cluster, plan: Plan, options: argparse.Namespace
+    ) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._options = options
+        self._half = max(1, options.epochs // 2)
+
+    # -- what it does again and again --------------------------------------------------
+
+    def connect(self, name: str) -> activestore.Store:
+        """Return a client that is connected to a peer."""
+        return activestore.connect(self._cluster.endpoint(name), timeout_s=SILENT_S)
+
+    def client(
+        self,
+        name: str,
+        *words: str,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run the thin client, connected to a peer; `on_epoch` is told of each epoch."""
+        line = [self._options.thin_python, str(HERE / "thin_client.py")]
+        line += [self._cluster.endpoint(name), "--csv", self._options.csv, "--report"]
+        told: dict[str, Any] = {}
+        with subprocess.Popen(
+            [*line, *words], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for row in process.stdout:
+                    told = json.loads(row)
+                    if "loss" in told and on_epoch is not None:
+                        on_epoch(told)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode or "digest" not in told:
+            raise SystemExit(f"thin_client.py failed with {process.returncode}")
+        told["peer_memory_mb"] = self._cluster.memory_mb(self._plan.trainer)
+        return told
+
+    def show_peers(self, asked: str, objects: list[str]) -> None:
+        """Print who is there in the eyes of one peer, and which of our objects each has."""
+        rows: list[tuple[str, ...]] = []
+        with self.connect(asked) as store:
+            held: dict[str, list[str]] = {}
+            for name in objects:
+                about = store.locate(name)
+                text = f"{about['alias']} ({about['bytes'] / 1e3:,.0f} kB)"
+                held.setdefault(about["peer"], []).append(text)
+            known = sorted(store.peers(), key=lambda row: str(row["peer"]))
+        for row in known:
+            name, state = str(row["peer"]), str(row["state"])
+            if self._cluster.is_killed(name):
+                state, traffic = f"killed, thought {state}", ("-", "-")
+            else:
+                traffic = self._traffic(name)
+            holds = ", ".join(held.get(name, [])) or "-"
+            rows.append((name, row["zone"], state, *traffic, holds))
+        peers_table(f"peers, as {asked} knows them", rows)
+
+    def _traffic(self, name: str) -> tuple[str, str]:
+        """Return what a peer has received and sent since it started."""
+        with self.connect(name) as store:
+            traffic = store.status()["traffic"]
+        received, sent = traffic["bytes_in"] / 1e3, traffic["bytes_out"] / 1e3
+        return f"{received:,.0f} kB", f"{sent:,.0f} kB"
+
+    # -- the story ---------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Give the data's class to the peer with the data, the model's to the trainer."""
+        with self.connect(self._plan.home) as store:
+            store.publish(str(HERE / "recording.py"))
+        with self.connect(self._plan.trainer) as store:
+            store.publish(str(HERE / "forecaster.py"))
+
+    def train(self) -> tuple[dict[str, Any], str]:
+        """Train from the thin client, whose peer dies; return what it said, and the data.
+
+        The data is the id of the recording.
+        """
+        home, trainer = self._plan.home, self._plan.trainer
+        recording = ""
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            nonlocal recording
+            if row["epoch"] == 1:
+                with self.connect(home) as store:
+                    recording = store.locate("recording")["object_id"].hex()
+                self.show_peers(home, [recording, row["model"]])
+            if row["epoch"] == self._half:
+                self._cluster.kill(home)
+                say(
+                    f"epoch {self._half}: kill -9 of {home}, with the data and the client"
+                )
+
+        options = ["--peer", trainer, "--epochs", str(self._options.epochs)]
+        found = self.client(home, *options, on_epoch=on_epoch)
+        say(f"trained to the end: the client went on without {home}")
+        return found, recording
+
+    def bring_back(self, name: str) -> float:
+        """Start what is missing; return how long that took."""
+        took_s = self._cluster.up()
+        say(f"`up` again: {name} is back after {took_s:.1f} s, at the same address")
+        return took_s
+
+    def train_and_kill_trainer(self, recording: str) -> str:
+        """Train a second model, whose peer dies half-way; return its digest."""
+        plan, epochs = self._plan, self._options.epochs
+        killed_at = 0
+        with self.connect(plan.neighbour) as store:
+            model = store.create(
+                "forecaster.Forecaster", store.get(recording), alias="killed",
+                peer=plan.trainer,
+            )  # fmt: skip
+            model_id = store.locate(model)["object_id"].hex()
+            with contextlib.suppress(UnavailableError):
+                for row in model.train.stream(epochs=epochs):
+                    if row["epoch"] >= self._half and not killed_at:
+                        killed_at = row["epoch"]
+                        self._cluster.kill(plan.trainer)
+        self.bring_back(plan.trainer)
+        with self.connect(plan.neighbour) as store:
+            done = store.get(model_id).epochs_done
+        say(f"killed after epoch {killed_at}; it has {done} epochs; going on")
+        left = ["--alias", model_id, "--epochs", str(epochs - done)]
+        return str(self.client(plan.neighbour, *left)["digest"])
+
+    def move_away(self, model_id: str, prediction: list[Any]) -> bool:
+        """Move the model, kill the peer that trained it; return whether it predicts."""
+        plan = self._plan
+        with self.connect(plan.neighbour) as store:
+            model = store.get(model_id)
+            store.move(model, plan.destination)
+            is_same = bool(model.predict(len(prediction)) == prediction)
+            where = store.locate(model)["peer"]
+            say(f"moved the model to {where}, predictions equal: {is_same}")
+            self._cluster.kill(plan.trainer)
+            is_same &= bool(model.predict(len(prediction)) == prediction)
+        say(f"kill -9 of {plan.trainer}, for good; predictions equal: {is_same}")
+        return is_same
 
 
 def say(text: str) -> None:
@@ -96,30 +204,14 @@ def say(text: str) -> None:
     print(f"== {text}", flush=True)
 
 
-def run_json(command: list[str]) -> dict[str, Any]:
-    """Run a program that prints JSON; its progress goes to our standard error."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the same class as a plain local object; its progress goes to the terminal."""
+    line = [sys.executable, str(HERE / "baseline.py"), "--csv", options.csv]
+    line += ["--epochs", str(options.epochs)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"failed with {done.returncode}: {' '.join(command)}")
+        raise SystemExit(f"failed with {done.returncode}: {' '.join(line)}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def client(
-    peer: Peer, python: str, options: argparse.Namespace, **extra: Any
-) -> dict[str, Any]:
-    """Run the thin client against the peer."""
-    command = [
-        python,
-        str(HERE / "thin_client.py"),
-        peer.endpoint,
-        "--csv",
-        options.csv,
-    ]
-    for name, value in extra.items():
-        command += [f"--{name}", str(value)]
-    found = run_json(command)
-    found["peer_memory_mb"] = peer.memory_mb()
     return found
 
 
@@ -142,169 +234,75 @@ def site_packages_mb(python: str) -> float:
     return total / 1e6
 
 
-def kill_in_the_middle(python: str, options: argparse.Namespace) -> tuple[str, int]:
-    """Kill the peer half-way through a training and go on; return digest and epochs."""
-    import activestore
-
-    with peer_in_temporary_directory() as peer:
-        with activestore.connect(peer.endpoint, timeout_s=5) as store:
-            store.publish(str(HERE / "forecaster.py"))
-            rows = read_rows(options.csv)
-            forecaster = store.create("forecaster.Forecaster", rows, alias="forecaster")
-            killed_at = 0
-            with contextlib.suppress(activestore.errors.UnavailableError):
-                for row in forecaster.train.stream(epochs=options.epochs):
-                    if row["epoch"] >= options.epochs // 2 and not killed_at:
-                        killed_at = row["epoch"]
-                        peer.kill()
-        peer.start()
-        with activestore.connect(peer.endpoint, timeout_s=5) as store:
-            done = store.get("forecaster").epochs_done
-        say(
-            f"killed after epoch {killed_at}; the restarted peer holds {done} epochs; going on"
-        )
-        client(peer, python, options, epochs=options.epochs - done)
-        with activestore.connect(peer.endpoint) as store:
-            return store.get("forecaster").digest(), done
-
-
-def tables(result: dict[str, Any]) -> None:
-    """Print tables like the paper's."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=100)
-    base, thin = result["baseline"], result["client"]
-    table = Table(
-        "",
-        "baseline",
-        "client",
-        "peer",
-        "aggregate",
-        title="Memory and time",
-        caption="memory: peaks, of the peer that of daemon and executors; times of the "
-        "client hold those of the peer",
+def tell(demo: Demo, plan: Plan, result: dict[str, Any]) -> list[list[float]]:
+    """Tell the story; fill `result`, and return the forecast of the last rows."""
+    say(f"publishing Recording at {plan.home}, Forecaster at {plan.trainer}")
+    demo.publish()
+    say(
+        f"a thin client of {plan.home} makes the data there, the model at {plan.trainer}"
     )
-    peer_mb, client_mb = thin["peer_memory_mb"], thin["memory_mb"]
-    table.add_row(
-        "memory, MB", f"{base['memory_mb']:.0f}", f"{client_mb:.1f}", f"{peer_mb:.0f}",
-        f"{client_mb + peer_mb:.0f}",
-    )  # fmt: skip
-    for name in ("train_s", "eval_s", "total_s"):
-        table.add_row(
-            name.replace("_s", ", s"), f"{base[name]:.2f}", f"{thin[name]:.2f}",
-            f"{thin['method_s']:.2f}" if name == "train_s" else "-", f"{thin[name]:.2f}",
-        )  # fmt: skip
-    sizes = result["site_packages_mb"]
-    table.add_row(
-        "site-packages, MB", f"{sizes['full']:.0f}", f"{sizes['thin']:.1f}",
-        f"{sizes['full']:.0f}", f"{sizes['thin'] + sizes['full']:.0f}",
-    )  # fmt: skip
-    console.print(table)
-    quality = Table("column", "where", "MSE", "MAE", "SMAPE", "RMSE", title="Forecasts")
-    for column in base["metrics"]:
-        for where, metrics in (("baseline", base), ("offloaded", thin)):
-            values = metrics["metrics"][column]
-            quality.add_row(
-                column, where,
-                *(f"{values[name]:.3f}" for name in ("MSE", "MAE", "SMAPE", "RMSE")),
-            )  # fmt: skip
-    console.print(quality)
+    client, recording = demo.train()
+    result["client"] = client
+    demo.bring_back(plan.home)
+    say(f"the same training, with kill -9 of {plan.trainer} in the middle of it")
+    digest = demo.train_and_kill_trainer(recording)
+    is_identical = digest == client["digest"] == result["baseline"]["digest"]
+    result["is_bit_identical"] = is_identical
+    say(f"baseline, offloaded and killed training end bit-identical: {is_identical}")
+    words = ["--alias", client["model"], "--epochs", "0"]
+    after = demo.client(plan.neighbour, *words)
+    is_same = after["prediction"] == client["prediction"]
+    say(f"{plan.trainer} was restarted; predictions equal: {is_same}")
+    if plan.destination:
+        is_same &= demo.move_away(client["model"], client["prediction"])
+    result["is_same_after_kill"] = is_same
+    with demo.connect(plan.neighbour) as store:
+        predictions: list[list[float]] = store.get(client["model"]).test_predictions()
+    demo.show_peers(plan.neighbour, [recording, client["model"]])
+    return predictions
 
 
-def plots(
-    result: dict[str, Any], predictions: list[list[float]], out: Path, csv: str
-) -> None:
-    """Write memory.png, time.png and prediction.png."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    base, thin = result["baseline"], result["client"]
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    axes.bar(
-        ["baseline", "client", "peer's executor"],
-        [base["memory_mb"], thin["memory_mb"], thin["peer_memory_mb"]],
-        color=["#8da0cb", "#66c2a5", "#fc8d62"],
-    )
-    axes.set_ylabel("peak memory, MB")
-    figure.savefig(out / "memory.png", dpi=120, bbox_inches="tight")
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    names = ["train_s", "eval_s", "total_s"]
-    for offset, (label, source) in enumerate((("baseline", base), ("offloaded", thin))):
-        axes.bar(
-            [i + 0.4 * offset for i in range(3)],
-            [source[n] for n in names],
-            0.38,
-            label=label,
-        )
-    axes.set_xticks([i + 0.2 for i in range(3)], ["train", "evaluate", "total"])
-    axes.set_ylabel("seconds")
-    axes.legend()
-    figure.savefig(out / "time.png", dpi=120, bbox_inches="tight")
-    truth = read_rows(csv)[-len(predictions) :]
-    figure, both = pyplot.subplots(2, 1, figsize=(9, 6), sharex=True)
-    for i, axes in enumerate(both):
-        axes.plot([row[i] for row in truth], label="truth", linewidth=0.8)
-        axes.plot([row[i] for row in predictions], label="forecast", linewidth=0.8)
-        axes.set_ylabel(("CPU", "memory")[i] + ", %")
-    both[0].legend()
-    both[1].set_xlabel("rows of the last 20 %")
-    figure.savefig(out / "prediction.png", dpi=120, bbox_inches="tight")
-
-
-def main() -> None:
-    """Run the whole story."""
+def arguments_of() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--csv", default=str(DATA), help="timestamp,CPU,MEM")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--thin-python", default=sys.executable)
+    parser.add_argument("--topology", choices=PLANS, default="edge-edge-cloud")
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the whole story."""
+    options = arguments_of()
+    end_in_order()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # The same for baseline and peer.
-    thin = options.thin_python
-    import activestore
-
+        os.environ.setdefault(name, "1")  # The same for baseline and peers.
+    plan = PLANS[options.topology]
     say(f"baseline: {options.epochs} epochs as a plain local object")
-    command = [sys.executable, str(HERE / "baseline.py"), "--csv", options.csv]
     result: dict[str, Any] = {
-        "baseline": run_json([*command, "--epochs", str(options.epochs)])
+        "topology": options.topology,
+        "trainer": plan.trainer,
+        "baseline": run_baseline(options),
     }
-    with peer_in_temporary_directory() as peer:
-        say(f"a peer serves at {peer.endpoint}; publishing the forecaster")
-        with activestore.connect(peer.endpoint) as store:
-            store.publish(str(HERE / "forecaster.py"))
-        say("training from an environment with pyzmq and msgpack only")
-        result["client"] = client(peer, thin, options, epochs=options.epochs)
-        if thin != sys.executable:
-            assert not result["client"]["has_torch"], "the thin environment has torch"
-        say("kill -9 of the peer, then a restart on the same directory")
-        peer.kill()
-        started_s = time.perf_counter()
-        peer.start()
-        result["restart_s"] = time.perf_counter() - started_s
-        after = client(peer, thin, options, epochs=0)
-        same = after["prediction"] == result["client"]["prediction"]
-        say(f"restarted in {result['restart_s']:.2f} s; predictions equal: {same}")
-        with activestore.connect(peer.endpoint) as store:
-            predictions = store.get("forecaster").test_predictions()
-    say("the same training, with kill -9 in the middle of it")
-    digest, _ = kill_in_the_middle(thin, options)
-    identical = digest == result["client"]["digest"] == result["baseline"]["digest"]
-    say(f"baseline, offloaded and killed training end bit-identical: {identical}")
-    result["is_same_after_kill"] = same
-    result["is_bit_identical"] = identical
+    say(f"`activestore-node up {options.topology}`")
+    with running(options.topology) as cluster:
+        say(f"peers: {', '.join(cluster.names)}")
+        predictions = tell(Demo(cluster, plan, options), plan, result)
+        say("`activestore-node down`")
+    if options.thin_python != sys.executable:
+        assert not result["client"]["has_torch"], "the thin environment has torch"
     result["site_packages_mb"] = {
-        "full": site_packages_mb(sys.executable), "thin": site_packages_mb(thin),
-    }  # fmt: skip
+        "full": site_packages_mb(sys.executable),
+        "thin": site_packages_mb(options.thin_python),
+    }
     tables(result)
     plots(result, predictions, options.out, options.csv)
     (options.out / "demo.json").write_text(json.dumps(result, indent=2))
     say(f"plots and figures are in {options.out}/")
-    if not (same and identical):
+    if not (result["is_same_after_kill"] and result["is_bit_identical"]):
         raise SystemExit("the trained model did not survive as it should")
 
 

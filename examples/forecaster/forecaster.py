@@ -58,8 +58,15 @@ class Forecaster(ActiveObject):
     epochs_done: int
     losses: list
 
-    def __init__(self, rows: Sequence[Sequence[float]], seed: int = 0) -> None:
-        self.rows = np.array(rows, dtype=np.float64)
+    def __init__(self, rows: Any, seed: int = 0) -> None:
+        """Begin untrained.
+
+        `rows`: [[cpu, mem], ...], or a recording, at any peer, that is asked for them.
+        """
+        given: Sequence[Sequence[float]] = (
+            rows.read() if hasattr(rows, "read") else rows
+        )
+        self.rows = np.array(given, dtype=np.float64)
         if self.rows.ndim != 2 or self.rows.shape[1] != len(COLUMNS):
             raise ValueError(f"rows must be (n, 2), got {self.rows.shape}")
         if len(self.rows) < 10 * WINDOW:

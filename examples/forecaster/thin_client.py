@@ -1,6 +1,9 @@
 """Train a torch model on a peer from an environment that has only pyzmq and msgpack.
 
 python examples/forecaster/thin_client.py tcp://127.0.0.1:7400
+
+The rows stay at the peer that this program is connected to; the model is made at `--peer`
+and asks for them there. `recording.py` and `forecaster.py` were published before.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from series import DATA, read_rows
 
 import activestore
+from activestore.errors import AliasNotFoundError
 
 
 def progress(epoch: int, last: int, loss: float, started_s: float) -> None:
@@ -30,34 +35,64 @@ def progress(epoch: int, last: int, loss: float, started_s: float) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("endpoint", help="address of any peer")
+    parser.add_argument("--csv", default=str(DATA), help="timestamp,CPU,MEM")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--alias", default="forecaster", help="or the id, of the model")
+    parser.add_argument("--recording", default="recording", help="alias or id")
+    parser.add_argument("--peer", default="", help="where the model is to be made")
+    parser.add_argument("--horizon", type=int, default=12)
+    parser.add_argument(
+        "--report", action="store_true", help="print a line of JSON after each epoch"
+    )
+    return parser.parse_args(words)
+
+
+def found(store: Any, name: str) -> Any:
+    """Return the object with an alias or id, None where there is none."""
+    try:
+        return store.get(name)
+    except AliasNotFoundError:
+        return None
+
+
+def model_of(store: Any, arguments: argparse.Namespace) -> Any:
+    """Return the model; made, with the recording that it learns from, where missing."""
+    model = found(store, arguments.alias)
+    if model is not None:
+        return model
+    recording = found(store, arguments.recording)
+    if recording is None:
+        rows = read_rows(arguments.csv)
+        recording = store.create("recording.Recording", rows, alias=arguments.recording)
+    return store.create(
+        "forecaster.Forecaster", recording, alias=arguments.alias, peer=arguments.peer
+    )
+
+
 def main() -> None:
     """Create or find the forecaster, train it, and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("endpoint")
-    parser.add_argument("--csv", default=str(DATA))
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--alias", default="forecaster")
-    parser.add_argument("--horizon", type=int, default=12)
-    arguments = parser.parse_args()
+    arguments = arguments_of()
     start_s = time.perf_counter()
     with activestore.connect(arguments.endpoint) as store:
-        known = [row["alias"] for row in store.objects(arguments.alias)]
-        if arguments.alias in known:
-            forecaster = store.get(arguments.alias)
-        else:
-            forecaster = store.create(
-                "forecaster.Forecaster", read_rows(arguments.csv), alias=arguments.alias
-            )
-        last = forecaster.epochs_done + arguments.epochs
+        model = model_of(store, arguments)
+        last = model.epochs_done + arguments.epochs
+        object_id = store.locate(model)["object_id"].hex()
         train_s = time.perf_counter()
         method_s = 0.0
-        for row in forecaster.train.stream(epochs=arguments.epochs):
+        for row in model.train.stream(epochs=arguments.epochs):
             method_s += row["seconds"]
             progress(row["epoch"], last, row["loss"], train_s)
+            if arguments.report:
+                print(json.dumps({**row, "model": object_id}), flush=True)
         evaluate_s = time.perf_counter()
-        metrics = forecaster.evaluate()
+        metrics = model.evaluate()
         end_s = time.perf_counter()
         result = {
+            "model": object_id,
             "create_s": train_s - start_s,
             "train_s": evaluate_s - train_s,
             "method_s": method_s,
@@ -65,9 +100,9 @@ def main() -> None:
             "total_s": end_s - start_s,
             "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "metrics": metrics,
-            "digest": forecaster.digest(),
-            "epochs_done": forecaster.epochs_done,
-            "prediction": forecaster.predict(arguments.horizon),
+            "digest": model.digest(),
+            "epochs_done": model.epochs_done,
+            "prediction": model.predict(arguments.horizon),
             "has_torch": importlib.util.find_spec("torch") is not None,
             "has_numpy": importlib.util.find_spec("numpy") is not None,
         }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,23 +111,119 @@ def test_metrics_on_the_papers_series_are_near_the_reference(forecasting):
     assert metrics["MEM"]["MSE"] == pytest.approx(0.51, abs=0.3)
 
 
-def test_demo_ends_bit_identical_after_kills(tmp_path, forecasting):
-    """Baseline, offloaded training, and one killed half-way: the same bits."""
-    _, series = forecasting
-    few = tmp_path / "few.csv"
-    few.write_text("\n".join(series.DATA.read_text().splitlines()[:400]))
+def processes_with(word: str) -> list[str]:
+    """Return the command lines of running processes that name something."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if word in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(line)
+    return found
 
+
+@pytest.fixture
+def few(tmp_path, forecasting):
+    """Return the path of a short series."""
+    _, series = forecasting
+    path = tmp_path / "few.csv"
+    path.write_text("\n".join(series.DATA.read_text().splitlines()[:400]))
+    return path
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Return where the demo's peers have their data: a directory of the test's own."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    return path
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("edge-edge-cloud", "kill -9 of edge-1, with the data and the client"),
+        ("five-edges", "kill -9 of edge-3, for good; predictions equal: True"),
+    ],
+)
+def test_demo_ends_bit_identical_after_kills(tmp_path, few, temporary, topology, said):
+    """Baseline, offloaded training, and one killed half-way: the same bits."""
+    out = tmp_path / "out"
     printed = run(
         FORECASTER / "demo.py",
+        "--topology",
+        topology,
         "--csv",
         str(few),
         "--epochs",
-        "10",
+        "6",
         "--out",
-        str(tmp_path),
+        str(out),
     )
 
-    assert "predictions equal: True" in printed
+    assert said in printed
     assert "end bit-identical: True" in printed
+    assert "predictions equal: False" not in printed
+    assert printed.count("predictions equal: True") >= 1
     for name in ("memory.png", "time.png", "prediction.png", "demo.json"):
-        assert (tmp_path / name).stat().st_size > 500
+        assert (out / name).stat().st_size > 500
+    assert list(temporary.glob("activestore-*")) == []
+    assert processes_with(str(temporary)) == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(signal.SIGTERM, "activestore-node up"), (signal.SIGINT, "publishing")],
+)
+def test_demo_that_is_interrupted_leaves_nothing_running(
+    tmp_path, few, temporary, number, word
+):
+    """While the peers start, and while they work."""
+    words = ["--csv", str(few), "--epochs", "1", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-u", str(FORECASTER / "demo.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if word in line:
+                break
+        while not processes_with(str(temporary)):
+            time.sleep(0.05)
+
+        process.send_signal(number)
+        process.stdout.read()
+
+    assert process.returncode != 0
+    assert processes_with(str(temporary)) == []
+    assert list(temporary.glob("activestore-*")) == []
+
+
+@pytest.mark.timeout(120)
+def test_demo_whose_client_fails_leaves_nothing_running(tmp_path, few, temporary):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(FORECASTER / "demo.py"),
+            "--csv",
+            str(few),
+            "--epochs",
+            "1",
+            "--thin-python",
+            "/bin/false",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "thin_client.py failed with 1" in done.stderr
+    assert processes_with(str(temporary)) == []
+    assert list(temporary.glob("activestore-*")) == []
