@@ -6,6 +6,8 @@ Source: design section 7.
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -193,6 +195,16 @@ def test_listing_names_the_peers_that_it_cannot_reach(three, eventually):
 
     assert {row["alias"] for row in rows} == {"there-0", "there-1"}
     assert missing == ["peer-2"]
+    command = [sys.executable, "-m", "activestore.cli.main", "objects"]
+    at = ["--endpoint", peers[0].endpoint]
+    told = subprocess.run([*command, *at], capture_output=True, text=True, check=True)
+    here = subprocess.run(
+        [*command, "--here", *at], capture_output=True, text=True, check=True
+    )
+    assert "there-1" in told.stdout
+    assert "there-1" not in here.stdout
+    assert "cannot be reached: peer-2" in told.stderr
+    assert "peer-2" not in here.stderr
 
 
 def test_name_given_on_both_sides_of_a_partition_stays_with_the_older(
