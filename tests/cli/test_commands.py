@@ -56,7 +56,10 @@ def test_objects_lists_what_is_stored(peer: Any) -> None:
     rows = peer.run("objects", "--alias-prefix", "g", "--json").json
     none = peer.run("objects", "--alias-prefix", "nobody", "--json")
 
-    alias, class_name, object_id, _, version = text.out.rstrip("\n").split("\t")
+    alias, class_name, object_id, _, version, at = text.out.rstrip("\n").split("\t")
+    here = peer.run("objects", "--alias-prefix", "g", "--here", "--json").json
+    assert at == rows[0]["peer"]
+    assert here == rows
     assert (alias, class_name) == ("g", "gadgets.Gauge")
     assert {"alias", "class_name", "object_id", "bytes", "version"} <= set(rows[0])
     assert (rows[0]["object_id"], str(rows[0]["version"])) == (object_id, version)
