@@ -38,6 +38,9 @@ INCARNATION_BYTES = 16
 # Old replies are looked for this often, and so many go at once, as in the daemon.
 EXPIRE_S = 60.0
 EXPIRE_COUNT = 2000
+# Membership is checked after every turn of a peer that knows so many others; of one that
+# knows ten times as many, after every tenth.
+MEMBERS_PER_CHECK = 10
 # How long running calls may go on after `stop`, and how often it is looked.
 DRAIN_S = 10.0
 DRAIN_LOOK_S = 0.01
@@ -151,6 +154,7 @@ class SimPeer:
         self.clock = LocalClock(around.agenda, start_s=self._rng.uniform(10.0, 1e6))
         self.disk = MemoryDisk(PeerId(self._rng.randbytes(PEER_ID_BYTES)))
         self._life = 0
+        self._unchecked = 0  # turns since membership was checked, times members
         self._deferred: list[Callable[[], None]] = []
         self._turn: Entry | None = None
 
@@ -348,7 +352,7 @@ class SimPeer:
             self._around.record("stopped", self.name)
             self.crash()
             return
-        self.loop.cluster.membership.check()
+        self._check_membership()
         for check in self._around.checks:
             check(self)
         waiter = self.waiter
@@ -357,6 +361,14 @@ class SimPeer:
             self.wake()
         else:
             self._turn_at(self._around.agenda.now_s + self.clock.real_s(waiter.wait_s))
+
+    def _check_membership(self) -> None:
+        """Check what membership must hold; it costs more the more members there are."""
+        membership = self.loop.cluster.membership
+        self._unchecked += MEMBERS_PER_CHECK
+        if self._unchecked >= len(membership.members):
+            self._unchecked = 0
+            membership.check()
 
     def _expire(self) -> None:
         before_s = self.clock.wall_s() - 4 * self.settings.session_expiry_s
