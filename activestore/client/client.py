@@ -33,7 +33,6 @@ from activestore.remote import CallOptions
 from activestore.wire import messages, values
 from activestore.wire.messages import Operation
 
-
 if TYPE_CHECKING:
     from activestore.client.streams import Items
 
