@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from demo_cluster import Cluster, end_in_order, running
+from demo_cluster import Cluster, end_in_order, program, running
 from demo_report import peers_table, plots, tables
 from series import DATA
 
@@ -78,18 +78,12 @@ class Demo:
         line = [self._options.thin_python, str(HERE / "thin_client.py")]
         line += [self._cluster.endpoint(name), "--csv", self._options.csv, "--report"]
         told: dict[str, Any] = {}
-        with subprocess.Popen(
-            [*line, *words], stdout=subprocess.PIPE, text=True
-        ) as process:
+        with program([*line, *words]) as process:
             assert process.stdout is not None
-            try:
-                for row in process.stdout:
-                    told = json.loads(row)
-                    if "loss" in told and on_epoch is not None:
-                        on_epoch(told)
-            except BaseException:
-                process.terminate()
-                raise
+            for row in process.stdout:
+                told = json.loads(row)
+                if "loss" in told and on_epoch is not None:
+                    on_epoch(told)
         if process.returncode or "digest" not in told:
             raise SystemExit(f"thin_client.py failed with {process.returncode}")
         told["peer_memory_mb"] = self._cluster.memory_mb(self._plan.trainer)
@@ -208,10 +202,11 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
     """Train the same class as a plain local object; its progress goes to the terminal."""
     line = [sys.executable, str(HERE / "baseline.py"), "--csv", options.csv]
     line += ["--epochs", str(options.epochs)]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"failed with {done.returncode}: {' '.join(line)}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    with program(line) as process:
+        printed, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"failed with {process.returncode}: {' '.join(line)}")
+    found: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
     return found
 
 

@@ -1,7 +1,8 @@
 """The demo's cluster: peers that `activestore-node up` starts and `down` stops.
 
 Rules of this file: a peer is killed by the id that `up` told; whatever happens, `down` is
-the last thing that happens, and the directory goes with it.
+the last thing that happens, and the directory goes with it; no process is started that
+nobody would end, so signals wait until its id is known.
 """
 
 from __future__ import annotations
@@ -82,20 +83,57 @@ class Cluster:
         line = [sys.executable, "-m", "activestore.cli.main", command, *words]
         line += ["--dir", str(self._directory), "--json"]
         # A session of its own: what ends this program reaches it through this program.
-        process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        try:
+        # Interrupted, it writes down what it has started.
+        with program(line, ending=signal.SIGINT, start_new_session=True) as process:
             printed, _ = process.communicate()
-        except BaseException:
-            process.send_signal(signal.SIGINT)  # It writes down what it has started.
-            process.wait()
-            raise
         told: dict[str, Any] = json.loads(printed) if printed.strip() else {}
         if process.returncode:
             said = told.get("error", {}).get("message", f"exit {process.returncode}")
             raise SystemExit(f"`activestore-node {command}` failed: {said}")
         return told
+
+
+@contextlib.contextmanager
+def program(
+    line: list[str], *, ending: int = signal.SIGTERM, start_new_session: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    """Yield a running program; it is sent `ending` where the block is left by an error."""
+    process: subprocess.Popen[str] | None = None
+    try:
+        with _endings_held():
+            process = subprocess.Popen(
+                line,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=start_new_session,
+            )
+        yield process
+        process.wait()
+    except BaseException:
+        if process is not None:
+            process.send_signal(ending)
+            process.wait()
+        raise
+    finally:
+        if process is not None and process.stdout is not None:
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def _endings_held() -> Iterator[None]:
+    """Let signals that end this program wait until the block is over."""
+    came: list[int] = []
+    before = [
+        signal.signal(one, lambda number, _frame: came.append(number))
+        for one in _ENDINGS
+    ]
+    try:
+        yield
+    finally:
+        for one, handler in zip(_ENDINGS, before, strict=True):
+            signal.signal(one, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 def _peak_memory_mb(pid: int) -> float:
@@ -118,16 +156,26 @@ def running(topology: str) -> Iterator[Cluster]:
             try:
                 cluster.down()
             finally:
+                _end_strays(directory)
                 for one, handler in zip(_ENDINGS, before, strict=True):
                     signal.signal(one, handler)
 
 
+def _end_strays(directory: str) -> None:
+    """Kill what still names our directory: `up` was ended before it wrote that down."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(word.startswith(directory) for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+                process.wait(GONE_S)
+
+
 def end_in_order() -> None:
-    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: with all that it cleans."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end this program with all that it cleans up."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDINGS:
         signal.signal(number, end)
     os.environ.pop("ACTIVESTORE_ENDPOINT", None)  # Nobody else's peers are meant.

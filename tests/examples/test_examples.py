@@ -111,14 +111,14 @@ def test_metrics_on_the_papers_series_are_near_the_reference(forecasting):
     assert metrics["MEM"]["MSE"] == pytest.approx(0.51, abs=0.3)
 
 
-def processes_with(word: str) -> list[str]:
-    """Return the command lines of running processes that name something."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if word in line and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(line)
-    return found
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """Return the running processes whose command lines name a test's own directory."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(directory) in " ".join(process.info["cmdline"] or [])
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.fixture
@@ -136,7 +136,9 @@ def temporary(tmp_path, monkeypatch):
     path = tmp_path / "temporary"
     path.mkdir()
     monkeypatch.setenv("TMPDIR", str(path))
-    return path
+    yield path
+    for process in processes_of(path):
+        process.kill()
 
 
 @pytest.mark.timeout(300)
@@ -169,7 +171,7 @@ def test_demo_ends_bit_identical_after_kills(tmp_path, few, temporary, topology,
     for name in ("memory.png", "time.png", "prediction.png", "demo.json"):
         assert (out / name).stat().st_size > 500
     assert list(temporary.glob("activestore-*")) == []
-    assert processes_with(str(temporary)) == []
+    assert processes_of(temporary) == []
 
 
 @pytest.mark.timeout(120)
@@ -192,14 +194,14 @@ def test_demo_that_is_interrupted_leaves_nothing_running(
         for line in process.stdout:
             if word in line:
                 break
-        while not processes_with(str(temporary)):
+        while not processes_of(temporary):
             time.sleep(0.05)
 
         process.send_signal(number)
         process.stdout.read()
 
-    assert process.returncode != 0
-    assert processes_with(str(temporary)) == []
+    assert process.returncode == 128 + number
+    assert processes_of(temporary) == []
     assert list(temporary.glob("activestore-*")) == []
 
 
@@ -225,5 +227,5 @@ def test_demo_whose_client_fails_leaves_nothing_running(tmp_path, few, temporary
 
     assert done.returncode == 1
     assert "thin_client.py failed with 1" in done.stderr
-    assert processes_with(str(temporary)) == []
+    assert processes_of(temporary) == []
     assert list(temporary.glob("activestore-*")) == []
