@@ -14,6 +14,9 @@ EXPECTED = (
     "tests/integration/test_time.py::test_method_of_ninety_seconds",
     "tests/integration/test_trouble.py::test_calls_over_a_link_that_breaks",
     "tests/core/test_histories.py::test_retries_at_any_moment_run_once",
+    "tests/simulation/test_cluster_histories.py::test_every_acknowledged_add_counts_once",
+    "tests/simulation/test_cluster_histories.py::test_thousand_peers",
+    "tests/simulation/test_moves_cut_short.py::test_object_has_one_owner_after_a_death",
 )
 
 

@@ -141,3 +141,16 @@ def test_moved_object_is_found_by_gossip_when_its_keepers_are_dead() -> None:
         assert counter.add(1) == 1
         sim.run(DEAD_S)
         assert counter.add.options(direct=False)(1) == 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_thousand_peers_find_each_other_and_an_object_that_moves() -> None:
+    with Simulation(7, peers=1000, classes=[Counter]) as sim:
+        join(sim)
+        (object_id,) = make_counters(sim, ["peer-1"])
+        sim.client("peer-500").move(object_id, "peer-1000")
+        sim.crash("peer-1")
+
+        for count, name in enumerate(("peer-2", "peer-250", "peer-999"), 1):
+            assert sim.client(name).get(object_id).add(1) == count
