@@ -103,6 +103,9 @@ class Location:
                 return False
         if place.peer_id == self.me or self.is_here(object_id):
             return False
+        if object_id in self.places:
+            self.places[object_id] = place  # What was kept for others is outdated.
+            return True
         self._hints[object_id] = place
         self._hints.move_to_end(object_id)
         if len(self._hints) > self._hints_max:

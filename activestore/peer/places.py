@@ -1,7 +1,7 @@
 """Telling where objects are that left home, and keeping what others tell.
 
 Whoever holds such an object tells its home and the home's two buddies, again until
-enough of them have it on disk, and gossips a hint to everybody.
+all of them have it on disk, and gossips a hint to everybody.
 
 Rules of this file: an old word may come late; what is held here is newer than any.
 
@@ -42,7 +42,11 @@ class Places:
         self._location = cluster.location
         # Objects whose keepers are not told yet.
         self._untold: dict[ObjectId, Place] = {}
+        # What is here, and who was told so.
+        self._held: dict[ObjectId, Place] = {}
+        self._told: dict[ObjectId, set[PeerId]] = {}
         self._asked: set[ObjectId] = set()
+        self._version = -1
 
     def restore(self, engine: Engine) -> None:
         """Read from disk what was kept for others."""
@@ -51,17 +55,21 @@ class Places:
 
     def came(self, object_id: ObjectId, place: Place, *, is_new: bool = True) -> None:
         """An object is here now; `is_new` False: it was so when this peer ended."""
-        self._untold[object_id] = place
+        self._untold[object_id] = self._held[object_id] = place
+        self._told.pop(object_id, None)
         if is_new:
             self._tell(object_id)
 
     def left(self, object_id: ObjectId) -> None:
         """An object is not here any more: whoever has it tells of it."""
-        self._untold.pop(object_id, None)
+        for table in (self._untold, self._held, self._told):
+            table.pop(object_id, None)
 
     def look(self) -> None:
         """Tell again what was not heard."""
+        self._look_at_members()
         for object_id in list(self._untold)[:TOLD_MAX]:
+            self._untold[object_id] = self._untold.pop(object_id)  # Others' turn next.
             self._tell(object_id)
 
     def _tell(self, object_id: ObjectId) -> None:
@@ -69,46 +77,62 @@ class Places:
         place = self._untold.get(object_id)
         if place is None or object_id in self._asked:
             return
-        me = self._table.settings.peer_id
-        home = home_of(object_id)
         if place.peer_id != NOWHERE:
             self._cluster.tell(object_id, place)
-        keepers = [
-            one
-            for one in self._cluster.keepers(home)
-            if one != me and self._cluster.is_reachable(one)
-        ]
-        if not keepers:
+        told = self._told.setdefault(object_id, set())
+        left = [one for one in self._keepers(object_id) if one not in told]
+        asked = [one for one in left if self._cluster.is_reachable(one)]
+        if not left:
+            del self._untold[object_id]
+        if not asked:
             return
         self._asked.add(object_id)
-        left = {"open": len(keepers), "told": set()}
+        open_ones = set(asked)
 
         def answered(keeper: PeerId, error: ActiveStoreError | None) -> None:
-            left["open"] -= 1  # type: ignore[operator]
-            if error is None:
-                left["told"].add(keeper)  # type: ignore[attr-defined]
-            if left["open"]:
-                return
-            self._asked.discard(object_id)
-            told: set[PeerId] = left["told"]  # type: ignore[assignment]
-            is_enough = home in told or len(told) >= 2
-            if is_enough and self._untold.get(object_id) == place:
-                del self._untold[object_id]
+            open_ones.discard(keeper)
+            if error is None and self._untold.get(object_id) == place:
+                told.add(keeper)
+            if not open_ones:
+                self._asked.discard(object_id)
 
-        for keeper in keepers:
+        parameters = {
+            "object_id": object_id, "peer_id": place.peer_id, "epoch": place.epoch,
+        }  # fmt: skip
+        for keeper in asked:
             self._relays.ask(
-                keeper, "place",
-                {"object_id": object_id, "peer_id": place.peer_id, "epoch": place.epoch},
+                keeper, "place", parameters,
                 lambda _, error, keeper=keeper: answered(keeper, error),  # type: ignore[misc]
             )  # fmt: skip
+
+    def _keepers(self, object_id: ObjectId) -> list[PeerId]:
+        """Return who is to know where an object is: all that may come back, but us."""
+        me = self._table.settings.peer_id
+        keepers = self._cluster.keepers(home_of(object_id))
+        return [
+            one
+            for one in keepers
+            if one != me and self._cluster.state_of(one) is not None
+        ]
+
+    def _look_at_members(self) -> None:
+        """Where others are keepers now, they have not been told."""
+        version = self._cluster.membership.version
+        if version == self._version:
+            return
+        self._version = version
+        for object_id, place in self._held.items():
+            told = self._told.get(object_id, set())
+            if not told.issuperset(self._keepers(object_id)):
+                self._untold[object_id] = place
 
     def note_delete(self, object_id: ObjectId) -> None:
         """An object that came from elsewhere is being deleted: tell its keepers."""
 
         def then(head: Head | None, error: BaseException | None) -> None:
             if head is None and error is None:
-                place = Place(NOWHERE, EPOCH_MAX)
-                self._untold[object_id] = place
+                self.left(object_id)
+                self._untold[object_id] = Place(NOWHERE, EPOCH_MAX)
                 self._tell(object_id)
 
         # After the delete, which was ordered before.
