@@ -46,7 +46,7 @@ CASES = {
     ),
 }  # fmt: skip
 FAULTY_S = 8.0
-PLAYERS, MOVERS, COUNTERS = 4, 2, 4
+PLAYERS, MOVERS, COUNTERS = 3, 2, 3
 CALLS, MOVES = 20, 10
 CALL_PAUSE_S, MOVE_PAUSE_S = 0.3, 0.6
 # A peer that holds nothing loses its disk so often.
