@@ -253,6 +253,12 @@ class Incoming(Table):
             if session.heard_s < before_s and not self._has_open(session):
                 self._end_session(session)
 
+    def _end_start(self, session_id: SessionId) -> None:
+        """End what a peer's earlier start has asked for."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            self._end_session(session)
+
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.session_id, None)
         self.routes.pop(session.route, None)

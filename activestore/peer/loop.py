@@ -148,6 +148,7 @@ class PeerLoop(Incoming, Outgoing):
         )
         self.relays = Relays(self, self.links, self.cluster)
         self.cluster.on_gone = self.relays.lose_peer
+        self.relays.on_restarted = self._end_start
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)

@@ -51,6 +51,8 @@ from activestore.wire.messages import (
 
 # Redirects that one request follows before it is given up.
 REDIRECTS_MAX = 3
+# Peers whose last start is remembered.
+STARTS_MAX = 4096
 # How long a question of our own may stay unanswered, in seconds.
 ASK_S = 10.0
 
@@ -104,6 +106,10 @@ class Relays:
         self._trips: dict[tuple[SessionId, int], Trip] = {}
         self._away: dict[int, Trip] = {}
         self._next_sequence = 1
+        # The last start that was seen of each peer; its methods' calls carry it.
+        self._starts: dict[PeerId, bytes] = {}
+        # Called with the session of a start that is over.
+        self.on_restarted: Callable[[SessionId], None] = lambda session_id: None
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
 
@@ -365,7 +371,7 @@ class Relays:
     def _come_home(self, trip: Trip) -> None:
         """The object has moved here in the meantime, or its holder believes so."""
         if not self._location.is_here(trip.object_id):
-            self._end(trip, self._why_lost(trip))
+            self._go_on(trip)  # Who said so knows no better; others may.
             return
         self._drop(trip)
         if trip.session is not None:
@@ -444,10 +450,30 @@ class Relays:
     # -- links and peers ---------------------------------------------------------------
 
     def _on_link_up(self, link: Link, is_again: bool) -> None:
+        is_restarted = self._note_start(link)
         self._cluster.link_up(link)
-        if is_again:
+        if is_restarted:
+            # This link works; another to the same peer may take long to come back.
+            for trip in [t for t in self._trips.values() if t.target == link.peer_id]:
+                trip.link = link
+                self._send_again(trip)
+        elif is_again:
             for trip in self._by(link):
                 self._send_again(trip)
+
+    def _note_start(self, link: Link) -> bool:
+        """End what methods of an earlier start of a peer have asked for, if it is one.
+
+        Nobody takes the answers, and what is left of them may hold objects that the new
+        start waits for: each would wait for the other.
+        """
+        before = self._starts.pop(link.peer_id, link.incarnation)
+        self._starts[link.peer_id] = link.incarnation
+        if len(self._starts) > STARTS_MAX:
+            del self._starts[next(iter(self._starts))]
+        if before != link.incarnation:
+            self.on_restarted(SessionId(before))
+        return before != link.incarnation
 
     def _on_link_lost(self, link: Link) -> None:
         self._cluster.link_lost(link)

