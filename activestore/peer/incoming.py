@@ -167,7 +167,7 @@ class Incoming(Table):
         session.route = link.route
         session.is_relayed = True
         # Calls of a peer's own methods travel under the number of its start.
-        session.is_peer = session_id == link.incarnation
+        session.is_peer = session.is_peer or session_id == link.incarnation
         handler(session, inner)
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
@@ -221,6 +221,8 @@ class Incoming(Table):
                 {"cluster": settings.cluster, "peers": self.cluster.endpoints()},
             ),
         )  # fmt: skip
+        if session.is_peer:
+            self.links.welcomed(route)  # What is sent over it comes behind Welcome.
         return session
 
     def _lose_route(self, route: bytes) -> None:

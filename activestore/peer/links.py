@@ -148,8 +148,13 @@ class Links:
         self._drop_route(session.route)
         self.by_route[session.route] = link
         self._by_peer.setdefault(link.peer_id, []).append(link)
-        self.on_up(link, False)
         return ""
+
+    def welcomed(self, route: bytes) -> None:
+        """Use a link whose end has been told that it belongs."""
+        link = self.by_route.get(route)
+        if link is not None:
+            self.on_up(link, False)
 
     # -- what comes over a link --------------------------------------------------------
 
