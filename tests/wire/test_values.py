@@ -120,7 +120,7 @@ def test_every_error_travels(code: str) -> None:
                "pid": 3, "sequence": 4, "timeout_s": 1.0, "age_s": 1.0, "limit_s": 1.0,
                "used_bytes": 1, "budget_bytes": 2, "missing": ("a",), "peers_with": ("b",),
                "known": ("c",), "available": ("d",), "retry_after_s": 0.5,
-               "quarantined_s": 0.0}  # fmt: skip
+               "quarantined_s": 0.0, "peer_id": b"peer-1", "epoch": 3}  # fmt: skip
     error = errors.error_from_wire(
         code, tuple(samples.get(name, name) for name in cls.FIELDS)
     )

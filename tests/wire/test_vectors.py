@@ -157,9 +157,11 @@ def test_protocol_lists_every_message_with_its_fields() -> None:
 
 
 def test_protocol_lists_every_operation() -> None:
-    from activestore.peer.requests import Requests
+    from activestore.testing import Simulation
 
-    operations = {name[4:] for name in vars(Requests) if name.startswith("_do_")}
+    with Simulation(seed=1, peers=1) as sim:
+        (peer,) = sim.peers.values()
+        operations = set(peer.loop.request_handler.__self__.operations)  # type: ignore[attr-defined]
     section = PROTOCOL.split("## 6.")[1].split("## 7.")[0]
     listed = set(
         re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| `.*?\|", section, re.M)))
