@@ -54,10 +54,12 @@ def snapshots(
     roots: Sequence[tuple[Any, str]],
     home: ids.PeerId,
     revision_of: Callable[[type], bytes],
+    new_id: Callable[[ids.PeerId], ObjectId] = ids.new_object_id,
 ) -> list[tuple[Any, NamedState]]:
     """Return the states of local objects and of all local objects that they reach.
 
     `roots`: objects with their aliases. `revision_of` publishes a class where needed.
+    `new_id` makes an id of a home; a simulation has its own chance.
 
     Raises:
         UnsupportedValueError: a field cannot be kept; names its path.
@@ -70,7 +72,7 @@ def snapshots(
             return None
         object_id = remote.id_of(obj) or ids_of.get(id(obj))
         if object_id is None:
-            object_id = ids_of[id(obj)] = ids.new_object_id(home)
+            object_id = ids_of[id(obj)] = new_id(home)
             found.append(obj)
         return object_id + class_name_of_object(obj).encode()
 

@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 from activestore import ids, model, remote
 from activestore.client.links import Link
 from activestore.client.proxy import StandIns
-from activestore.client.publish import dump_value, load_value
+from activestore.client.publish import (
+    class_name_of_object,
+    dump_value,
+    load_value,
+    snapshots,
+)
 from activestore.client.requests import Request
 from activestore.client.session import STREAM_CREDIT, Session
 from activestore.errors import (
@@ -28,15 +33,13 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import SESSION_ID_BYTES, ObjectId, PeerId, SessionId
-from activestore.objects.packages import is_by_value
-from activestore.objects.snapshot import Snapshotter
 from activestore.remote import CallOptions
 from activestore.testing.answers import SimFuture, SimItems
 from activestore.testing.clock import Agenda, Entry
 from activestore.testing.network import SimNetwork, SimTransport
 from activestore.wire import codec, messages, values
 from activestore.wire.messages import Bye, Message, Operation
-from activestore.wire.state import NamedState, encode_states
+from activestore.wire.state import encode_states
 
 # A client wants its peer back fast; as client.connection does.
 RECONNECT_S, RECONNECT_S_MAX = 0.05, 1.0
@@ -335,7 +338,7 @@ class SimClient:
             return None
         if remote.id_of(obj) is None:
             self.persist(obj)
-        return bytes(remote.id_of(obj) or b"") + _class_name(obj).encode()
+        return bytes(remote.id_of(obj) or b"") + class_name_of_object(obj).encode()
 
     def invoke(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -427,7 +430,7 @@ class SimClient:
                 f"peer={peer!r}, replicas={replicas}",
                 "a simulated client places nothing",
             )
-        found = self._snapshots(obj, alias)
+        found = snapshots([(obj, alias)], self._home(), self._revision_of, self._new_id)
         body, buffers = encode_states([named for _, named in found])
         self._finish(
             self.start(
@@ -442,46 +445,12 @@ class SimClient:
             remote.become_stand_in(one, object_id, self)
             self._stand_ins.adopt(one, object_id)
 
-    def _snapshots(self, root: Any, alias: str) -> list[tuple[Any, NamedState]]:
-        """Return local objects that `root` reaches, itself first, with their states."""
-        home = self._home()
-        ids_of: dict[int, ObjectId] = {}
-        found: list[Any] = []
-
-        def ref_of(obj: object) -> bytes | None:
-            if not isinstance(obj, (model.ActiveObject, remote.Proxy)):
-                return None
-            object_id = remote.id_of(obj) or ids_of.get(id(obj))
-            if object_id is None:
-                object_id = ids_of[id(obj)] = self._new_id(home)
-                found.append(obj)
-            return object_id + _class_name(obj).encode()
-
-        ref_of(root)
-        states: list[tuple[Any, NamedState]] = []
-        while len(states) < len(found):  # Taking one may find more.
-            obj = found[len(states)]
-            state, _ = self._snapshotter(type(obj), ref_of).take(obj)
-            name = alias if obj is root else ""
-            states.append((obj, NamedState(ids_of[id(obj)], name, state)))
-        return states
-
-    def _snapshotter(
-        self, cls: type, ref_of: Callable[[object], bytes | None]
-    ) -> Snapshotter:
+    def _revision_of(self, cls: type) -> bytes:
         class_name = model.class_name_of(cls)
         revision = self._around.revisions.get(class_name)
         if revision is None:
             raise ClassNotFoundError(class_name, tuple(self._around.revisions))
-        return Snapshotter(
-            cls,
-            class_name=class_name,
-            revision=revision,
-            class_version=int(getattr(cls, "class_version", 0)),
-            ref_of=ref_of,
-            resolve=self._stand_ins.resolve,
-            by_value=is_by_value(cls),
-        )
+        return revision
 
     def get(self, name: Any) -> Any:
         """Return the object with this alias or 32-digit id.
@@ -553,13 +522,6 @@ class SimClient:
     def _interface(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.request("interface", **parameters)["interface"]
         return found
-
-
-def _class_name(obj: Any) -> str:
-    cls: Any = remote.original_class(type(obj))
-    if issubclass(cls, remote.Proxy):
-        return str(cls._activestore_interface["class_name"])
-    return model.class_name_of(cls)
 
 
 __all__ = ["LoggedOperation", "SimClient", "SimFuture", "SimItems"]

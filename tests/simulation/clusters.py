@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from activestore import remote
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId
-from activestore.testing import Simulation
+from activestore.testing import Faults, Simulation
 from activestore.testing.peers import SimPeer
 
 COUNTER = "tests.simulation.models.Counter"
@@ -20,6 +20,18 @@ JOIN_S = 60.0
 # What is halfway is over within this once all is well: a peer that was away is dialled
 # again after up to 30 s, and what it then says takes a second each time.
 SETTLE_S = 120.0
+
+# What goes wrong in a history, by its name.
+CASES = {
+    "calm": Faults(),
+    "crashing": Faults(crashes_per_s=0.6, executor_crashes_per_s=0.3),
+    "connecting": Faults(breaks_per_s=3.0, partitions_per_s=0.5, partition_s=3.0),
+    "standing_still": Faults(pauses_per_s=0.6, pause_s=2.0),
+    "everything": Faults(
+        crashes_per_s=0.3, pauses_per_s=0.3, breaks_per_s=1.0, partitions_per_s=0.3,
+        executor_crashes_per_s=0.2, refused_commits_per_s=0.3,
+    ),
+}  # fmt: skip
 
 
 def has_object(peer: SimPeer, object_id: ObjectId) -> bool:

@@ -15,7 +15,6 @@ import pytest
 
 from activestore.testing import (
     ExecutorSpeed,
-    Faults,
     Latency,
     LinkQuality,
     PeerSettings,
@@ -23,6 +22,7 @@ from activestore.testing import (
     seeds,
 )
 from tests.simulation.clusters import (
+    CASES,
     Mover,
     Owners,
     Player,
@@ -35,16 +35,6 @@ from tests.simulation.models import Counter
 HISTORIES = int(os.environ.get("ACTIVESTORE_SEEDS", "40"))
 pytestmark = [pytest.mark.scaled, pytest.mark.slow]
 
-CASES = {
-    "calm": Faults(),
-    "crashing": Faults(crashes_per_s=0.6, executor_crashes_per_s=0.3),
-    "connecting": Faults(breaks_per_s=3.0, partitions_per_s=0.5, partition_s=3.0),
-    "standing_still": Faults(pauses_per_s=0.6, pause_s=2.0),
-    "everything": Faults(
-        crashes_per_s=0.3, pauses_per_s=0.3, breaks_per_s=1.0, partitions_per_s=0.3,
-        executor_crashes_per_s=0.2, refused_commits_per_s=0.3,
-    ),
-}  # fmt: skip
 FAULTY_S = 8.0
 PLAYERS, MOVERS, COUNTERS = 3, 2, 3
 CALLS, MOVES = 20, 10

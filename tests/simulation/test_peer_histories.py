@@ -14,28 +14,17 @@ import pytest
 from activestore.errors import ActiveStoreError
 from activestore.testing import (
     ExecutorSpeed,
-    Faults,
     Latency,
     LinkQuality,
     PeerSettings,
     Simulation,
     seeds,
 )
+from tests.simulation.clusters import CASES
 from tests.simulation.models import Counter, Relay
 
 HISTORIES = int(os.environ.get("ACTIVESTORE_SEEDS", "40"))
 pytestmark = pytest.mark.scaled
-
-CASES = {
-    "calm": Faults(),
-    "crashing": Faults(crashes_per_s=0.6, executor_crashes_per_s=0.3),
-    "connecting": Faults(breaks_per_s=3.0, partitions_per_s=0.4, partition_s=3.0),
-    "standing_still": Faults(pauses_per_s=0.6, pause_s=2.0),
-    "everything": Faults(
-        crashes_per_s=0.3, pauses_per_s=0.3, breaks_per_s=1.0, partitions_per_s=0.2,
-        executor_crashes_per_s=0.2, refused_commits_per_s=0.3,
-    ),
-}  # fmt: skip
 
 COUNTER = "tests.simulation.models.Counter"
 RELAY = "tests.simulation.models.Relay"

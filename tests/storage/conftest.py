@@ -75,3 +75,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no tmpfs can be mounted here")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def engine(reopen: Callable[..., Engine]) -> Engine:
+    """Return an empty store, on disk and in memory in turn."""
+    return reopen()

@@ -37,11 +37,6 @@ MIB = 1 << 20
 Open = Callable[..., Engine]
 
 
-@pytest.fixture
-def engine(reopen: Open) -> Engine:
-    return reopen()
-
-
 @pytest.mark.parametrize(
     "size", [0, 1, 300, 5000, 300_000, 1 << 20, (1 << 20) + 1, 9 << 20]
 )

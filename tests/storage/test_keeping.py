@@ -8,15 +8,10 @@ from activestore.core.names import TENTATIVE_S, Claim, Free
 from activestore.errors import InvalidRequestError, RemoteProtocolError
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import keeping
-from activestore.storage.engine import ZERO_ID, Change, Engine, Row
+from activestore.storage.engine import ZERO_ID, Change, Row
 from tests.storage.changes import new, oid
 
 ME, OTHER = PeerId(b"mmmmmm"), PeerId(b"oooooo")
-
-
-@pytest.fixture
-def engine(reopen) -> Engine:
-    return reopen()
 
 
 def claim(number: int, claimed_s: float = 50.0, *, confirmed: bool = True) -> Claim:

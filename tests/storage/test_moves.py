@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,7 +27,6 @@ from activestore.storage.engine import (
     EPOCH_MAX,
     Change,
     Damage,
-    Engine,
     ReplyRecord,
     Row,
 )
@@ -51,11 +49,6 @@ from tests.storage.test_rows import damage, fill_with_rows
 
 MIB = 1 << 20
 OTHER = SessionId(b"t" * 16)
-
-
-@pytest.fixture
-def engine(reopen: Callable[..., Engine]) -> Engine:
-    return reopen()
 
 
 def installed(number: int, version: int, content: Any, **options: Any) -> Change:

@@ -44,11 +44,6 @@ from tests.storage.changes import (
 MIB = 1 << 20
 
 
-@pytest.fixture
-def engine(reopen: Callable[..., Engine]) -> Engine:
-    return reopen()
-
-
 def damage(engine: Any, table: str, key: bytes) -> None:
     """Flip a bit in the middle of a stored value."""
 
