@@ -110,8 +110,8 @@ def peers(target: Target, *, as_json: bool) -> None:
             (
                 row["peer"],
                 row["peer_id"].hex(),
-                row["state"],
-                row["zone"],
+                row.get("state", "alive"),  # Peers of version 1 list themselves.
+                row.get("zone", ""),
                 row["endpoint"],
             )
             for row in rows

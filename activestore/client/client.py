@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from activestore import ids, model, remote
-from activestore.client import codewatch, finding
+from activestore.client import codewatch, finding, versions
 from activestore.client.connection import Connection
 from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
@@ -290,7 +290,12 @@ class Store:
         return self._result(request)
 
     def request(self, operation: str, /, **parameters: Any) -> Any:
-        """Ask the peer itself; the operations are listed in schemas/protocol.md."""
+        """Ask the peer itself; the operations are listed in schemas/protocol.md.
+
+        Raises:
+            RemoteProtocolError: the peer's version has no such operation.
+        """
+        versions.check_operation(operation, self._connection.session)
         body, buffers = values.encode(parameters, path="parameters")
         return self._send(
             lambda sequence, _: messages.Request(

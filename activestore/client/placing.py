@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from activestore.client.versions import CLUSTERS_SINCE, too_old
 from activestore.errors import RequirementError, UnavailableError
 from activestore.ids import PeerId
 
@@ -47,10 +48,16 @@ class Placing:
 
         Raises:
             UnavailableError: it is not known; names those that are.
+            RemoteProtocolError: the connected peer is too old to know others.
         """
         connected = self._connection.session.peer
         if not peer or (connected is not None and peer == connected.peer_id.hex()):
             return self.connected()
+        if connected is not None and connected.version < CLUSTERS_SINCE:
+            if peer == connected.name:
+                return self.connected()
+            endpoint = self._connection.endpoint
+            raise too_old(f"peer={peer!r}", CLUSTERS_SINCE, connected, endpoint)
         rows = self._request("peers")
         living = [row for row in rows if row["state"] in _LIVING]
         found = [row for row in living if peer in {row["peer"], row["peer_id"].hex()}]

@@ -34,6 +34,7 @@ from activestore.wire import codec
 from activestore.wire.limits import (
     FRAME_BYTES_MAX,
     OPEN_TOLD_MAX,
+    PEER_VERSION_MIN,
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
 )
@@ -172,13 +173,16 @@ class Incoming(Table):
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
         version = min(PROTOCOL_VERSION, message.version_max)
-        if version < max(PROTOCOL_VERSION_MIN, message.version_min):
+        is_peer = "peer" in message.capabilities
+        oldest = PEER_VERSION_MIN if is_peer else PROTOCOL_VERSION_MIN
+        if version < max(oldest, message.version_min):
+            who = "with peers, the other peer" if is_peer else "the client"
             self.transport.send(
                 route,
                 Refused(
                     "version",
-                    f"this peer speaks versions {PROTOCOL_VERSION_MIN} to "
-                    f"{PROTOCOL_VERSION}, the client {message.version_min} to "
+                    f"this peer speaks versions {oldest} to {PROTOCOL_VERSION}"
+                    f"{'' if is_peer else ','} {who} {message.version_min} to "
                     f"{message.version_max}",
                 ),
             )
@@ -201,7 +205,7 @@ class Incoming(Table):
         self.routes[route] = session
         session.can_follow = "follow" in message.capabilities
         session.is_relayed = session.is_peer = False
-        if "peer" in message.capabilities:
+        if is_peer:
             why = self.links.accept(session, message)
             if why:
                 self._end_session(session)

@@ -19,7 +19,7 @@ from typing import Any
 from activestore.errors import ConfigurationError
 from activestore.ids import PEER_ID_BYTES, PeerId, SessionId
 from activestore.peer.table import Session, Table
-from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from activestore.wire.limits import PEER_VERSION_MIN, PROTOCOL_VERSION
 from activestore.wire.messages import Hello, Message, Ping, Pong, Refused, Welcome
 
 # Said again where no Welcome came, in seconds: the first may have been lost.
@@ -32,10 +32,6 @@ ASK_S = 0.5
 LOOK_S = 0.25
 # Links at once; a peer of a cluster of thousands talks to few of them at a time.
 LINKS_MAX = 1024
-
-
-# Who is at an address before it said so.
-NOBODY = PeerId(b"")
 
 
 # Who is at an address before it said so.
@@ -119,7 +115,7 @@ class Links:
         self._table.transport.send(
             link.route,
             Hello(
-                PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, self.session_id,
+                PEER_VERSION_MIN, PROTOCOL_VERSION, self.session_id,
                 settings.peer_name, ["call", "stream", "peer"], self._about_us,
             ),
         )  # fmt: skip
@@ -175,6 +171,11 @@ class Links:
         why = ""
         if message.peer_id == settings.peer_id:
             why = "that is this peer itself"
+        elif not PEER_VERSION_MIN <= message.version <= PROTOCOL_VERSION:
+            why = (
+                f"it speaks version {message.version} of the protocol, this peer "
+                f"{PEER_VERSION_MIN} to {PROTOCOL_VERSION} with peers"
+            )
         elif cluster != settings.cluster:
             why = f"it belongs to the cluster {cluster!r}, this peer to {settings.cluster!r}"
         if why:
@@ -204,7 +205,10 @@ class Links:
                 link.was_refused = True
                 self._greet(link)
             return
-        self._complain(link.endpoint, message.reason)
+        why = message.reason
+        if message.code == "version":
+            why = f"{why}; install a newer activestore on the older of the two"
+        self._complain(link.endpoint, why)
         self.close(link)
 
     def _complain(self, endpoint: str, why: str) -> None:

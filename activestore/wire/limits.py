@@ -6,9 +6,16 @@ section 3.
 
 from __future__ import annotations
 
-# This version and the oldest one that is still spoken.
-PROTOCOL_VERSION = 1
+# This version and the oldest one that is still spoken. Version 2 brought clusters: the
+# messages between peers, and the operations that name another peer.
+PROTOCOL_VERSION = 2
 PROTOCOL_VERSION_MIN = 1
+
+# The oldest one that peers speak to each other: of version 1 no peer knew any other.
+PEER_VERSION_MIN = 2
+
+# Operations of Request that clients ask for, with the version in which they came.
+OPERATIONS_SINCE = {"move": 2, "refs": 2, "suited": 2}
 
 # A decoded msgpack element can cost 72 times its bytes in memory (measured for empty
 # maps), so the part of a frame that the daemon itself decodes is kept to 4 KiB: 300 kB

@@ -21,6 +21,7 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.wire import messages, values
+from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from activestore.wire.messages import Failure, Hello, Pong, Refused, Reply
 from tests.client.sessions import (
     ENDPOINT,
@@ -41,7 +42,11 @@ from tests.client.sessions import (
 
 def test_hello_names_session_client_and_the_versions_spoken() -> None:
     assert new_session().hello() == Hello(
-        1, 1, SESSION, "tester", ["call", "stream", "follow"]
+        PROTOCOL_VERSION_MIN,
+        PROTOCOL_VERSION,
+        SESSION,
+        "tester",
+        ["call", "stream", "follow"],
     )
 
 
@@ -73,7 +78,7 @@ def test_what_was_asked_before_the_first_welcome_is_sent_then_for_the_first_time
     assert session.take(welcome(), 0.0)[1][0].attempt == 1
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1])
 def test_welcome_in_a_version_that_was_not_offered_breaks_the_protocol(
     version: int,
 ) -> None:
