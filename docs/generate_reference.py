@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from activestore import errors
-from activestore.cli.group import group as command_line
+from activestore.cli.group import all_commands
 from activestore.cli.output import EXIT_CODES
 from activestore.peer.config import ENV_PREFIX, KINDS, SETTINGS, PeerConfig
 
@@ -127,7 +127,7 @@ def commands_page() -> str:
     """Return the page of all commands."""
     codes = [f"| {number} | {text} |" for number, text in EXIT_CODES.items()]
     lines = ["# Commands", "", _NOTE, _CLI_INTRODUCTION + "\n".join(codes), ""]
-    for name, command in command_line.commands.items():
+    for name, command in all_commands().items():
         context = click.Context(command, info_name=f"activestore-node {name}")
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## `activestore-node {name}`", ""]

@@ -31,13 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows the program's name; None for those of this process.
     """
-    if _missing is not None:
-        sys.stderr.write(
-            f"error: the command line needs the module {_missing.name!r}, which this "
-            "thin installation lacks: pip install 'activestore[node]'\n"
-        )
-        sys.exit(EXIT_NOT_INSTALLED)
-    sys.exit(run(arguments))
+    missing = _missing
+    if missing is None:
+        try:
+            sys.exit(run(arguments))
+        except ModuleNotFoundError as error:
+            missing = error  # Of a command, which is loaded when it is used.
+    sys.stderr.write(
+        f"error: the command line needs the module {missing.name!r}, which this "
+        "thin installation lacks: pip install 'activestore[node]'\n"
+    )
+    sys.exit(EXIT_NOT_INSTALLED)
 
 
 __all__ = ["group", "main"]

@@ -13,14 +13,15 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from activestore.cli.output import UnreachableError, ended_by
-from activestore.client.client import Store
-from activestore.client.connection import Connection
 from activestore.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from activestore.client.client import Store
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:7400"
 # To find a peer takes milliseconds, or it is not there.
@@ -47,6 +48,10 @@ class Target(NamedTuple):
         Raises:
             UnreachableError: nobody answered in time.
         """
+        # A daemon is started by this command line too, and needs no client.
+        from activestore.client.client import Store
+        from activestore.client.connection import Connection
+
         connection = Connection(self.endpoint, self.timeout_s, "cli")
         try:
             connection.shake_hands(min(self.connect_s, self.timeout_s))

@@ -118,8 +118,9 @@ def _start(
         write_settings(where, state, entry, planned[entry.name])
     waiting = list(missing)
     starting: list[tuple[Start, float]] = []
-    # Each loads Python and its executors: more at once than cores are no sooner ready.
-    at_once = max(2, machine.cores_count())
+    # Each loads Python, syncs a new data directory and waits for its executor to load:
+    # with two a core the cores have work meanwhile; more would only share them.
+    at_once = 2 * machine.cores_count()
     with bar(f"up {plan.name}", quiet=quiet, unit="peers") as move:
         while waiting or starting:
             while waiting and len(starting) < at_once:

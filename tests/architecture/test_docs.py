@@ -39,7 +39,11 @@ def commands() -> dict[str, click.Command]:
     while pending:
         words, command = pending.pop()
         if isinstance(command, click.Group):
-            pending += [(f"{words} {name}", c) for name, c in command.commands.items()]
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                found_one = command.get_command(context, name)
+                assert found_one is not None
+                pending.append((f"{words} {name}", found_one))
         else:
             found[words] = command
     return found

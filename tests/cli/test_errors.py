@@ -164,16 +164,18 @@ def test_interrupt_ends_a_command_with_130(
 
 
 @pytest.mark.slow
-def test_interrupt_while_it_loads_leaves_no_traceback() -> None:
+@pytest.mark.parametrize("loaded", ["activestore.cli.output", "activestore.cli.admin"])
+def test_interrupt_while_it_loads_leaves_no_traceback(loaded: str) -> None:
     """Loading takes a third of a second, and people change their minds."""
-    source = """
+    source = f"""
 import sys
 class Interrupted:
     def find_spec(self, name, *_):
-        if name == "activestore.cli.admin":
+        if name == {loaded!r}:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
 from activestore.cli.main import main
+main(["status"])
 """
     ended = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, check=False
@@ -250,7 +252,7 @@ NODE_ONLY = ["click", "rich", "lmdb", "cloudpickle", "psutil", "numpy", "xxhash"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lacking", "named", "words"),
-    [(NODE_ONLY, "click", ["--help"]), (["lmdb"], "lmdb", ["status"])],
+    [(NODE_ONLY, "click", ["--help"]), (["lmdb"], "lmdb", ["start"])],
 )
 def test_thin_installation_is_told_what_to_install(
     lacking: list[str], named: str, words: list[str]
