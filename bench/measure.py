@@ -10,9 +10,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 RESULTS: dict[str, dict[str, Any]] = {}
@@ -52,6 +54,30 @@ def p50_us(function: Callable[[], object], count: int = 1500) -> tuple[float, fl
         times.append(time.perf_counter() - start_s)
     times.sort()
     return times[count // 2] * 1e6, times[count * 99 // 100] * 1e6
+
+
+def cpu_s(processes: Iterable[psutil.Process]) -> float:
+    """Return the CPU time that processes have used, with all their threads.
+
+    Linux tells it to the nanosecond in `schedstat`; elsewhere it comes in ticks.
+    """
+    spent_s = 0.0
+    for process in processes:
+        tasks = Path(f"/proc/{process.pid}/task")
+        if tasks.is_dir():
+            for task in tasks.iterdir():
+                spent_s += int((task / "schedstat").read_text().split()[0]) / 1e9
+        else:
+            spent_s += sum(process.cpu_times()[:2])
+    return spent_s
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    """Look until a condition holds."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, f"did not come true within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
 def alternate(

@@ -26,6 +26,20 @@ ROWS = {
     for row in (
         Row("null_spin", "x raw", 1.0, True, "null readonly call p50, spinning"),
         Row("null_no_spin", "x raw", 2.0, True, "null readonly call p50, spin_us = 0"),
+        Row(
+            "peer_direct",
+            "x own",
+            1.2,
+            True,
+            "null call to an object at another peer, directly",
+        ),
+        Row(
+            "peer_forwarded",
+            "x own",
+            2.2,
+            True,
+            "null call to an object at another peer, forwarded",
+        ),
         Row("pipelined", "calls/s", 40_000, False, "1 client, 100 in flight"),
         Row(
             "pipelined_4",
