@@ -14,7 +14,8 @@ import click
 from activestore import errors
 from activestore.cli.group import all_commands
 from activestore.cli.output import EXIT_CODES
-from activestore.peer.config import ENV_PREFIX, KINDS, SETTINGS, PeerConfig
+from activestore.peer.config import KINDS, SETTINGS, PeerConfig
+from activestore.peer.config_sources import ENV_PREFIX
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from activestore.errors import ConfigurationError
 from activestore.peer.addresses import check_word
-from activestore.peer.config import (
+from activestore.peer.config_sources import (
     CONFIG_FILE_BYTES_MAX,
     settings_of_file,
     settings_of_table,

@@ -28,7 +28,8 @@ import psutil
 
 from activestore.cli.blueprint import PlannedPeer, Topology
 from activestore.errors import ConfigurationError
-from activestore.peer.config import ENV_PREFIX, SETTINGS
+from activestore.peer.config import SETTINGS
+from activestore.peer.config_sources import ENV_PREFIX
 
 STATE, LOCK = "cluster.json", "cluster.lock"
 STATE_FORMAT = 1

@@ -22,7 +22,8 @@ from activestore.errors import (
     CorruptRecordError,
     StorageFullError,
 )
-from activestore.peer.config import PeerConfig, load_config
+from activestore.peer.config import PeerConfig
+from activestore.peer.config_sources import load_config
 from activestore.peer.daemon import Daemon
 from activestore.version import VERSION
 

@@ -103,6 +103,8 @@ class Location:
                 return False
         if place.peer_id == self.me or self.is_here(object_id):
             return False
+        if place == (home_of(object_id), 0):
+            return False  # So says who has heard nothing.
         if object_id in self.places:
             self.places[object_id] = place  # What was kept for others is outdated.
             return True

@@ -281,6 +281,7 @@ def _settings_of(
         cluster=config.cluster,
         endpoint=endpoint,
         seeds=config.join,
+        searches_per_s=config.searches_per_s,
         record=_record_of(config, peer_id, endpoint, starts),
     )
 

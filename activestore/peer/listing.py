@@ -18,6 +18,7 @@ from typing import Any
 from activestore.core.calls import Client
 from activestore.core.names import Claim, majority
 from activestore.core.peers import PeerState
+from activestore.core.searches import Allowance
 from activestore.errors import (
     ActiveStoreError,
     AliasNotFoundError,
@@ -58,8 +59,7 @@ class Listing:
         self._loop = loop
         self._requests = requests
         self._naming: Naming = loop.naming
-        self._scatters_left = SCATTERS_PER_S
-        self._scattered_s = loop.clock()
+        self._allowance = Allowance(SCATTERS_PER_S, loop.clock())
         for name in ("resolve", "objects", "claim", "names", "rename"):
             requests.add(name, getattr(self, f"_do_{name}"))
 
@@ -152,14 +152,7 @@ class Listing:
 
     def _may_scatter(self) -> bool:
         """Take one of the searches among all peers that are allowed in a second."""
-        now_s = self._loop.clock()
-        earned = (now_s - self._scattered_s) * SCATTERS_PER_S
-        self._scattered_s = now_s
-        self._scatters_left = min(self._scatters_left + earned, SCATTERS_PER_S)
-        if self._scatters_left < 1.0:
-            return False
-        self._scatters_left -= 1.0
-        return True
+        return self._allowance.take(self._loop.clock())
 
     # -- objects -----------------------------------------------------------------------
 

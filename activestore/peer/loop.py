@@ -20,6 +20,7 @@ from typing import Any
 from activestore.core import effects, events
 from activestore.core.location import Location
 from activestore.core.membership import Membership, MembershipConfig
+from activestore.core.searches import Allowance, Searches
 from activestore.errors import (
     UnavailableError,
 )
@@ -36,6 +37,7 @@ from activestore.peer.naming import Naming
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.places import Places
 from activestore.peer.relays import Relays
+from activestore.peer.searching import Searching
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
 from activestore.wire.gossip import PeerRecord
@@ -147,6 +149,10 @@ class PeerLoop(Incoming, Outgoing):
             self, self.links, membership, self.location, settings.seeds
         )
         self.relays = Relays(self, self.links, self.cluster)
+        allowance = Allowance(settings.searches_per_s, self.clock())
+        searches = Searches(allowance)
+        self.searching = Searching(self, self.cluster, self.relays, searches)
+        self.relays.search = self.searching.begin
         self.cluster.on_gone = self.relays.lose_peer
         self.relays.on_restarted = self._end_start
         self.places = Places(self, self.cluster, self.relays)

@@ -22,6 +22,7 @@ from activestore.core import effects, events
 from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
+    CancelledError,
     MovedError,
     ObjectNotFoundError,
     RemoteProtocolError,
@@ -110,6 +111,10 @@ class Relays:
         self._starts: dict[PeerId, bytes] = {}
         # Called with the session of a start that is over.
         self.on_restarted: Callable[[SessionId], None] = lambda session_id: None
+        # Looks for an object everywhere; False where that is not done now.
+        self.search: Callable[[ObjectId, Callable[[], None]], bool] = (
+            lambda object_id, then: False
+        )
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
 
@@ -252,7 +257,14 @@ class Relays:
             trip.target, trip.link = peer_id, link
             self._send(trip)
             return
-        self._end(trip, self._why_lost(trip))
+        trip.target, trip.link = PeerId(b""), None
+        if not self.search(trip.object_id, lambda: self._searched(trip)):
+            self._end(trip, self._why_lost(trip))
+
+    def _searched(self, trip: Trip) -> None:
+        """Send a trip on with what was found; where nothing was, that ends it."""
+        if (trip.session_id, trip.sequence) in self._trips and trip.link is None:
+            self._go_on(trip)
 
     def _why_lost(self, trip: Trip) -> ActiveStoreError:
         if self._cluster.is_alone:
@@ -422,8 +434,12 @@ class Relays:
     def pass_on(self, session: Session, message: Cancel | Credit) -> None:
         """Pass a client's Cancel or Credit on, where its request is on a trip."""
         trip = self._trips.get((session.session_id, message.sequence))
-        if trip is not None and trip.link is not None:
+        if trip is None:
+            return
+        if trip.link is not None:
             self._links.send(trip.link, _relay(trip.session_id, message))
+        elif type(message) is Cancel:
+            self._end(trip, CancelledError(f"object {trip.object_id.hex()}"))
 
     def stop(self, call_id: int) -> None:
         """Cancel a call of a method that is away; its answer is not wanted."""

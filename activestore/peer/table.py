@@ -88,6 +88,7 @@ class LoopSettings(NamedTuple):
     cluster: str = "activestore"
     endpoint: str = ""
     seeds: tuple[str, ...] = ()
+    searches_per_s: float = 20.0
     record: PeerRecord | None = None  # what this peer says of itself
 
 

@@ -63,6 +63,7 @@ class PeerSettings(NamedTuple):
     mailbox_max: int = 128
     activation_bytes_max: int = 1 << 40
     session_expiry_s: float = 3600.0
+    searches_per_s: float = 20.0
     cancel_grace_s: float = 2.0
     quarantine_s: float = 600.0
     zone: str = ""
@@ -244,6 +245,7 @@ class SimPeer:
                 session_expiry_s=settings.session_expiry_s,
                 endpoint=self.endpoint,
                 seeds=self.seeds,
+                searches_per_s=settings.searches_per_s,
                 record=self._record(),
             ),
             core=self.core,

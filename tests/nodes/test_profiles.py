@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from activestore.peer.config import SETTINGS, PeerConfig, check_listen, load_config
+from activestore.peer.config import SETTINGS, PeerConfig, check_listen
+from activestore.peer.config_sources import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ["cloud-server", "edge-board", "laptop"]

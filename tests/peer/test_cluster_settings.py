@@ -8,7 +8,8 @@ import pytest
 
 from activestore.errors import ConfigurationError
 from activestore.peer import machine
-from activestore.peer.config import PeerConfig, load_config
+from activestore.peer.config import PeerConfig
+from activestore.peer.config_sources import load_config
 
 
 @pytest.mark.parametrize("word", ["a b", "a/b", "..", ".hidden", "ä", "x" * 65])

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from activestore.errors import ConfigurationError, InvalidRequestError
-from activestore.peer import config as config_module
 from activestore.peer import machine
 from activestore.peer.config import (
     KINDS,
     SETTINGS,
     PeerConfig,
     check_listen,
-    load_config,
 )
+from activestore.peer.config_sources import CONFIG_FILE_BYTES_MAX, load_config
 
 MIB = 1024 * 1024
 
@@ -419,7 +418,7 @@ def test_file_that_is_no_toml(peer_toml: Path, broken: bytes) -> None:
 
 def test_file_that_is_absent_a_folder_or_enormous(tmp_path: Path) -> None:
     enormous = tmp_path / "enormous.toml"
-    enormous.write_bytes(b"#" * (config_module.CONFIG_FILE_BYTES_MAX + 1))
+    enormous.write_bytes(b"#" * (CONFIG_FILE_BYTES_MAX + 1))
 
     for path in (tmp_path / "absent.toml", tmp_path, enormous):
         with pytest.raises(ConfigurationError) as caught:
