@@ -10,7 +10,7 @@ whichever way, it is asked.
 Rules of this file: a request that was relayed to us is never relayed on; a stream is not
 sent again; whoever asks hears an end of it, always.
 
-Source: design section 7; reliability.md 2.2; schemas/protocol.md section 9.
+Source: design section 7; reliability.md 2.2; schemas/protocol.md section 10.
 """
 
 from __future__ import annotations

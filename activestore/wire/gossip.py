@@ -14,7 +14,7 @@ Rules of this file: whatever the bytes, the outcome is a body or RemoteProtocolE
 record that was decoded can be encoded again; a state that a newer version may have added
 is skipped with its row.
 
-Source: reliability.md 1.2 and 1.3; SWIM section 4; schemas/protocol.md section 4.
+Source: reliability.md 1.2 and 1.3; SWIM section 4; schemas/protocol.md section 11.
 """
 
 from __future__ import annotations
