@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from activestore import ids, model, remote
-from activestore.client import codewatch, finding, versions
+from activestore.client import codewatch, finding, naming, versions
 from activestore.client.connection import Connection
 from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
@@ -313,47 +313,32 @@ class Store:
             AliasNotFoundError: no object has that alias.
             ObjectNotFoundError: no object has that id.
         """
-        object_id, class_name = self.identify(name)
-        return self._stand_ins.get(object_id, class_name)
+        stand_ins = self._stand_ins
+        found = naming.identify(self.request, name, stand_ins.class_names())
+        if found.interface is not None:
+            stand_ins.learn(found.class_name, found.interface)
+        return stand_ins.get(found.object_id, found.class_name)
 
     def identify(self, name: Any) -> tuple[ObjectId, str]:
         """Return id and class name of what names an object; asks the peer where needed."""
-        known = remote.id_of(name)
-        if known is not None:
-            return known, ""
-        if isinstance(name, values.Ref):
-            return ObjectId(bytes(name.object_id)), ""
-        if isinstance(name, bytes) and len(name) == ids.OBJECT_ID_BYTES:
-            return ObjectId(name), ""
-        if not isinstance(name, str):
-            what = (
-                f"{len(name)} bytes" if isinstance(name, bytes) else type(name).__name__
-            )
-            raise InvalidRequestError(
-                f"expected an alias, an id or an object, got {what}", "get"
-            )
-        object_id = ids.parse_object_id(name)
-        if object_id is not None:
-            return object_id, ""
-        ids.check_alias(name)
-        found = self.request("resolve", alias=name)
-        return ObjectId(bytes(found["object_id"])), str(found["class_name"])
+        return naming.identify(self.request, name)[:2]
 
     def get_for_class(self, alias: str, cls: type, /) -> Any:
         """Return the object named `alias` as an instance of `cls`."""
-        object_id, class_name = self.identify(alias)
         original = remote.original_class(cls)
         expected = model.class_name_of(original)
-        if class_name and class_name != expected:
+        is_new = original not in self._compared and original not in self._revisions
+        found = naming.identify(self.request, alias, () if is_new else None)
+        if found.class_name and found.class_name != expected:
             raise InvalidRequestError(
-                f"{alias!r} is a {class_name}, not a {expected}",
+                f"{alias!r} is a {found.class_name}, not a {expected}",
                 f"{cls.__name__}.get_by_alias",
             )
         self._stand_ins.use_class(original)
-        if original not in self._compared and original not in self._revisions:
+        if is_new:
             self._compared.add(original)
-            codewatch.compare(self.request, original)
-        return self._stand_ins.get(object_id, expected)
+            codewatch.compare(self.request, original, found.interface)
+        return self._stand_ins.get(found.object_id, expected)
 
     def cls(self, class_name: str) -> RemoteClass:
         """Return a stand-in of a published class: call it to create objects.

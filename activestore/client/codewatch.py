@@ -16,13 +16,23 @@ from activestore.model import class_name_of, fields_of, methods_of, warn
 Request = Callable[..., Any]
 
 
-def compare(request: Request, cls: type) -> None:
-    """Warn where the code of `cls` here is not the one that is published."""
+def compare(
+    request: Request, cls: type, interface: Mapping[str, Any] | None = None
+) -> None:
+    """Warn where the code of `cls` here is not the one that is published.
+
+    Args:
+        request: How to ask the peer.
+        cls: The class here.
+        interface: What is published; None to ask for it.
+    """
     name = class_name_of(cls)
-    try:
-        published = request("interface", class_name=name)["interface"].get("code", "")
-    except ActiveStoreError:
-        return  # Whoever asked will be told by the call itself.
+    if interface is None:
+        try:
+            interface = request("interface", class_name=name)["interface"]
+        except ActiveStoreError:
+            return  # Whoever asked will be told by the call itself.
+    published = interface.get("code", "")
     is_comparable = published.startswith(f"{sources.python_kind()}:")
     if not is_comparable or not sources.is_plainly_loaded(cls):
         return

@@ -83,6 +83,15 @@ class StandIns:
         object_id = ObjectId(bytes(ref[:OBJECT_ID_BYTES]))
         return self.get(object_id, bytes(ref[OBJECT_ID_BYTES:]).decode())
 
+    def class_names(self) -> list[str]:
+        """Return the classes whose interface is not needed; the latest ones last."""
+        return [*self._proxies, *self._local_classes]
+
+    def learn(self, class_name: str, interface: Mapping[str, Any]) -> None:
+        """Note the interface of a class, unless it is known."""
+        if class_name not in self._proxies and class_name not in self._local_classes:
+            self._make(interface)
+
     def refresh(self, class_name: str) -> None:
         """Forget the interface of a class: it was published anew."""
         self._proxies.pop(class_name, None)

@@ -1,6 +1,7 @@
 """Names and listings of the whole cluster, for clients; and what peers answer for them.
 
-    resolve   own index, then the keepers of the alias, then others, a bounded number
+    resolve   own index, then the keepers of the alias, then others, a bounded number;
+              what a client asks for next may come with the answer
     objects   the living peers one after another, in the order of their ids, by pages
     claim, names, rename     peer to peer; see `naming` and `disputes`
 
@@ -134,7 +135,7 @@ class Listing:
 
     def _do_resolve(self, origin: Origin, parameters: dict[str, Any]) -> None:
         alias = text_of(parameters, "alias")
-        then = self._then(origin)
+        then = self._with_interface(self._then(origin), parameters)
 
         def found(looked: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -149,6 +150,28 @@ class Listing:
                 _Search(self._loop, alias, claim, self._may_scatter, then).begin()
 
         self._loop.storage.read(lambda engine: _look_up(engine, alias), found)
+
+    def _with_interface(self, then: Then, parameters: dict[str, Any]) -> Then:
+        """Have the interface of the object's class in the answer, where it was asked for.
+
+        A class that is not at this peer is left out: it is asked for by itself.
+        """
+        unless = parameters.get("interface_unless")
+        if unless is None:
+            return then
+        if type(unless) is not list or any(type(name) is not str for name in unless):
+            raise RemoteProtocolError(
+                "interface_unless must be a list of texts", "resolve"
+            )
+
+        def more(answer: Any, error: ActiveStoreError | None) -> None:
+            if error is None:
+                class_name = answer["class_name"]
+                if class_name not in unless and self._loop.fetching.has(class_name):
+                    answer = {**answer, **self._requests.interface(class_name)}
+            then(answer, error)
+
+        return more
 
     def _may_scatter(self) -> bool:
         """Take one of the searches among all peers that are allowed in a second."""

@@ -235,7 +235,7 @@ class Requests:
         def answer(head: Head | None) -> object:
             if head is None:
                 raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
-            return self._interface(head.class_name)
+            return self.interface(head.class_name)
 
         self.read(origin, lambda engine: engine.head(object_id), answer)
 
@@ -246,7 +246,7 @@ class Requests:
             if error is not None:
                 self.refuse(origin, error)
             else:
-                self.answer(origin, self._interface(class_name))
+                self.answer(origin, self.interface(class_name))
 
         fetching = self._loop.fetching
         if fetching.has(class_name):
@@ -296,7 +296,8 @@ class Requests:
         link = self._loop.links.by_route.get(session.route) if session else None
         return link is not None and link.incarnation == origin.session
 
-    def _interface(self, class_name: str) -> dict[str, Any]:
+    def interface(self, class_name: str) -> dict[str, Any]:
+        """Return the interface of a class that is here, and its revision."""
         classes = self._loop.classes
         return {
             "interface": dict(classes.interface_of(class_name)),

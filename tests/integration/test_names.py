@@ -17,6 +17,7 @@ import pytest
 from activestore.errors import (
     AliasExistsError,
     AliasNotFoundError,
+    RemoteProtocolError,
     UnavailableError,
 )
 
@@ -53,6 +54,24 @@ def test_alias_claimed_at_one_peer_is_refused_and_found_at_all(three):
         with pytest.raises(AliasExistsError):
             store.create(COUNTER, 7, alias="sensor")
         assert store.get("sensor") == made or store.get("sensor").peek() == 5
+
+
+def test_name_and_interface_are_one_question_wherever_the_object_is(three):
+    peers, stores = three
+    stores[0].create(COUNTER, 5, alias="sensor")
+
+    for peer in peers:
+        store = peer.connect()
+        asked: list[str] = []
+        request = store.request
+        store.request = lambda operation, asked=asked, request=request, **parameters: (
+            asked.append(operation) or request(operation, **parameters)
+        )
+        assert store.get("sensor").peek() == 5
+        assert asked == ["resolve"]
+
+    with pytest.raises(RemoteProtocolError, match="list of texts"):
+        stores[0].request("resolve", alias="sensor", interface_unless="models.Counter")
 
 
 def test_alias_of_a_persisted_object_is_claimed_too(three):
