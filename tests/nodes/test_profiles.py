@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import configparser
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from activestore.core.profiles import EDGE, LAN, WAN
 from activestore.peer.config import SETTINGS, PeerConfig, check_listen
 from activestore.peer.config_sources import load_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ["cloud-server", "edge-board", "laptop"]
@@ -97,3 +104,15 @@ def test_container_copies_what_is_there_and_stays_unprivileged(profile: str) -> 
     assert f"nodes/{profile}/peer.toml" in text
     assert re.search(r"^USER activestore$", text, re.MULTILINE)
     assert '"activestore-node", "start"' in text
+
+
+@pytest.mark.parametrize("profile", [LAN, WAN, EDGE], ids=lambda one: one.name)
+def test_numbers_of_membership_stand_in_a_file_with_a_reason_for_each(profile) -> None:
+    path = ROOT / "nodes" / "membership" / f"{profile.name}.toml"
+    text = path.read_text(encoding="utf-8")
+
+    values = {key: value for key, value in profile._asdict().items() if key != "name"}
+    reasons = re.findall(r"^# .+\n(\w+) *=", text, re.MULTILINE)
+
+    assert tomllib.loads(text) == values
+    assert reasons == list(values)
