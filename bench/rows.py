@@ -79,6 +79,27 @@ ROWS = {
         Row("idle_cpu", "% of a core", 1.0, True, "idle peer"),
         Row("start", "s", 1.0, True, "start to ready"),
         Row(
+            "cluster_form",
+            "s",
+            15.0,
+            True,
+            "50 peers on this machine: first start until all see all",
+        ),
+        Row(
+            "cluster_idle",
+            "% of a core",
+            1.0,
+            True,
+            "the busiest of 50 idle peers, with its executor",
+        ),
+        Row(
+            "cluster_memory",
+            "MB",
+            None,
+            True,
+            "one of 50 idle peers, with its executor: shared pages counted once",
+        ),
+        Row(
             "offload",
             "ms",
             20,

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -44,6 +44,16 @@ FORM_S = 60.0
 GRACE_S = 15.0
 LOOK_S = 0.05
 ANSWER_S = 5.0
+
+
+class Took(NamedTuple):
+    """Seconds from the start of the first process.
+
+    `ready_s`: until all were ready. `formed_s`: until each saw each.
+    """
+
+    ready_s: float
+    formed_s: float
 
 
 @click.command()
@@ -90,13 +100,17 @@ def up(
         missing = [e for e in state.peers if not is_running(where, e)]
         started = {entry.name for entry in missing}
         write_state(where, state)
+        began_s = time.monotonic()
         try:
             state = _start(where, state, plan, missing, timeout_s, quiet=as_json)
+            ready_s = time.monotonic() - began_s
             _form(state.peers, quiet=as_json)
+            formed_s = time.monotonic() - began_s
         except KeyboardInterrupt:
             say("what was started runs on; `up` again goes on, `down` stops it")
             raise
-    _tell(where, state, started, as_json=as_json)
+    took = Took(ready_s, formed_s)
+    _tell(where, state, started, took, as_json=as_json)
 
 
 def _home() -> Path:
@@ -179,13 +193,20 @@ def _unseen(entry: Entry, ids: dict[str, str]) -> list[str]:
     return sorted(name for peer, name in ids.items() if peer not in alive)
 
 
-def _tell(where: Path, state: State, started: set[str], *, as_json: bool) -> None:
+def _tell(
+    where: Path, state: State, started: set[str], took: Took, *, as_json: bool
+) -> None:
     if as_json:
         rows = [
             {**entry._asdict(), "started": entry.name in started}
             for entry in state.peers
         ]
-        about = {"topology": state.topology, "cluster": state.cluster}
+        about = {
+            "topology": state.topology,
+            "cluster": state.cluster,
+            "ready_s": round(took.ready_s, 3),
+            "formed_s": round(took.formed_s, 3),
+        }
         show({**about, "dir": str(where), "peers": rows}, as_json=True)
         return
     rows_shown = [
@@ -199,6 +220,9 @@ def _tell(where: Path, state: State, started: set[str], *, as_json: bool) -> Non
         for entry in state.peers
     ]
     table(("peer", "node", "endpoint", "pid", "now"), rows_shown)
+    say(
+        f"all ready after {took.ready_s:.1f} s, all saw all after {took.formed_s:.1f} s"
+    )
     say(
         f"data and logs in {where}; export ACTIVESTORE_ENDPOINT={state.peers[0].endpoint}"
     )

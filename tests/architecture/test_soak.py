@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = (
     "tests/wire/test_fuzz.py::test_random_frames",
     "tests/integration/test_kills.py::test_every_acknowledged_change_survives",
+    "tests/integration/test_many_peers.py::test_three_of_many_are_killed_and_calls_else",
     "tests/integration/test_time.py::test_method_of_ninety_seconds",
     "tests/integration/test_trouble.py::test_calls_over_a_link_that_breaks",
     "tests/core/test_histories.py::test_retries_at_any_moment_run_once",
