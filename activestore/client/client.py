@@ -17,7 +17,6 @@ from activestore.client import codewatch, finding, naming, versions
 from activestore.client.connection import Connection
 from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
-from activestore.client.placing import Placing
 from activestore.client.proxy import RemoteClass, StandIns
 from activestore.client.requests import Request
 from activestore.client.session import STREAM_CREDIT
@@ -25,10 +24,10 @@ from activestore.errors import (
     ConfigurationError,
     InvalidRequestError,
     NoSuchMethodError,
-    UnavailableError,
     UnsupportedValueError,
 )
 from activestore.ids import ObjectId
+from activestore.placing import Placing, check_replicas
 from activestore.remote import CallOptions
 from activestore.wire import messages, values
 from activestore.wire.messages import Operation
@@ -84,7 +83,7 @@ class Store:
         self.resolve: Callable[[bytes], Any] = self._stand_ins.resolve
         self._revisions: dict[type, bytes] = {}
         self._compared: set[type] = set()
-        self._placing = Placing(connection, self.request)
+        self._placing = Placing(connection.connected_peer, self.request)
         self._persisting = Persisting(
             connection, self._states_of, self._adopt, self._placing.about_code
         )
@@ -413,7 +412,7 @@ class Store:
             UnsupportedValueError: a field cannot be kept; names its path.
             InvalidRequestError: an object is persistent already.
         """
-        _check_replicas(replicas)
+        check_replicas(replicas)
         _check_new_alias(alias)
         if isinstance(objects, model.ActiveObject):
             root = objects
@@ -430,7 +429,10 @@ class Store:
                 "persist",
             )
         home = self._placing.home(peer)
-        self._persisting.keep(batches_of(objects), home, progress)
+        self._persisting.keep(
+            batches_of(objects), home, progress,
+            place=lambda make: self._placing.place(peer, make),
+        )  # fmt: skip
 
     def _states_of(self, roots: list[tuple[Any, str]], home: ids.PeerId) -> list[Any]:
         states: list[Any] = self._code().snapshots(roots, home, self._revision_of)
@@ -567,13 +569,6 @@ class Store:
         """Return what the connected peer says of itself."""
         found: dict[str, Any] = self.request("status")
         return found
-
-
-def _check_replicas(replicas: int) -> None:
-    if replicas != 1:
-        raise UnavailableError(
-            f"replicas={replicas}", "objects are kept in one copy, at one peer"
-        )
 
 
 def _check_new_alias(alias: str) -> None:

@@ -39,7 +39,7 @@ from activestore.errors import (
     TooLargeError,
     UnavailableError,
 )
-from activestore.ids import new_session_id
+from activestore.ids import PeerId, new_session_id
 from activestore.wire import codec
 from activestore.wire.limits import FRAME_BYTES_MAX, RECORDS_PER_FRAME_MAX
 from activestore.wire.messages import Bye, Message, bytes_count
@@ -117,6 +117,17 @@ class Connection(Waiting):
     def endpoint(self) -> str:
         """The address of the connected peer."""
         return self.session.endpoint
+
+    def connected_peer(self) -> PeerId:
+        """Return the connected peer's id.
+
+        Raises:
+            UnavailableError: it has not answered yet.
+        """
+        peer = self.session.peer
+        if peer is None:
+            raise UnavailableError(self.endpoint, "the peer has not answered yet")
+        return PeerId(peer.peer_id)
 
     # -- links -------------------------------------------------------------------------
 

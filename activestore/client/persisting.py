@@ -3,6 +3,9 @@
 An object that one thread is making persistent is not taken up by another, nor by a
 later batch of the same thread: they wait until it is remote.
 
+A batch that its peer cannot take, for want of what a class needs, is kept class by class,
+each at a peer that has it; later objects of such a class go there at once.
+
 Rules of this file: `_lock` is held while states are taken and while objects become
 remote, so nobody sees half of either; never while waiting for the peer to keep them.
 """
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 
 from activestore import model, remote
 from activestore.client.session import Request
-from activestore.errors import ActiveStoreError, InvalidRequestError
+from activestore.errors import ActiveStoreError, InvalidRequestError, RequirementError
 from activestore.ids import ObjectId, PeerId
 from activestore.wire import messages
 from activestore.wire.state import encode_states
@@ -27,21 +30,50 @@ PERSIST_BATCH = 256
 PERSISTS_OPEN_MAX = 8
 
 
+# Has something made at a peer: at the one that is meant, or one that can have it.
+Place = Callable[[Callable[[PeerId], PeerId]], PeerId]
+_Batch = list[tuple[Any, str]]
+
+
 class _Open(NamedTuple):
     """One Persist on its way."""
 
     request: Request
     states: list[Any]
+    roots: _Batch
 
 
 class _Run:
     """One call of `keep`: its Persists on their way, oldest first, and what is kept."""
 
-    def __init__(self, home: PeerId, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, home: PeerId, progress: Callable[[int], None] | None, place: Place | None
+    ) -> None:
         self.home = home
         self.opened: list[_Open] = []
         self.kept = 0
         self.progress = progress
+        self.place = place
+        # Batches that their peer refused for want of what a class needs.
+        self.refused: list[_Batch] = []
+        # Classes that were refused so, and the peer that took them.
+        self.homes: dict[type, PeerId] = {}
+
+    def by_home(self, batch: _Batch) -> list[tuple[PeerId, _Batch]]:
+        """Return the parts of a batch that go to one peer each."""
+        if not self.homes:
+            return [(self.home, batch)]
+        parts: dict[PeerId, _Batch] = {}
+        for root in batch:
+            home = self.homes.get(type(root[0]), self.home)
+            parts.setdefault(home, []).append(root)
+        return list(parts.items())
+
+    def count(self, kept: int) -> None:
+        """Note that so many more objects are kept, and tell it."""
+        self.kept += kept
+        if self.progress is not None:
+            self.progress(self.kept)
 
 
 class Persisting:
@@ -50,7 +82,7 @@ class Persisting:
     def __init__(
         self,
         connection: Any,
-        take: Callable[[list[tuple[Any, str]], PeerId], list[Any]],
+        take: Callable[[_Batch, PeerId], list[Any]],
         adopt: Callable[[Any, ObjectId], None],
         about_code: Callable[[PeerId], dict[str, Any] | None],
     ) -> None:
@@ -65,19 +97,27 @@ class Persisting:
 
     def keep(
         self,
-        batches: Iterable[list[tuple[Any, str]]],
+        batches: Iterable[_Batch],
         home: PeerId,
         progress: Callable[[int], None] | None = None,
+        place: Place | None = None,
     ) -> None:
-        """Keep batches of objects with their aliases, and tell how many are kept."""
-        run = _Run(home, progress)
+        """Keep batches of objects with their aliases, and tell how many are kept.
+
+        `place` finds a peer for what `home` refuses for want of what a class needs;
+        without it that is an error.
+        """
+        run = _Run(home, progress, place)
         try:
             for batch in batches:
                 if len(run.opened) >= PERSISTS_OPEN_MAX:
                     self._finish(run)
-                self._open(batch, run)
+                self._settle_refused(run)
+                for at, part in run.by_home(batch):
+                    self._open(part, run, at)
             while run.opened:
                 self._finish(run)
+            self._settle_refused(run)
         except Exception:
             run.progress = None
             while run.opened:  # What the peer keeps is remote all the same.
@@ -88,15 +128,44 @@ class Persisting:
             for one in run.opened:  # An interrupt does not wait.
                 self._release(one, is_kept=False)
 
-    def _open(self, batch: list[tuple[Any, str]], run: _Run) -> None:
+    def _settle_refused(self, run: _Run) -> None:
+        """Keep the batches that were refused, class by class, where that can be."""
+        if not run.refused or run.place is None:
+            return
+        while run.opened:  # What the others hold may be among what these reach.
+            self._finish(run)
+        for batch in run.refused:
+            groups: dict[type, _Batch] = {}
+            for root in batch:
+                groups.setdefault(type(root[0]), []).append(root)
+            for cls, group in groups.items():
+                # One that another reaches is kept with that one.
+                left = [one for one in group if remote.id_of(one[0]) is None]
+                if left:
+                    run.homes[cls] = run.place(self._keeper_of(left, run))
+        run.refused.clear()
+
+    def _keeper_of(self, roots: _Batch, run: _Run) -> Callable[[PeerId], PeerId]:
+        """Return what keeps these at a peer, and tells at which."""
+
+        def keep_at(home: PeerId) -> PeerId:
+            own = _Run(home, None, None)
+            self._open(roots, own, home)
+            self._finish(own)
+            run.count(own.kept)
+            return home
+
+        return keep_at
+
+    def _open(self, batch: _Batch, run: _Run, home: PeerId) -> None:
         """Start a Persist, as soon as no other holds one of its objects."""
-        while (opened := self._start(batch, run.home)) is None:
+        while (opened := self._start(batch, home)) is None:
             while run.opened:  # It may be our own, or wait for one of ours.
                 self._finish(run)
             self._wait_for_others()
         run.opened.append(opened)
 
-    def _start(self, roots: list[tuple[Any, str]], home: PeerId) -> _Open | None:
+    def _start(self, roots: _Batch, home: PeerId) -> _Open | None:
         """Send a Persist; None where another has one of the objects."""
         with self._lock:
             for obj, _ in roots:
@@ -121,7 +190,7 @@ class Persisting:
                 where="persist",
             )
             self._pending.update(id(obj) for obj, _ in states)
-        return _Open(request, states)
+        return _Open(request, states, roots)
 
     def _wait_for_others(self) -> None:
         """Wait until some Persist of another thread has ended."""
@@ -137,12 +206,15 @@ class Persisting:
             self._connection.wait(one.request)
             one.request.outcome()
             is_kept = True
+        except RequirementError as error:
+            if run.place is None or not error.missing:
+                raise
+            run.refused.append(one.roots)
         finally:
             del run.opened[0]
             self._release(one, is_kept=is_kept)
-        run.kept += len(one.states)
-        if run.progress is not None:
-            run.progress(run.kept)
+        if is_kept:
+            run.count(len(one.states))
 
     def _release(self, one: _Open, *, is_kept: bool) -> None:
         with self._changed:
@@ -165,9 +237,9 @@ def _check(obj: Any) -> None:
         )
 
 
-def batches_of(objects: Iterable[Any]) -> Iterable[list[tuple[Any, str]]]:
+def batches_of(objects: Iterable[Any]) -> Iterable[_Batch]:
     """Yield the objects, without aliases, in batches."""
-    batch: list[tuple[Any, str]] = []
+    batch: _Batch = []
     for obj in objects:
         batch.append((obj, ""))
         if len(batch) >= PERSIST_BATCH:

@@ -30,6 +30,7 @@ from activestore.objects import lifeline, orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.objects.hosting import Host
 from activestore.objects.slots import STREAM_CREDIT, Slot, call_message, persist_message
+from activestore.placing import Placing, check_replicas
 from activestore.remote import CallOptions
 from activestore.wire import packing, values
 from activestore.wire.messages import Create, Delete, Operation, Request
@@ -39,7 +40,7 @@ class ExecutorCaller:
     """The store that methods see: nested calls go through the slot of their thread."""
 
     def __init__(self, home: PeerId) -> None:
-        self._home = home
+        self._placing = Placing(lambda: home, self.request)
         self._local = threading.local()
         self._proxies: dict[str, type[remote.Proxy]] = {}
         self.host: Host
@@ -132,13 +133,27 @@ class ExecutorCaller:
 
     # -- Store -------------------------------------------------------------------------
 
+    def request(self, operation: str, /, **parameters: Any) -> Any:
+        """Ask this peer itself; the operations are listed in schemas/protocol.md."""
+        slot = self._slot
+        body, _ = values.encode(parameters)
+        return slot.wait(slot.request(Request(0, operation, None, body)))
+
     def persist(
         self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1
     ) -> None:
-        """Keep a new object and what it reaches, before the method goes on."""
+        """Keep a new object and what it reaches, before the method goes on.
+
+        `peer`: name or id of the peer that shall keep it; "" for the one where the method
+        runs, or another that has what the class needs if that one lacks it.
+        """
         if remote.id_of(obj) is not None:
             raise InvalidRequestError("it is persistent already", type(obj).__name__)
-        states, made = self.host.states_to_persist(obj, alias)
+        check_replicas(replicas)
+        self._placing.place(peer, lambda home: self._persist_at(home, obj, alias))
+
+    def _persist_at(self, home: PeerId, obj: Any, alias: str) -> None:
+        states, made = self.host.states_to_persist(obj, alias, home)
         try:
             slot = self._slot
             slot.wait(slot.request(persist_message(states)))
@@ -155,9 +170,7 @@ class ExecutorCaller:
 
     def get(self, alias: str) -> Any:
         """Return the object that `alias` names."""
-        slot = self._slot
-        body, _ = values.encode({"alias": alias})
-        found = slot.wait(slot.request(Request(0, "resolve", None, body)))
+        found = self.request("resolve", alias=alias)
         ref = bytes(found["object_id"]) + str(found["class_name"]).encode()
         return self.host.resolve(ref)
 
@@ -168,20 +181,33 @@ class ExecutorCaller:
             raise AliasNotFoundError(alias)
         return found
 
+    def new_id(self, home: PeerId) -> ObjectId:
+        """Return an id for an object that is made at a peer."""
+        return new_object_id(home)
+
     def create(
-        self, class_name: str, *args: Any, alias: str = "", **kwargs: Any
+        self,
+        class_name: str,
+        *args: Any,
+        alias: str = "",
+        peer: str = "",
+        **kwargs: Any,
     ) -> Any:
-        """Make an object of a published class."""
-        slot = self._slot
-        object_id = new_object_id(self._home)
+        """Make an object of a published class, at the peer that `persist` would choose."""
         body, buffers = values.encode_arguments(
             args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
         )
-        slot.wait(
-            slot.request(
-                Create(0, object_id, class_name, alias, 0, 0, 0, None, body, buffers)
+
+        def make(home: PeerId) -> ObjectId:
+            object_id = self.new_id(home)
+            message = Create(
+                0, object_id, class_name, alias, 0, 0, 0, None, body, buffers
             )
-        )
+            slot = self._slot
+            slot.wait(slot.request(message))
+            return object_id
+
+        object_id = self._placing.place(peer, make)
         return self.host.resolve(object_id + class_name.encode())
 
     def delete(self, obj: Any) -> None:
@@ -196,12 +222,10 @@ class ExecutorCaller:
         """Return a proxy of an object whose code is not loaded here."""
         cls = self._proxies.get(class_name)
         if cls is None:
-            slot = self._slot
             params: dict[str, Any] = (
                 {"class_name": class_name} if class_name else {"object_id": object_id}
             )
-            body, _ = values.encode(params)
-            found = slot.wait(slot.request(Request(0, "interface", None, body)))
+            found = self.request("interface", **params)
             cls = remote.proxy_class(found["interface"])
             if class_name:
                 self._proxies[class_name] = cls

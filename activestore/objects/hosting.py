@@ -88,6 +88,7 @@ class Running(threading.local):
     readonly_obj: object = None
     readonly_method: str = ""
     created: list[Any] | None = None
+    home: PeerId | None = None  # whose new objects are, if not this peer's
     loading: HostedCopy | None = None
     current: HostedCopy | None = None  # whose call runs
 
@@ -419,10 +420,14 @@ class Host:
         return NamedState(obj.__dict__[model.ID_SLOT], alias, state)
 
     def states_to_persist(
-        self, obj: Any, alias: str
+        self, obj: Any, alias: str, home: PeerId | None = None
     ) -> tuple[list[NamedState], list[Any]]:
-        """Return the states of an object and all it reaches, and these objects."""
+        """Return the states of an object and all it reaches, and these objects.
+
+        `home`: the peer that is to have them, None for this one.
+        """
         outer, self.running.created = self.running.created, []
+        self.running.home = home
         try:
             self.ref_of(obj)
             made = self.running.created
@@ -432,7 +437,7 @@ class Host:
                 states.append(self._state_of(target, alias if target is obj else ""))
             return states, made
         finally:
-            self.running.created = outer
+            self.running.created, self.running.home = outer, None
 
     def _undo(
         self, copy: HostedCopy, error: ActiveStoreError, *, is_readonly: bool,
@@ -534,7 +539,7 @@ class Host:
                     "a new active object cannot be kept here: make_persistent it first",
                     type(obj).__name__,
                 )
-            object_id = ids.new_object_id(self._home)
+            object_id = ids.new_object_id(self.running.home or self._home)
             obj.__dict__[model.ID_SLOT] = object_id
             self.running.created.append(obj)
         cls: Any = remote.original_class(type(obj))

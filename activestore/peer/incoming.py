@@ -72,6 +72,12 @@ SESSIONS_MAX = 16_384
 CHAIN_MAX = 64
 
 _KINDS = (Kind.CALL, Kind.GET, Kind.SET)
+# What leaves with a method's request that is no call.
+_LEAVING = {
+    Create: (Kind.CREATE, "__init__"),
+    Persist: (Kind.CREATE, "persist"),
+    Delete: (Kind.DELETE, "delete"),
+}
 _OF_PEERS = frozenset(
     {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed}
 )
@@ -308,8 +314,7 @@ class Incoming(Table):
             age_s = _number(message.extra, "age_ms") / 1000
             credit = int(_number(message.extra, "stream"))
             still_open = _numbers(message.extra, "open")
-            chain = _chain(message.extra)
-            depth = int(_number(message.extra, "depth"))
+            chain, depth = _callers(message.extra)
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
@@ -352,7 +357,7 @@ class Incoming(Table):
         arrived = events.CallArrived(
             origin, ObjectId(message.object_id), Kind.CREATE, "__init__", message,
             message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
-            0, message.class_name, message.alias,
+            0, message.class_name, message.alias, (), *_callers(message.extra),
         )  # fmt: skip
         wants = {message.alias: arrived.object_id} if message.alias else {}
         self.naming.claim(origin, wants, lambda: self.step(arrived))
@@ -493,16 +498,18 @@ class Incoming(Table):
     def _on_bye(self, session: Session, _message: Bye) -> None:
         self._end_session(session)
 
-    def _leave(self, origin: Nested, message: Any) -> None:
-        """Have a method's call go to the peer of its object."""
-        is_call = type(message) is Call
-        kind = _KINDS[message.operation] if is_call else Kind.DELETE
+    def _leave(self, origin: Nested, message: Any, object_id: ObjectId) -> None:
+        """Have what a method wants done go to the peer of its object."""
+        what = type(message)
+        if what is Call:
+            kind, method = _KINDS[message.operation], message.method
+        else:
+            kind, method = _LEAVING[what]
         extra = message.extra or {}
         self.step(
             events.NestedLeft(
-                origin, ObjectId(message.object_id), kind,
-                message.method if is_call else "delete", message, kind is not Kind.GET,
-                message.deadline_ms / 1000 if is_call else 0.0,
+                origin, object_id, kind, method, message, kind is not Kind.GET,
+                message.deadline_ms / 1000 if what is Call else 0.0,
                 int(_number(extra, "stream")),
             )
         )  # fmt: skip
@@ -511,28 +518,42 @@ class Incoming(Table):
         origin = Nested(event.call_id, event.request, event.waits)
         message = event.message
         kind = type(message)
-        is_elsewhere = kind in {Call, Delete} and not self.location.is_here(
-            ObjectId(message.object_id)
-        )
-        if is_elsewhere:
-            self._leave(origin, message)
+        if kind is Request:
+            self.request_handler(origin, message)
+            return
+        if kind is Persist:
+            self._take_nested_persist(origin, message)
+            return
+        object_id = ObjectId(message.object_id)
+        if not self.location.is_here(object_id):
+            self._leave(origin, message, object_id)
         elif kind is Call:
             self._call(origin, message)
         elif kind is Create:
             self._create(origin, message)
-        elif kind is Persist:
-            states = self._states_of(origin, message)
-            if states is not None:
-                self._persist(origin, message, states)
         elif kind is Delete:
             self._delete(origin, message)
-        elif kind is Request:
-            self.request_handler(origin, message)
+
+    def _take_nested_persist(self, origin: Nested, message: Persist) -> None:
+        states = self._states_of(origin, message)
+        if states is None:
+            return
+        first = ObjectId(states[0].object_id)
+        if self.location.is_here(first):
+            self._persist(origin, message, states)
+        else:
+            self._leave(origin, message, first)
 
 
-def _chain(extra: Any) -> Sequence[tuple[bytes, int]]:
-    """Return the marks of a nested call's callers, none where it is anything else."""
-    found = extra.get("chain", ())
+def _callers(extra: Any) -> tuple[Sequence[tuple[bytes, int]], int]:
+    """Return the marks of a nested call's callers, and how many callers there are."""
+    if not extra:
+        return (), 0
+    return _chain(extra.get("chain", ())), int(_number(extra, "depth"))
+
+
+def _chain(found: Any) -> Sequence[tuple[bytes, int]]:
+    """Return the marks in a chain, none where it is anything else."""
     if type(found) is not list or len(found) > CHAIN_MAX:
         return ()
     is_good = all(

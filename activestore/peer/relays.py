@@ -39,10 +39,12 @@ from activestore.wire.messages import (
     Buffer,
     Call,
     Cancel,
+    Create,
     Credit,
     Failure,
     Item,
     Message,
+    Persist,
     Relay,
     Relayed,
     Reply,
@@ -56,6 +58,8 @@ REDIRECTS_MAX = 3
 STARTS_MAX = 4096
 # How long a question of our own may stay unanswered, in seconds.
 ASK_S = 10.0
+
+_NIL = b"\xc0"
 
 Then = Callable[[Any, ActiveStoreError | None], None]
 
@@ -390,6 +394,9 @@ class Relays:
             self._table.receive(trip.session, trip.message)
         elif trip.then is not None:
             trip.then(None, UnavailableError("object", "it has just moved; ask again"))
+        elif type(trip.message) in {Create, Persist}:
+            # Nobody else makes an object of this id: it was made, then it moved here.
+            self._table.step(events.AwayAnswered(trip.call_id, "", _NIL, ()))
         else:
             self._table.step(events.AwayReturned(trip.call_id))
 

@@ -33,9 +33,9 @@ from activestore.peer.ports import ExecutorNews
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
 from activestore.testing.fibers import Fiber
 from activestore.testing.network import Latency
-from activestore.wire import packing, values
+from activestore.wire import packing
 from activestore.wire.limits import BUFFER_BYTES_MIN
-from activestore.wire.messages import Create, whole
+from activestore.wire.messages import whole
 
 Later = Callable[[float, Callable[[], None]], None]
 
@@ -123,21 +123,9 @@ class SimCaller(ExecutorCaller):
         slot: Any = self._slot
         return slot  # type: ignore[no-any-return]  # only SimSlot enters
 
-    def new_id(self) -> ObjectId:
-        """Return an id for an object that is made here."""
-        return ObjectId(self._home + b"\x00" + self._world.rng.randbytes(9))
-
-    def create(
-        self, class_name: str, *args: Any, alias: str = "", **kwargs: Any
-    ) -> Any:
-        """Make an object of a class of the simulation."""
-        slot, object_id = self._slot, self.new_id()
-        body, buffers = values.encode_arguments(
-            args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
-        )
-        message = Create(0, object_id, class_name, alias, 0, 0, 0, None, body, buffers)
-        slot.wait(slot.request(message))
-        return self.host.resolve(object_id + class_name.encode())
+    def new_id(self, home: PeerId) -> ObjectId:
+        """Return an id for an object that is made at a peer."""
+        return ObjectId(home + b"\x00" + self._world.rng.randbytes(9))
 
 
 class SimHost(Host):
@@ -166,7 +154,8 @@ class SimHost(Host):
             and isinstance(obj, model.ActiveObject)
             and remote.id_of(obj) is None
         ):
-            obj.__dict__[model.ID_SLOT] = self.caller.new_id()
+            home = self.running.home or self._home
+            obj.__dict__[model.ID_SLOT] = self.caller.new_id(home)
             made.append(obj)
         return super().ref_of(obj)
 

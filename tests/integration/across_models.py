@@ -161,3 +161,14 @@ class Link(ActiveObject):
     def mark_and_back(self, caller: Any, token: int) -> None:
         self.marks.append(token)
         caller.mark(token)
+
+    @activemethod
+    def make_at(self, peer: str, value: int, alias: str = "") -> Any:
+        """Make two objects that know each other at another peer, before going on."""
+        first, second = Link(), Link()
+        first.other, second.other = second, first
+        first.value = second.value = value
+        first.make_persistent(alias, peer=peer)
+        self.other = first
+        self.value = first.add(1)
+        return first

@@ -262,6 +262,27 @@ def test_outer_peer_that_is_killed_says_that_a_part_was_done(ring):
     assert second.add(0) in {0, 1}
 
 
+def test_what_a_method_makes_is_at_the_peer_that_it_names(ring):
+    _, stores, (first, _) = ring(2)
+
+    made = first.make_at("peer-1", 5, "made by a method")
+
+    assert stores[0].locate(made)["peer"] == "peer-1"
+    assert stores[0].locate(made.other)["peer"] == "peer-1"
+    assert (made.value, made.other.value, first.value) == (6, 5, 6)
+    assert stores[1].get("made by a method").add(1) == 7
+
+
+def test_method_that_names_an_unknown_peer_is_told_the_known_ones(ring):
+    _, stores, (first, _) = ring(2)
+
+    with pytest.raises(UnavailableError, match=r"'peer-9'.*peer-0, peer-1"):
+        first.make_at("peer-9", 5)
+
+    assert first.value == 0
+    assert len(list(stores[0].objects())) == 2
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [20_261_121, *SOAKED])
 @pytest.mark.parametrize("method", ["mark_both", "mark_round"])

@@ -200,6 +200,38 @@ def test_local_object_goes_to_the_peer_that_has_what_its_class_requires(
     assert made.add(2) == 3
 
 
+def test_each_of_many_objects_goes_where_what_its_class_requires_is(
+    boards, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import boards as module
+
+    made = [
+        module.Board(n) if n % 3 else models.Counter(n) for n in range(2 * 256 + 40)
+    ]
+    told = []
+    boards[0].persist(iter(made), progress=told.append)
+
+    assert told[-1] == len(made)
+    assert {place_of(boards[0], one) for one in made[1:30:3]} == {"board"}
+    assert {place_of(boards[0], one) for one in made[0:30:3]} == {"plain-0"}
+    assert place_of(boards[0], made[-1]) == "board"
+    assert [one.value for one in made[-5:]] == list(range(547, 552))
+
+
+def test_many_objects_for_a_peer_that_lacks_what_they_need_are_refused(
+    boards, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import boards as module
+
+    with pytest.raises(RequirementError) as error:
+        boards[0].persist([module.Board(1), module.Board(2)], peer="plain-1")
+
+    assert error.value.peers_with == ("board",)
+    assert not list(boards[0].objects())
+
+
 def test_peer_without_the_requirements_refuses_and_names_who_has_them(boards):
     with pytest.raises(RequirementError, match=r"test-board.*have it: board") as error:
         boards[0].create("boards.Board", peer="plain-1")

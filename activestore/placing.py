@@ -1,5 +1,7 @@
 """Where a new object goes: to the peer that was named, or to one that can have it.
 
+Clients and running methods choose alike; for a method the connected peer is its own.
+
 Rules of this file: the id of a new object names its peer, so its request finds the way;
 nothing is asked where the connected peer is the one that is meant.
 
@@ -26,22 +28,12 @@ Made = TypeVar("Made")
 class Placing:
     """Chooses the home of new objects."""
 
-    def __init__(self, connection: Any, request: Callable[..., Any]) -> None:
-        self._connection = connection
+    def __init__(
+        self, connected: Callable[[], PeerId], request: Callable[..., Any]
+    ) -> None:
+        """Choose by what `request` is told; `connected` returns the peer that it asks."""
+        self.connected = connected
         self._request = request
-
-    def connected(self) -> PeerId:
-        """Return the connected peer.
-
-        Raises:
-            UnavailableError: it has not answered yet.
-        """
-        peer = self._connection.session.peer
-        if peer is None:
-            raise UnavailableError(
-                self._connection.endpoint, "the peer has not answered yet"
-            )
-        return PeerId(peer.peer_id)
 
     def home(self, peer: str) -> PeerId:
         """Return the living peer of a name, or of an id in hex; "" for the connected one.
@@ -50,8 +42,7 @@ class Placing:
             UnavailableError: it is not known; names those that are.
             RemoteProtocolError: the connected peer is too old to know others.
         """
-        connected = self._connection.session.peer
-        if not peer or (connected is not None and peer == connected.peer_id.hex()):
+        if not peer or peer == self.connected().hex():
             return self.connected()
         if connected is not None and connected.version < CLUSTERS_SINCE:
             if peer == connected.name:
@@ -104,3 +95,15 @@ class Placing:
                 except RequirementError as error:  # noqa: PERF203 - three at most
                     refused = error
         raise RequirementError(refused.class_name, refused.missing, names) from None
+
+
+def check_replicas(replicas: int) -> None:
+    """Refuse more copies than there can be.
+
+    Raises:
+        UnavailableError: more than one is asked for.
+    """
+    if replicas != 1:
+        raise UnavailableError(
+            f"replicas={replicas}", "objects are kept in one copy, at one peer"
+        )
