@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from activestore.client.versions import CLUSTERS_SINCE, too_old
 from activestore.errors import RequirementError, UnavailableError
 from activestore.ids import PeerId
 
@@ -29,11 +28,19 @@ class Placing:
     """Chooses the home of new objects."""
 
     def __init__(
-        self, connected: Callable[[], PeerId], request: Callable[..., Any]
+        self,
+        connected: Callable[[], PeerId],
+        request: Callable[..., Any],
+        is_connected: Callable[[str], bool] = lambda peer: False,
     ) -> None:
-        """Choose by what `request` is told; `connected` returns the peer that it asks."""
+        """Choose by what `request` is told; `connected` returns the peer that it asks.
+
+        `is_connected` tells whether a name is known, unasked, to be that peer's; it may
+        raise where that peer cannot be asked of others.
+        """
         self.connected = connected
         self._request = request
+        self._is_connected = is_connected
 
     def home(self, peer: str) -> PeerId:
         """Return the living peer of a name, or of an id in hex; "" for the connected one.
@@ -42,13 +49,9 @@ class Placing:
             UnavailableError: it is not known; names those that are.
             RemoteProtocolError: the connected peer is too old to know others.
         """
-        if not peer or peer == self.connected().hex():
-            return self.connected()
-        if connected is not None and connected.version < CLUSTERS_SINCE:
-            if peer == connected.name:
-                return self.connected()
-            endpoint = self._connection.endpoint
-            raise too_old(f"peer={peer!r}", CLUSTERS_SINCE, connected, endpoint)
+        connected = self.connected()
+        if not peer or peer == connected.hex() or self._is_connected(peer):
+            return connected
         rows = self._request("peers")
         living = [row for row in rows if row["state"] in _LIVING]
         found = [row for row in living if peer in {row["peer"], row["peer_id"].hex()}]

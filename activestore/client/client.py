@@ -83,7 +83,10 @@ class Store:
         self.resolve: Callable[[bytes], Any] = self._stand_ins.resolve
         self._revisions: dict[type, bytes] = {}
         self._compared: set[type] = set()
-        self._placing = Placing(connection.connected_peer, self.request)
+        self._placing = Placing(
+            connection.connected_peer, self.request,
+            lambda peer: versions.is_connected(peer, connection.session),
+        )  # fmt: skip
         self._persisting = Persisting(
             connection, self._states_of, self._adopt, self._placing.about_code
         )

@@ -32,6 +32,20 @@ def check_operation(operation: str, session: Session) -> None:
         raise too_old(f"`{operation}`", since, peer, session.endpoint)
 
 
+def is_connected(name: str, session: Session) -> bool:
+    """Whether a name is the connected peer's, where that one knows no others.
+
+    Raises:
+        RemoteProtocolError: it is another's, and the connected peer is too old to know it.
+    """
+    peer = session.peer
+    if peer is None or peer.version >= CLUSTERS_SINCE:
+        return False
+    if name == peer.name:
+        return True
+    raise too_old(f"peer={name!r}", CLUSTERS_SINCE, peer, session.endpoint)
+
+
 def too_old(what: str, since: int, peer: Peer, endpoint: str) -> RemoteProtocolError:
     """Return the error for `what`, which needs version `since` of the protocol."""
     return RemoteProtocolError(

@@ -19,7 +19,7 @@ from activestore.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
 )
-from activestore.ids import ObjectId, PeerId, check_alias
+from activestore.ids import ObjectId, PeerId, SessionId, check_alias
 from activestore.storage.engine import (
     EPOCH_FIRST,
     EPOCH_MAX,
@@ -33,6 +33,7 @@ from activestore.storage.records import (
     Document,
     chunk_key,
     decode_document,
+    decode_reply,
     encode_document,
     encode_reply,
     reply_key,
@@ -196,9 +197,9 @@ class Batch:
             )
         work = self._work_of(change.object_id)
         exists = work.document is not None
+        if change.state is not None and change.is_new and self._was_done(change):
+            return True
         if change.state is not None and exists and change.is_new:
-            if self._was_done(change):
-                return True
             raise _Refused(
                 InvalidRequestError(
                     "an object with this id exists", change.object_id.hex()
@@ -253,12 +254,24 @@ class Batch:
         )
 
     def _was_done(self, change: Change) -> bool:
-        """Whether this very request made the object: a retry of what was committed."""
+        """Whether this very request made the object, which may be deleted since.
+
+        Raises:
+            _Refused: its client had the answer long ago; a copy of it came late.
+        """
         reply = change.reply
         if reply is None:
             return False
-        key = reply_key(change.object_id, reply.session, reply.sequence)
-        return self._transaction.get(key, db=self._tables["replies"]) is not None
+        found = telling_reply(
+            self._transaction, self._tables, change.object_id, reply.session,
+            reply.sequence,
+        )  # fmt: skip
+        if found is None:
+            return False
+        if found.sequence != reply.sequence:
+            raise _Refused(too_late(reply.sequence, found.sequence))
+        # Of one that did not end well there may be a promise, made before it ended.
+        return not found.code or self._work_of(change.object_id).document is not None
 
     def _holder(
         self, alias: str, aliases: dict[str, ObjectId | None]
@@ -494,6 +507,39 @@ def _needs_object(change: Change) -> bool:
 
 def _reply_bytes(reply: ReplyRecord) -> int:
     return len(reply.body) + sum(map(len, reply.buffers)) + RECORD_BYTES
+
+
+def telling_reply(
+    transaction: Any,
+    tables: Mapping[str, Any],
+    object_id: ObjectId,
+    session: SessionId,
+    sequence: int,
+) -> ReplyRecord | None:
+    """Return the answer to a request, or to a later one that tells that it is over.
+
+    Raises:
+        CorruptRecordError: a record that tells it is damaged.
+    """
+    cursor = transaction.cursor(db=tables["replies"])
+    if not cursor.set_range(reply_key(object_id, session, sequence)):
+        return None
+    for key, value in cursor:
+        if not bytes(key).startswith(object_id + session):
+            return None
+        record = decode_reply(key, value)
+        if record.sequence == sequence or record.is_over(sequence):
+            return record
+    return None
+
+
+def too_late(sequence: int, later: int) -> InvalidRequestError:
+    """Return the refusal of a request that is over, as a later one of its client told."""
+    return InvalidRequestError(
+        f"request {sequence} came after its client had the answer, as its request {later} "
+        "told; it was not run again",
+        "reply",
+    )
 
 
 def keys_of(transaction: Any, table: Any, object_id: bytes) -> list[bytes]:

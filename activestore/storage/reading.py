@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from activestore.errors import CorruptRecordError, InvalidRequestError
+from activestore.errors import CorruptRecordError
 from activestore.ids import OBJECT_ID_BYTES, ObjectId, SessionId
-from activestore.storage.batch import aliases_of, keys_of
+from activestore.storage.batch import aliases_of, keys_of, telling_reply, too_late
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
 from activestore.storage.records import (
@@ -27,7 +27,6 @@ from activestore.storage.records import (
     decode_document,
     decode_reply,
     head_of,
-    reply_key,
     unseal,
 )
 from activestore.wire.state import AnyBuffer, FileBuffer, ObjectState
@@ -258,28 +257,10 @@ def reply(
     Raises:
         CorruptRecordError: a record that tells it is damaged.
     """
-    table = tables["replies"]
-    cursor = transaction.cursor(db=table)
-    key = reply_key(object_id, session, sequence)
-    if not cursor.set_range(key):
-        return None
-    for found, value in cursor:
-        if not bytes(found).startswith(object_id + session):
-            break
-        record = decode_reply(found, value)
-        if record.sequence == sequence:
-            return record
-        if record.is_over(sequence):
-            return _refusal(session, sequence, record.sequence)
-    return None
-
-
-def _refusal(session: SessionId, sequence: int, later: int) -> ReplyRecord:
-    error = InvalidRequestError(
-        f"request {sequence} came after its client had the answer, as its request {later} "
-        "told; it was not run again",
-        "reply",
-    )
+    found = telling_reply(transaction, tables, object_id, session, sequence)
+    if found is None or found.sequence == sequence:
+        return found
+    error = too_late(sequence, found.sequence)
     return ReplyRecord(session, sequence, error.code, encode_error(error), 0.0)
 
 

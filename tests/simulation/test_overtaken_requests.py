@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from activestore import remote
-from activestore.ids import ObjectId, SessionId
+from activestore.client.publish import snapshots
+from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.loop import PeerLoop
 from activestore.testing import Simulation
 from activestore.testing.network import SimTransport
 from activestore.wire import codec, messages, values
 from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from activestore.wire.state import encode_states
 from tests.simulation.models import Counter
 
 COUNTER = "tests.simulation.models.Counter"
@@ -183,3 +185,45 @@ def test_request_in_order_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
             raw.send(*[HELLO] * (n == 1), call(mine, n))
 
         assert looked_up == [1], "only the first of a session"
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+@pytest.mark.parametrize("calls", [0, 1])
+def test_persist_that_arrives_after_a_delete_brings_nothing_back(
+    attempt: int, calls: int
+) -> None:
+    """Its object has the answer to it, or to what its client asked later."""
+    with Simulation(1, peers=1, classes=[Counter]) as sim:
+        made, persist = persist_of(sim, Counter(5))
+        raw = Raw(sim, "peer-1")
+
+        (_, kept) = raw.send(HELLO, persist)
+        raw.send(*[call(made, 2 + n) for n in range(calls)])
+        (deleted,) = raw.send(messages.Delete(2 + calls, made, 0, 2 + calls))
+        late = raw.send(persist._replace(attempt=attempt))
+
+        assert [type(one) for one in (kept, deleted)] == [messages.Reply] * 2
+        assert len(late) == 1, "it is answered as it was, or refused"
+        assert list(sim.client().objects()) == []
+
+
+def test_persist_that_arrives_after_a_delete_by_another_brings_nothing_back() -> None:
+    with Simulation(1, peers=1, classes=[Counter]) as sim:
+        made, persist = persist_of(sim, Counter(5))
+        raw = Raw(sim, "peer-1")
+        raw.send(HELLO, persist)
+        sim.client().delete(made)
+
+        late = raw.send(persist._replace(attempt=1))
+
+        assert [type(one) for one in late] == [messages.Reply], "it was kept, once"
+        assert list(sim.client().objects()) == []
+
+
+def persist_of(sim: Simulation, obj: Any) -> tuple[ObjectId, messages.Persist]:
+    """Return the id that an object gets, and the request that keeps it."""
+    peer_id = PeerId(sim.peers["peer-1"].disk.peer_id)
+    revision = sim.client().request("interface", class_name=COUNTER)["revision"]
+    ((_, named),) = snapshots([(obj, "")], peer_id, lambda _: revision)
+    body, _ = encode_states([named])
+    return ObjectId(named.object_id), messages.Persist(1, 0, 1, None, body)
