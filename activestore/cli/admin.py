@@ -19,6 +19,8 @@ from activestore.errors import ActiveStoreError, UnavailableError
 
 # A peer that ends answers the next greeting at once or never, unless its disk is slow.
 ANSWERS_S = (0.2, 0.6)
+# Troubles in the table; a person reads no more at once.
+TROUBLES_SHOWN = 20
 # Erase cycles of cheap flash, for the projection of its life.
 FLASH_CYCLES = 3000
 YEAR_S = 365.25 * 86400
@@ -66,8 +68,11 @@ def status(target: Target, *, as_json: bool) -> None:
     discovery = about.get("discovery", {})
     if discovery.get("is_on"):
         rows.append(("discovery", discovery["trouble"] or "works"))
-    cannot_join = about.get("cannot_join", {})
-    rows += [("cannot join", f"{at}: {why}") for at, why in cannot_join.items()]
+    troubles = about.get("troubles", [])
+    rows += [(one["title"], _trouble_text(one)) for one in troubles[:TROUBLES_SHOWN]]
+    if len(troubles) > TROUBLES_SHOWN:
+        count = len(troubles) - TROUBLES_SHOWN
+        rows.append(("more trouble", f"{count} others, in `status --json`"))
     rows += [
         ("renamed", f"{one['alias']!r} of {one['object_id'].hex()}: {one['renamed']!r}")
         for one in about.get("names", {}).get("renamed", ())
@@ -82,6 +87,13 @@ def status(target: Target, *, as_json: bool) -> None:
         for one in about["executors"]
     ]
     table(("what", "value"), rows)
+
+
+def _trouble_text(one: dict[str, Any]) -> str:
+    """Return one trouble as a line of the table."""
+    times = f"{one['times']} times, " if one["times"] > 1 else ""
+    ago = f"{times}since {one['first_ago_s']:.0f} s"
+    return f"{one['about']}: {one['reason']} ({ago}); {one['advice']}"
 
 
 def _flash(about: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable
 
-from activestore.core.cluster_effects import MembershipEffect, SendTo
+from activestore.core.cluster_effects import MembershipEffect, SendTo, Troubled
 from activestore.core.effects import Note
 from activestore.core.member_table import Lane, Member, MemberTable
 from activestore.core.peers import PeerRecord, PeerState
 from activestore.core.profiles import retransmits
+from activestore.core.troubles import TroubleKind
 from activestore.wire.gossip import GOSSIP_BYTES_MAX, encode_body
 from activestore.wire.messages import Message
 
@@ -99,6 +100,12 @@ class ClusterDesk:
         if len(self._noted) > NOTED_MAX:
             self._noted.popitem(last=False)
         self.effects.append(Note(level, text))
+
+    def trouble(self, kind: TroubleKind, about: bytes | str, reason: str) -> None:
+        """Show the operator what goes wrong; each time, for what stops is taken off."""
+        effect = Troubled(kind, about, reason)
+        if not self.effects or self.effects[-1] != effect:  # One body can say it often.
+            self.effects.append(effect)
 
     def look_at_name(self, record: PeerRecord) -> None:
         """Tell the operator where two live peers have one name."""

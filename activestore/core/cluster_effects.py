@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from activestore.core.effects import Note
 from activestore.core.peers import PeerState
+from activestore.core.troubles import TroubleKind
 from activestore.wire.gossip import Hint, PeerRecord
 from activestore.wire.messages import Message
 
@@ -49,6 +50,17 @@ class HintsHeard(NamedTuple):
     hints: Sequence[Hint]
 
 
+class Troubled(NamedTuple):
+    """Somebody does what is wrong; its operator should see it as long as it goes on.
+
+    `about`: the id of a peer, or a text.
+    """
+
+    kind: TroubleKind
+    about: bytes | str
+    reason: str
+
+
 class SeedWanted(NamedTuple):
     """Ask the first addresses again, those that are no live member's; then Joined.
 
@@ -59,5 +71,5 @@ class SeedWanted(NamedTuple):
 
 
 MembershipEffect: TypeAlias = (
-    SendTo | MemberChanged | MemberForgotten | HintsHeard | SeedWanted | Note
+    SendTo | MemberChanged | MemberForgotten | HintsHeard | SeedWanted | Troubled | Note
 )

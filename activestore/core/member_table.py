@@ -327,6 +327,14 @@ class MemberTable:
         """Return all live peers with this record's name."""
         return self._names.get(record.name, set())
 
+    def shared_names(self) -> dict[str, list[bytes]]:
+        """Return the names that several live peers have, with their ids."""
+        return {
+            name: sorted(ids)
+            for name, ids in self._names.items()
+            if name and len(ids) > 1
+        }
+
     def _lane_for(self, record: PeerRecord) -> Lane:
         return self._lane_of[profile_between(self.me.record, record, self._config)]
 

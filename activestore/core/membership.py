@@ -53,6 +53,7 @@ from activestore.core.profiles import (
     suspicion_bounds,
 )
 from activestore.core.suspicion import Suspicion
+from activestore.core.troubles import TroubleKind
 from activestore.errors import RemoteProtocolError
 from activestore.wire.gossip import (
     EMPTY,
@@ -146,6 +147,10 @@ class Membership:
     def live(self) -> Sequence[PeerRecord]:
         """Return the records of all that are alive or suspect, this peer's among them."""
         return self._table.live()
+
+    def shared_names(self) -> Mapping[str, Sequence[bytes]]:
+        """Return the names that several live peers have, with their ids; costs O(N)."""
+        return self._table.shared_names()
 
     def record_of(self, peer_id: bytes) -> PeerRecord | None:
         """Return what is known of a peer, None where it is unknown."""
@@ -340,11 +345,8 @@ class Membership:
     def _on_message(self, event: MessageArrived, now_s: float) -> None:
         sender, message = event
         if sender == self._id:
-            self._desk.note_once(
-                "warning",
-                f"a peer answers with this peer's own id peer={sender.hex()}: it was told "
-                "to join itself, or its data directory was copied",
-            )
+            reason = "it answers with this peer's own id: its data directory was copied"
+            self._desk.trouble(TroubleKind.IDENTITY, sender, reason)
             return
         member = self._table.members.get(sender)
         if member is not None:
@@ -374,9 +376,8 @@ class Membership:
         try:
             return decode_body(body)
         except RemoteProtocolError as error:
-            self._desk.note_once(
-                "warning", f"gossip is malformed peer={sender.hex()} reason={error}"
-            )
+            reason = f"gossip is malformed: {error}"
+            self._desk.trouble(TroubleKind.GARBAGE, sender, reason)
             return EMPTY
 
     def _tell_off(self, sender: bytes, is_answered: bool, now_s: float) -> None:
@@ -470,11 +471,9 @@ class Membership:
     def _meet(self, record: PeerRecord, now_s: float) -> Member | None:
         member = self._table.add(record, PeerState.ALIVE, now_s)
         if member is None:
-            self._desk.note_once(
-                "warning",
-                f"too many peers members={len(self._table.members)}: others are not taken; "
-                "divide the cluster, or raise members_max",
-            )
+            count = len(self._table.members)
+            reason = f"{count} are known, others are not taken"
+            self._desk.trouble(TroubleKind.FULL, "members_max", reason)
             return None
         self._changed(member, None)
         self._lost.discard(record.peer_id)

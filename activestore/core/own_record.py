@@ -12,6 +12,7 @@ from activestore.core.cluster_desk import ClusterDesk, Wake
 from activestore.core.member_table import is_moving
 from activestore.core.peers import PeerRecord, PeerState, start_of
 from activestore.core.probing import Prober
+from activestore.core.troubles import TroubleKind
 from activestore.errors import TooLargeError
 from activestore.wire.gossip import INCARNATION_MAX, Update, encode_body
 from activestore.wire.messages import Gossip
@@ -69,13 +70,11 @@ class OwnRecord:
             self._contests.append(now_s)
             self._raise(incarnation, now_s)
             return
-        peer_id = self._me.record.peer_id.hex()
-        self._desk.note_once(
-            "warning",
-            f"another peer has this peer's id peer={peer_id} "
-            f"endpoints={', '.join(record.endpoints)!r}: a data directory was copied; "
-            "stop one of the two, and give it a data directory of its own",
-            key="copied",
+        self._desk.trouble(
+            TroubleKind.IDENTITY,
+            self._me.record.peer_id,
+            f"another one, at {', '.join(record.endpoints)}, has this peer's id: one of "
+            "the two data directories is a copy",
         )
         if not self._outbid_incarnation:
             self._desk.wake(now_s + CONTEST_INTERVAL_S, Wake.REFUTE)

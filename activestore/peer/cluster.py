@@ -18,7 +18,8 @@ from activestore.core.effects import Note
 from activestore.core.location import Location, Place
 from activestore.core.membership import Membership
 from activestore.core.peers import PeerRecord, PeerState
-from activestore.errors import CorruptRecordError
+from activestore.core.troubles import TroubleKind
+from activestore.errors import CorruptRecordError, UnavailableError
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.links import Link, Links
 from activestore.peer.table import Table
@@ -66,6 +67,11 @@ class Cluster:
             cluster_effects.MemberForgotten: lambda e: None,
             cluster_effects.HintsHeard: self._do_hints_heard,
             cluster_effects.SeedWanted: lambda _: self._dial_seeds(),
+            cluster_effects.Troubled: lambda e: table.trouble(
+                e.kind,
+                e.about if type(e.about) is str else self.title_of(e.about),
+                e.reason,
+            ),
             Note: lambda e: table.note(e.level, e.text),
         }
 
@@ -169,6 +175,7 @@ class Cluster:
             if effect.old_state not in _REACHABLE:
                 self.on_changed()
             return
+        self._table.troubles.end(TroubleKind.CLOCK, self.title_of(peer_id))
         self.location.doubt_peer(peer_id)
         self._links.close_all_to(peer_id)
         self.on_gone(peer_id)
@@ -232,12 +239,37 @@ class Cluster:
         record = self.membership.record_of(peer_id)
         return record.name if record is not None and record.name else peer_id.hex()
 
+    def title_of(self, peer_id: bytes) -> str:
+        """Return how a peer is called where an operator has to find it."""
+        record = self.membership.record_of(peer_id)
+        name = record.name if record is not None else ""
+        return " ".join(filter(None, ("peer", name, peer_id.hex())))
+
     def named(self, name: str) -> PeerId | None:
-        """Return the living peer of a name, or whose id in hex it is."""
-        for record in self.membership.live():
-            if name in (record.name, record.peer_id.hex()):
-                return PeerId(record.peer_id)
-        return None
+        """Return the living peer of a name, or whose id in hex it is.
+
+        Raises:
+            UnavailableError: several have that name; names their ids.
+        """
+        live = self.membership.live()
+        found = [r.peer_id for r in live if name in (r.name, r.peer_id.hex())]
+        if len(found) > 1:
+            raise UnavailableError(
+                f"peer {name!r}",
+                "several living peers have that name; give the id of one: "
+                + ", ".join(sorted(peer_id.hex() for peer_id in found)),
+            )
+        return PeerId(found[0]) if found else None
+
+    def troubles(self) -> list[dict[str, Any]]:
+        """Return what is wrong around this peer, for `status`."""
+        troubles, now_s = self._table.troubles, self._table.clock()
+        names = {
+            name: "peers " + ", ".join(one.hex() for one in ids[:8]) + " have this name"
+            for name, ids in self.membership.shared_names().items()
+        }
+        troubles.settle(TroubleKind.NAME, names, now_s)
+        return troubles.rows(now_s)
 
     def names(self) -> list[str]:
         """Return the names of the peers that live, this one included."""

@@ -28,6 +28,7 @@ from activestore.peer.classes import Classes
 from activestore.peer.clock import monotonic_s, wall_s
 from activestore.peer.config import MIB, PeerConfig, check_listen
 from activestore.peer.discovery import Announcement, Discovery
+from activestore.peer.knocking import Knocker
 from activestore.peer.links import LINKS_MAX
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
@@ -95,6 +96,7 @@ class Daemon:
         self._processes = ExecutorProcesses(
             _process_settings_of(config, self._engine.peer_id), self._engine.code
         )
+        self._knocker = Knocker(self._wake)
         self._core = _core_of(config)
         starts = _count_start(self._engine)
         settings = _settings_of(config, self._engine.peer_id, self.endpoint, starts)
@@ -110,6 +112,7 @@ class Daemon:
                 wall_s,
                 _note,
                 random.SystemRandom().random,
+                self._knocker.knock,
             )
         )
         status = Status(
@@ -148,6 +151,10 @@ class Daemon:
     def _on_found(self, endpoint: str) -> None:
         # In discovery's thread: it leaves word, and the loop dials between two turns.
         self._found.append(endpoint)
+        self._wake()
+
+    def _wake(self) -> None:
+        # Of any thread: have the loop take a turn.
         if not self._storage.is_closing:
             self._storage.wake()
 
@@ -208,6 +215,7 @@ class Daemon:
             self.stop()
         while self._found:
             self._loop.cluster.found(self._found.popleft())
+        self._knocker.turn()
         now_s = monotonic_s()
         if self._stop_due_s and (self._core.owes_nothing or now_s >= self._stop_due_s):
             return True

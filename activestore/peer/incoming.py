@@ -21,8 +21,14 @@ from activestore.errors import (
     TooLargeError,
     UnavailableError,
 )
-from activestore.ids import ObjectId, PeerId, SessionId, check_alias, home_of
-from activestore.peer import relays
+from activestore.ids import (
+    ObjectId,
+    PeerId,
+    SessionId,
+    check_alias,
+    home_of,
+)
+from activestore.peer import greeting, relays
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
@@ -34,9 +40,6 @@ from activestore.wire import codec
 from activestore.wire.limits import (
     FRAME_BYTES_MAX,
     OPEN_TOLD_MAX,
-    PEER_VERSION_MIN,
-    PROTOCOL_VERSION,
-    PROTOCOL_VERSION_MIN,
 )
 from activestore.wire.messages import (
     Ack,
@@ -104,7 +107,7 @@ class Incoming(Table):
         try:
             messages = codec.decode_frames(frames)
         except RemoteProtocolError as error:
-            self.note("warning", f"malformed frame route={route.hex()} reason={error}")
+            greeting.sent_garbage(self, self.links, route, str(error))
             self.transport.send(route, Refused(error.code, str(error)[:1000]))
             return
         session = self.routes.get(route)
@@ -127,7 +130,9 @@ class Incoming(Table):
                 session = self._on_hello(route, message)
             elif kind is Ping:
                 token: Any = message[0]
-                pong = Pong(token, self.settings.incarnation, session is not None)
+                extra = None if link is None else {"wall_s": self.wall_clock()}
+                is_known = session is not None
+                pong = Pong(token, self.settings.incarnation, is_known, extra)
                 self.transport.send(route, pong)
             elif handler is not None or kind in _OF_PEERS:
                 self.transport.send(
@@ -152,10 +157,7 @@ class Incoming(Table):
             else:
                 self.links.take(link, message)
         except RemoteProtocolError as error:
-            self.note(
-                "warning",
-                f"malformed message of a peer name={link.name} reason={error}",
-            )
+            greeting.sent_garbage(self, self.links, link.route, str(error))
 
     def _on_relay(self, link: Link, message: Relay) -> None:
         """Take a message of a session that is behind another peer."""
@@ -178,20 +180,10 @@ class Incoming(Table):
         handler(session, inner)
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
-        version = min(PROTOCOL_VERSION, message.version_max)
-        is_peer = "peer" in message.capabilities
-        oldest = PEER_VERSION_MIN if is_peer else PROTOCOL_VERSION_MIN
-        if version < max(oldest, message.version_min):
-            who = "with peers, the other peer" if is_peer else "the client"
-            self.transport.send(
-                route,
-                Refused(
-                    "version",
-                    f"this peer speaks versions {oldest} to {PROTOCOL_VERSION}"
-                    f"{'' if is_peer else ','} {who} {message.version_min} to "
-                    f"{message.version_max}",
-                ),
-            )
+        version, why = greeting.version_for(message)
+        if why:
+            greeting.turned_away(self, self.links, message, why)
+            self.transport.send(route, Refused("version", why))
             return None
         session_id = SessionId(message.session)
         session = self.sessions.get(session_id)
@@ -211,10 +203,11 @@ class Incoming(Table):
         self.routes[route] = session
         session.can_follow = "follow" in message.capabilities
         session.is_relayed = session.is_peer = False
-        if is_peer:
+        if greeting.is_peer(message):
             why = self.links.accept(session, message)
             if why:
                 self._end_session(session)
+                greeting.turned_away(self, self.links, message, why)
                 self.transport.send(route, Refused("cluster", why))
                 return None
         settings = self.settings

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from activestore.core.troubles import TroubleKind, clock_off_s, clock_reason
 from activestore.errors import ConfigurationError
 from activestore.ids import PEER_ID_BYTES, PeerId, SessionId
 from activestore.peer.table import Session, Table
@@ -30,6 +31,17 @@ IDLE_S = 120.0
 ASK_S = 0.5
 # How often links are looked at, in seconds.
 LOOK_S = 0.25
+# An address that is to be joined and does not answer for so long is told and looked at; then
+# again after the second time. A peer that starts takes a second. In seconds.
+JOIN_S = 3.0
+KNOCK_AGAIN_S = 30.0
+# Clocks are compared when a link comes up and this often; sooner while they differ.
+CLOCK_S = 600.0
+CLOCK_AGAIN_S = 15.0
+# The token of a Ping whose answer is looked at for its sender's clock.
+CLOCK_TOKEN = 1
+# What is said of an address of this peer itself.
+THIS_PEER = "that is this peer itself: leave it out of `join`"
 # Links at once; a peer of a cluster of thousands talks to few of them at a time.
 LINKS_MAX = 1024
 
@@ -42,8 +54,9 @@ class Link:
     """One connection to one peer."""
 
     __slots__ = (
-        "asked_s", "endpoint", "greeted_s", "heard_s", "incarnation", "is_dialled",
-        "is_up", "name", "peer_id", "route", "used_s", "was_refused",
+        "asked_s", "asked_wall_s", "clock_due_s", "endpoint", "greeted_s", "heard_s",
+        "incarnation", "is_dialled", "is_to_join", "is_up", "knock_due_s", "name",
+        "peer_id", "route", "used_s", "was_refused",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +72,10 @@ class Link:
         self.is_up = not is_dialled
         self.greeted_s = self.heard_s = self.used_s = now_s
         self.asked_s = 0.0
+        self.is_to_join = is_dialled and not peer_id  # only its address was known
+        self.knock_due_s = now_s + JOIN_S
+        self.clock_due_s = now_s
+        self.asked_wall_s = 0.0  # our wall clock when theirs was asked
         self.was_refused = False  # what was sent came before its Hello, and is lost
 
 
@@ -80,8 +97,6 @@ class Links:
         self._about_us = about_us
         self.by_route: dict[bytes, Link] = {}
         self._by_peer: dict[PeerId, list[Link]] = {}
-        # Addresses that cannot be joined, and why; for `status`.
-        self.problems: dict[str, str] = {}
         # Called with a link that can be used. With True: what was sent over it before
         # may be lost, for its end has restarted.
         self.on_up: Callable[[Link, bool], None] = lambda link, is_again: None
@@ -132,9 +147,9 @@ class Links:
                 f"{message.client_name!r} to {cluster!r}; set the same `cluster` on both"
             )
         if peer_id == self._table.settings.peer_id:
-            return (
-                "that is my own id: one data directory was copied, or I dialled myself"
-            )
+            if message.session == self.session_id:
+                return THIS_PEER
+            return "it has this peer's id: one of the two data directories is a copy"
         link = Link(
             session.route, PeerId(peer_id), "", self._table.clock(), is_dialled=False
         )
@@ -161,6 +176,9 @@ class Links:
         elif type(message) is Refused:
             self._on_refused(link, message)
         elif type(message) is Pong:
+            if message.token == CLOCK_TOKEN:
+                self._compare_clocks(link, message)
+                return
             link.asked_s = 0.0
             if not message.is_known and link.is_dialled:
                 self._greet(link)
@@ -170,7 +188,7 @@ class Links:
         settings = self._table.settings
         why = ""
         if message.peer_id == settings.peer_id:
-            why = "that is this peer itself"
+            why = THIS_PEER
         elif not PEER_VERSION_MIN <= message.version <= PROTOCOL_VERSION:
             why = (
                 f"it speaks version {message.version} of the protocol, this peer "
@@ -195,7 +213,9 @@ class Links:
         link.incarnation = bytes(message.incarnation)
         link.is_up = True
         link.was_refused = False
-        self.problems.pop(link.endpoint, None)
+        link.is_to_join = False
+        if self._table.troubles.end(TroubleKind.JOIN, link.endpoint):
+            self._table.note("info", f"joined endpoint={link.endpoint}")
         self.on_up(link, is_again)
 
     def _on_refused(self, link: Link, message: Refused) -> None:
@@ -212,12 +232,39 @@ class Links:
         self.close(link)
 
     def _complain(self, endpoint: str, why: str) -> None:
-        if self.problems.get(endpoint) != why:
-            self._table.note(
-                "warning", f"cannot join endpoint={endpoint} reason={why!r}"
-            )
-        if len(self.problems) < LINKS_MAX:
-            self.problems[endpoint] = why
+        self._table.trouble(TroubleKind.JOIN, endpoint, why)
+
+    def _knock_next(self, now_s: float) -> None:
+        """Look why nobody answers at an address that is to be joined."""
+        silent = [link for link in self.by_route.values() if link.is_to_join]
+        link = min(silent, key=lambda one: one.knock_due_s, default=None)
+        if link is None or now_s < link.knock_due_s:
+            return
+
+        def then(reason: str) -> None:
+            if link.is_to_join and link.route in self.by_route:
+                self._complain(link.endpoint, reason)
+
+        if self._table.knock(link.endpoint, then):
+            link.knock_due_s = now_s + KNOCK_AGAIN_S
+
+    def _ask_clock(self, link: Link, now_s: float) -> None:
+        link.clock_due_s = now_s + CLOCK_S
+        link.asked_wall_s = self._table.wall_clock()
+        self._table.transport.send(link.route, Ping(CLOCK_TOKEN))
+
+    def _compare_clocks(self, link: Link, message: Pong) -> None:
+        theirs_s = (message.extra or {}).get("wall_s")
+        if type(theirs_s) is not float or not link.asked_wall_s:
+            return
+        off_s = clock_off_s(link.asked_wall_s, self._table.wall_clock(), theirs_s)
+        reason = clock_reason(link.name, off_s)
+        about = f"peer {link.name} {link.peer_id.hex()}"
+        if reason:
+            link.clock_due_s = self._table.clock() + CLOCK_AGAIN_S
+            self._table.trouble(TroubleKind.CLOCK, about, reason)
+        elif self._table.troubles.end(TroubleKind.CLOCK, about):
+            self._table.note("info", f"the clock of {link.name} agrees again")
 
     # -- use ---------------------------------------------------------------------------
 
@@ -257,7 +304,10 @@ class Links:
 
     def look(self, now_s: float, awaited: Collection[Link | None]) -> None:
         """Greet again, ask the silent, close the idle; `awaited`: where answers are due."""
+        self._knock_next(now_s)
         for link in list(self.by_route.values()):
+            if link.is_up and now_s >= link.clock_due_s:
+                self._ask_clock(link, now_s)
             if not link.is_dialled:
                 continue
             if not link.is_up:

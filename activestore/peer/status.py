@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from activestore.core.calls import ExecutorState
+from activestore.core.troubles import TroubleKind
 from activestore.peer.clock import monotonic_s
 from activestore.peer.config import PeerConfig
 from activestore.peer.discovery import Discovery
@@ -63,7 +64,8 @@ class Status:
             "state": "draining" if core.is_draining else "serving",
             "cluster": self._config.cluster,
             "discovery": self._about_discovery(),
-            "cannot_join": dict(loop.links.problems),
+            "cannot_join": loop.troubles.reasons(TroubleKind.JOIN),
+            "troubles": loop.cluster.troubles(),
             "names": {
                 "renamed": loop.naming.disputes.rows(),
                 "untold": loop.naming.core.waiting_count,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
 from activestore.core.invocation import InvocationCore
+from activestore.core.troubles import TroubleKind, Troubles
 from activestore.ids import SessionId
 from activestore.peer import ports
 from activestore.peer.classes import Classes
@@ -92,6 +93,12 @@ class LoopSettings(NamedTuple):
     record: PeerRecord | None = None  # what this peer says of itself
 
 
+def _knock_nowhere(_endpoint: str, then: Callable[[str], None]) -> bool:
+    """Stand in where there is no network to look at."""
+    then("nobody answers there")
+    return True
+
+
 class Parts(NamedTuple):
     """What a loop is made of."""
 
@@ -105,6 +112,8 @@ class Parts(NamedTuple):
     wall_clock: Callable[[], float]
     note: Callable[[str, str], None]
     random: Callable[[], float] = lambda: 0.5
+    # Looks why nobody answers at an address, and tells it; False while it looks elsewhere.
+    knock: Callable[[str, Callable[[str], None]], bool] = _knock_nowhere
 
 
 class Table:
@@ -114,6 +123,7 @@ class Table:
         (
             self.settings, self.core, self.transport, self.storage, self.executors,
             self.classes, self.clock, self.wall_clock, self.note, self.random,
+            self.knock,
         ) = parts  # fmt: skip
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None
@@ -121,6 +131,7 @@ class Table:
         self.is_stopping = False
         self.is_emptying = False  # objects move off; none is made here
         self.failure = ""
+        self.troubles = Troubles()
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}
         self.calls_count = 0
@@ -139,6 +150,12 @@ class Table:
             buffers = message[-1]
             message = Relayed(session.session_id, None, codec.encode(message), buffers)
         self.transport.send(session.route, message)
+
+    def trouble(self, kind: TroubleKind, about: str, reason: str) -> None:
+        """Tell the operator what is wrong: in `status`, and where it is news in the log."""
+        text = self.troubles.tell(kind, about, reason, self.clock())
+        if text:
+            self.note("warning", text)
 
     def receive(self, session: Session, message: Message) -> None:
         """Take a message of a session."""

@@ -87,5 +87,9 @@ def changes(effects: list) -> list[tuple]:
             if isinstance(e, MemberChanged)]  # fmt: skip
 
 
+def troubles(effects: list) -> list[str]:
+    return [e.reason for e in effects if type(e).__name__ == "Troubled"]
+
+
 def notes(effects: list) -> list[str]:
     return [e.text for e in effects if type(e).__name__ == "Note"]

@@ -11,7 +11,13 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from activestore.core.cluster_effects import MemberChanged, Note, SeedWanted, SendTo
+from activestore.core.cluster_effects import (
+    MemberChanged,
+    Note,
+    SeedWanted,
+    SendTo,
+    Troubled,
+)
 from activestore.core.cluster_events import (
     Joined,
     LeaveOrdered,
@@ -187,6 +193,8 @@ class ClusterWorld:
                     self.deaths.append((self.now_s, effect.peer_id, node.peer_id))
             elif kind is Note:
                 node.notes.append(effect.text)
+            elif kind is Troubled:
+                node.notes.append(effect.reason)
             else:
                 node.effects.append(effect)
                 if kind is SeedWanted and self.does_seed:

@@ -16,6 +16,7 @@ from activestore.core.cluster_events import (
     MessageArrived,
 )
 from activestore.core.peers import PeerState
+from activestore.core.troubles import TroubleKind
 from activestore.wire.gossip import (
     PeerRecord,
     Update,
@@ -119,16 +120,17 @@ def test_lonely_peer_asks_for_its_seeds_less_and_less_often() -> None:
     assert 8 <= len(wanted) <= 25
 
 
-def test_join_to_oneself_is_said_plainly() -> None:
+def test_peer_that_has_our_id_is_told_of_and_not_believed() -> None:
     alone = Alone()
 
     effects = alone.step(Joined([record_of(0)]))
     assert effects == []
     effects = alone.step(MessageArrived(ME, Sync(ME)))
 
-    assert len(notes(effects)) == 1
-    assert "join itself" in notes(effects)[0]
-    assert alone.step(MessageArrived(ME, Sync(ME))) == []
+    (trouble,) = effects
+    assert (trouble.kind, trouble.about) == (TroubleKind.IDENTITY, ME)
+    assert "copied" in trouble.reason
+    assert [record.peer_id for record in alone.core.live()] == [ME]
 
 
 def test_two_peers_of_one_name_are_said_once() -> None:

@@ -26,7 +26,7 @@ from activestore.wire.gossip import (
     encode_records,
 )
 from activestore.wire.messages import Ack, Gossip, Nack, Probe, ProbeFor, Sync, Synced
-from tests.core.alone import Alone, changes, notes, sent, told
+from tests.core.alone import Alone, changes, notes, sent, told, troubles
 from tests.core.cluster_world import ClusterWorld, peer_id_of, record_of
 
 ME, A, B, C = (peer_id_of(n) for n in range(4))
@@ -180,9 +180,7 @@ def test_restarted_peer_is_the_same_peer_at_its_new_address() -> None:
         assert node.core.record_of(record.peer_id).endpoints == record.endpoints
 
 
-def test_copied_disk_is_said_once_and_the_two_do_not_outbid_each_other_for_ever() -> (
-    None
-):
+def test_copied_disk_is_told_and_the_two_do_not_outbid_each_other_for_ever() -> None:
     world = ClusterWorld(6)
     nodes = world.grow(4)
     world.run(10)
@@ -193,8 +191,9 @@ def test_copied_disk_is_said_once_and_the_two_do_not_outbid_each_other_for_ever(
     )  # fmt: skip
     world.run(600)
 
-    said = [text for text in nodes[3].notes + copy.notes if "copied" in text]
-    assert 1 <= len(said) <= 4
+    # As long as it goes on, which costs one message of each in half a minute.
+    said = [text for text in nodes[3].notes + copy.notes if "is a copy" in text]
+    assert 2 <= len(said) <= 2 * 600 / 30
     assert nodes[3].core.me.incarnation < 2 * 600 / 30 + 20
 
 
@@ -475,16 +474,17 @@ def test_gossip_stays_within_its_bytes() -> None:
     assert max(sizes) > GOSSIP_BYTES_MAX / 2
 
 
-def test_garbage_is_said_once_and_changes_nothing() -> None:
+def test_garbage_is_told_of_each_time_and_changes_nothing() -> None:
     alone = Alone(1)
     (probe,) = alone.until(Probe)
 
     effects = alone.step(MessageArrived(A, Gossip(A, None, b"\xc1\xff")))
-    assert "malformed" in notes(effects)[0]
+    assert "malformed" in troubles(effects)[0]
     again = alone.step(MessageArrived(A, Sync(A, {"from": 5}, b"\xc1")))
     alone.step(MessageArrived(A, Ack(probe.message.token, A, None, b"\xc1")))
 
-    assert notes(again) == []
+    assert "malformed" in troubles(again)[0]
+    assert notes(effects + again) == []
     assert alone.core.state_of(A) is PeerState.ALIVE
 
 
@@ -516,7 +516,7 @@ def test_churn_of_thousands_of_ids_leaves_nothing_behind() -> None:
         message = Gossip(A, None, encode_records(
             [Update(peer_id, 1, PeerState.ALIVE, record)]))  # fmt: skip
         alone.now_s += 0.01
-        texts += notes(alone.core.step(MessageArrived(A, message), alone.now_s))
+        texts += troubles(alone.core.step(MessageArrived(A, message), alone.now_s))
         if number % 3:
             body = encode_records([Update(peer_id, 1, PeerState(2 + number % 2))])
             alone.core.step(MessageArrived(A, Gossip(A, None, body)), alone.now_s)
@@ -524,7 +524,7 @@ def test_churn_of_thousands_of_ids_leaves_nothing_behind() -> None:
             alone.core.step(TimerFired(), alone.now_s)
             alone.core.check()
     assert len(alone.core.members) <= 200
-    assert len([text for text in texts if "too many peers" in text]) == 1
+    assert {text for text in texts if "200 are known" in text}
     alone.fire_until(alone.now_s + 12 * 3600.0)
 
     assert set(alone.core.members) <= {ME, A}
