@@ -55,6 +55,7 @@ class Arrivals(Travels):
         call.still_open = event.still_open
         call.chain = event.chain
         call.depth = event.depth
+        call.began_ms = event.began_ms
         if type(origin) is Client:
             if not self._admit_client(origin, call, event):
                 return

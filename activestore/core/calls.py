@@ -58,6 +58,19 @@ class Nested(NamedTuple):
     waits: bool = True
 
 
+@final
+class Waiter(NamedTuple):
+    """A call that waits, as all peers know it; of two the greater one gives way.
+
+    `began_ms`: when the outermost call of its chain began, by the wall clock there, so
+    that the younger chain gives way. `mark`: of the start of the peer where it waits.
+    """
+
+    began_ms: int
+    mark: bytes
+    call_id: int
+
+
 class MethodInfo(NamedTuple):
     """What the core needs to know of a published method."""
 
@@ -128,8 +141,8 @@ class Call:
     """One invocation on its way through the peer."""
 
     __slots__ = (
-        "alias", "arrived_s", "attempt", "call_id", "chain", "changed_others", "children",
-        "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
+        "alias", "arrived_s", "attempt", "began_ms", "call_id", "chain", "changed_others",
+        "children", "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
         "first_unacked", "generation", "has_checkpointed", "has_reader_timer",
         "interrupt", "is_abandoned", "is_answered", "is_away", "is_checked", "is_deferred",
         "is_readonly", "is_reentrant", "is_stream", "items_sent", "key", "kind",
@@ -164,7 +177,8 @@ class Call:
         self.credit = 0
         self.items_sent = 0
         self.times: MethodTimes | None = None
-        self.depth = 0
+        # `began_ms`: when its chain began, where that was at another peer.
+        self.depth = self.began_ms = 0
         self.children: set[int] | None = None  # nested calls that are not answered
         self.waits_nested = 0  # of those, the ones its thread waits for
         self.made_nested = self.has_checkpointed = False

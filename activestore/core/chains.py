@@ -26,6 +26,11 @@ from activestore.errors import (
 )
 
 
+def deadlock(call: Call) -> BusyError:
+    """Return what a call is told that would wait for ever."""
+    return BusyError(call.where(), "two chains of calls wait for each other (deadlock)")
+
+
 class Chains(Desk):
     """What is decided for nested calls."""
 
@@ -41,12 +46,7 @@ class Chains(Desk):
             self._enter(box, call, holder)
             return True
         if self._would_deadlock(call, box):
-            self._fail(
-                call,
-                BusyError(
-                    call.where(), "two chains of calls wait for each other (deadlock)"
-                ),
-            )
+            self._fail(call, deadlock(call))
             return True
         return False
 
@@ -95,7 +95,10 @@ class Chains(Desk):
                 left_s = min(left_s, own_s) if left_s else own_s
             link = self._parent_of(link)
         chain = self._chain_of(call)
-        self._emit(effects.SendAway(call, chain, call.depth, left_s, is_again))
+        began_ms = self._began_ms(call) if chain else 0
+        self._emit(
+            effects.SendAway(call, chain, call.depth, left_s, is_again, began_ms)
+        )
 
     def _chain_of(self, call: Call) -> list[tuple[bytes, int]]:
         """Return the marks by which its callers know themselves again; the nearest first."""
@@ -108,6 +111,18 @@ class Chains(Desk):
         if link is not None and type(link.origin) is Client:
             chain.extend(link.chain)
         return chain
+
+    def _began_ms(self, call: Call) -> int:
+        """Return when the outermost call of a chain began, by the wall clock there."""
+        link = call
+        while link.is_waited_for:
+            parent = self._parent_of(link)
+            if parent is None:
+                break
+            link = parent
+        if link.began_ms:
+            return link.began_ms
+        return int((link.arrived_s + self.config.wall_offset_s) * 1000)
 
     def _holder_in_chain(self, call: Call) -> Call | None:
         """Return the nearest call of this chain that runs on the same object and waits."""

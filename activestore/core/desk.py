@@ -40,6 +40,7 @@ class InvocationConfig(NamedTuple):
     session_expiry_s: float = 3600.0
     depth_max: int = 32
     mark: bytes = b""  # of this start of this peer, in the chains of calls
+    wall_offset_s: float = 0.0  # from the core's clock to the wall's
 
 
 class Desk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from activestore.core.calls import Call, Client, Nested
+from activestore.core.calls import Call, Client, Nested, Waiter
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, SessionId
 from activestore.wire.state import NamedState, ObjectState, StateDelta
@@ -80,7 +80,8 @@ class SendAway(NamedTuple):
     """Send a nested call to the peer that holds its object; answer with AwayAnswered.
 
     `deadline_s`: seconds from now, 0 for none. `is_again`: it is on its way; only its
-    chain is new.
+    chain is new. `began_ms`: when the outermost call of its chain began, by the wall
+    clock there.
     """
 
     call: Call
@@ -88,6 +89,16 @@ class SendAway(NamedTuple):
     depth: int
     deadline_s: float
     is_again: bool
+    began_ms: int = 0
+
+
+class AskOn(NamedTuple):
+    """Ask the peer where a call is whom it waits for, on behalf of `waiter`."""
+
+    call_id: int
+    waiter: Waiter
+    number: int
+    hops: int
 
 
 class StopAway(NamedTuple):
@@ -265,6 +276,7 @@ Effect: TypeAlias = (
     | DropCopy
     | RecallCalls
     | SendAway
+    | AskOn
     | StopAway
     | GrantAway
     | ObjectQuiet

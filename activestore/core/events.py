@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from activestore.core.calls import Client, Kind, MethodInfo, Nested
+from activestore.core.calls import Client, Kind, MethodInfo, Nested, Waiter
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, SessionId
 from activestore.wire.state import NamedState, ObjectState, StateDelta
@@ -22,8 +22,8 @@ class CallArrived(NamedTuple):
     for none. `age_s`: time since the first attempt, by the client's clock. `credit`:
     items the caller can take at once; 0 where it did not ask for a stream.
     `still_open`: where one of the client's requests stays open for long, all that are:
-    the answers of others before this one have arrived. `chain`, `depth`: of a nested
-    call from another peer, see travels.
+    the answers of others before this one have arrived. `chain`, `depth`, `began_ms`: of
+    a nested call from another peer, see travels.
     """
 
     origin: Client | Nested
@@ -41,6 +41,7 @@ class CallArrived(NamedTuple):
     still_open: Sequence[int] = ()
     chain: Sequence[tuple[bytes, int]] = ()
     depth: int = 0
+    began_ms: int = 0
 
 
 class NestedLeft(NamedTuple):
@@ -82,6 +83,19 @@ class AwayReturned(NamedTuple):
     """The object of a call that was away is here now: it is a call like others."""
 
     call_id: int
+
+
+class RingAsked(NamedTuple):
+    """Another peer follows who waits for whom, and comes to a call that it sent here.
+
+    `waiter`: on whose behalf; `number`: of that one's questions; `hops`: how often it
+    went to another peer.
+    """
+
+    origin: Client
+    waiter: Waiter
+    number: int
+    hops: int
 
 
 class AwayItem(NamedTuple):
@@ -289,6 +303,7 @@ Event: TypeAlias = (
     CallArrived
     | NestedLeft
     | AwayAnswered
+    | RingAsked
     | AwayItem
     | AwayReturned
     | MoveOrdered

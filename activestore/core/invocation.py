@@ -8,6 +8,7 @@
     supervision  deaths, silence, timers              commits      replies after commits
     chains       re-entry and deadlock                travels      calls to other peers
     moves        objects that leave             lookups        what may have been answered
+    deadlocks    chains that wait for each other over several peers
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
 given again; nothing is answered before what it saw is durable; a call that is
@@ -52,6 +53,7 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
             events.AwayAnswered: self._on_away_answered,
             events.AwayItem: self._on_away_item,
             events.AwayReturned: self._on_away_returned,
+            events.RingAsked: self._on_ring_asked,
             events.MoveOrdered: self._on_move_ordered,
             events.MoveEnded: self._on_move_ended,
             events.PersistArrived: self._on_persist_arrived,

@@ -19,8 +19,8 @@ from activestore.core.calls import (
     ExecutorState,
     Mailbox,
 )
-from activestore.core.chains import Chains
 from activestore.core.commits import Step
+from activestore.core.deadlocks import Deadlocks
 from activestore.core.mailboxes import RECALL_S
 from activestore.core.quarantine import RUNS_TRUSTED
 from activestore.core.timers import Timer
@@ -38,7 +38,7 @@ TIDY_S = 5.0
 YOUNG_S = 10.0
 
 
-class Supervision(Chains):
+class Supervision(Deadlocks):
     """Handlers of executors and timers."""
 
     _timer_handlers: dict[Timer, Callable[[int], None]]
@@ -269,6 +269,7 @@ class Supervision(Chains):
                 *self.errands.get(session, ()),
             )
             self._emit(effects.SendBeat(session, open_ones))
+        self._look_for_rings()
         self.timers.add(self._now_s + self.config.beat_s, Timer.BEAT)
 
     def _on_respawn(self, _key: int) -> None:

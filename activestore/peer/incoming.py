@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from activestore.core import effects, events
-from activestore.core.calls import Client, Kind, Nested
+from activestore.core.calls import Client, Kind, Nested, Waiter
 from activestore.core.location import Location
 from activestore.errors import (
     ActiveStoreError,
@@ -43,6 +43,7 @@ from activestore.wire.limits import (
 )
 from activestore.wire.messages import (
     Ack,
+    AskOn,
     Buffer,
     Bye,
     Call,
@@ -73,6 +74,8 @@ SESSIONS_MAX = 16_384
 
 # Marks of one chain: it is refused long before.
 CHAIN_MAX = 64
+# Of a start's number, in a question that goes round: it is kept for a while.
+MARK_BYTES_MAX = 16
 
 _KINDS = (Kind.CALL, Kind.GET, Kind.SET)
 # What leaves with a method's request that is no call.
@@ -82,7 +85,7 @@ _LEAVING = {
     Delete: (Kind.DELETE, "delete"),
 }
 _OF_PEERS = frozenset(
-    {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed}
+    {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed, AskOn}
 )
 # What a link's own end may say, whoever dialled; all else is of sessions.
 _OF_LINKS = _OF_PEERS | {Welcome, Refused, Pong}
@@ -152,6 +155,8 @@ class Incoming(Table):
                 self._on_relay(link, message)
             elif kind is Relayed:
                 self.relays.take_relayed(message)
+            elif kind is AskOn:
+                self._on_ask_on(link, message)
             elif kind in _OF_PEERS:
                 self.cluster.take(link, message)
             else:
@@ -178,6 +183,17 @@ class Incoming(Table):
         # Calls of a peer's own methods travel under the number of its start.
         session.is_peer = session.is_peer or session_id == link.incarnation
         handler(session, inner)
+
+    def _on_ask_on(self, link: Link, message: AskOn) -> None:
+        """Take a question after a call that a method of that peer has made."""
+        mark = bytes(message.mark)
+        if len(mark) > MARK_BYTES_MAX:
+            raise RemoteProtocolError(
+                f"a mark of {len(mark)} bytes, over {MARK_BYTES_MAX}", "AskOn"
+            )
+        asked = Client(SessionId(link.incarnation), message.sequence)
+        waiter = Waiter(message.began_ms, mark, message.waiter)
+        self.step(events.RingAsked(asked, waiter, message.number, message.hops))
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
         version, why = greeting.version_for(message)
@@ -302,18 +318,19 @@ class Incoming(Table):
         age_s, credit = 0.0, 0
         still_open: Sequence[int] = ()
         chain: Sequence[tuple[bytes, int]] = ()
-        depth = 0
+        depth = began_ms = 0
         if message.extra:
             age_s = _number(message.extra, "age_ms") / 1000
             credit = int(_number(message.extra, "stream"))
             still_open = _numbers(message.extra, "open")
             chain, depth = _callers(message.extra)
+            began_ms = int(_number(message.extra, "began_ms"))
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
                 message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
-                depth,
+                depth, began_ms,
             )
         )  # fmt: skip
 

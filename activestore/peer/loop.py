@@ -114,6 +114,7 @@ class PeerLoop(Incoming, Outgoing):
             ),
             effects.InterruptCall: self._do_interrupt,
             effects.SendAway: self._do_send_away,
+            effects.AskOn: self._do_ask_on,
             effects.StopAway: self._do_stop_away,
             effects.GrantAway: self._do_grant_away,
             effects.ObjectQuiet: lambda e: self.moving.quiet(e),  # noqa: PLW0108 - made later
@@ -141,7 +142,9 @@ class PeerLoop(Incoming, Outgoing):
         }  # fmt: skip
         session_id = SessionId(settings.incarnation)
         mark = settings.incarnation[:MARK_BYTES]
-        self.core.config = self.core.config._replace(mark=mark)
+        self.core.config = self.core.config._replace(
+            mark=mark, wall_offset_s=self.wall_clock() - self.clock()
+        )
         self.location = Location(PeerId(settings.peer_id))
         self.links = Links(self, session_id=session_id, about_us=about_us)
         membership = Membership(record, MembershipConfig(), self.random)

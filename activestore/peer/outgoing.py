@@ -223,6 +223,9 @@ class Outgoing(Table):
     def _do_send_away(self, effect: effects.SendAway) -> None:
         self.relays.depart(effect)
 
+    def _do_ask_on(self, effect: effects.AskOn) -> None:
+        self.relays.ask_on(effect)
+
     def _do_stop_away(self, effect: effects.StopAway) -> None:
         self.relays.stop(effect.call_id)
 

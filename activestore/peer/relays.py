@@ -35,6 +35,7 @@ from activestore.peer.links import Link, Links
 from activestore.peer.table import Session, Table
 from activestore.wire import codec, values
 from activestore.wire.messages import (
+    AskOn,
     Beat,
     Buffer,
     Call,
@@ -175,6 +176,7 @@ class Relays:
         extra: dict[str, Any] = {"depth": effect.depth}
         if effect.chain:
             extra["chain"] = [list(mark) for mark in effect.chain]
+            extra["began_ms"] = effect.began_ms
         known = self._away.get(call.call_id)
         if known is not None and effect.is_again:
             merged = {**(known.message.extra or {}), **extra}
@@ -456,6 +458,13 @@ class Relays:
         if trip.link is not None:
             self._links.send(trip.link, _relay(trip.session_id, Cancel(trip.sequence)))
         self._drop(trip)
+
+    def ask_on(self, effect: effects.AskOn) -> None:
+        """Ask the peer where a call is whom it waits for; it may be lost."""
+        trip = self._away.get(effect.call_id)
+        if trip is not None and trip.link is not None:
+            question = AskOn(trip.sequence, *effect.waiter, effect.number, effect.hops)
+            self._links.send(trip.link, question)
 
     def grant(self, effect: effects.GrantAway) -> None:
         """Let a stream that is away send more items."""

@@ -236,6 +236,25 @@ class Relay(NamedTuple):
     buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
+class AskOn(NamedTuple):
+    """Peer to peer: whom does this call of mine wait for? It may be for the one who asks.
+
+    `sequence`: of a call that a method of the sender made. `began_ms`, `mark`, `waiter`:
+    the call that has waited for long, and by which of two is seen who gives way.
+    `number`: of its questions. `hops`: how often this one was passed on.
+    """
+
+    sequence: int
+    began_ms: int
+    mark: bytes
+    waiter: int
+    number: int
+    hops: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
 class Welcome(NamedTuple):
     """Peer to client, the answer to Hello: the version spoken, who answers, its limits."""
 
@@ -363,6 +382,7 @@ Message: TypeAlias = (
     | Gossip
     | Sync
     | Relay
+    | AskOn
     | Welcome
     | Reply
     | Failure
@@ -393,6 +413,7 @@ HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
     Gossip: (13, ("id6", "extra")),
     Sync: (14, ("id6", "extra")),
     Relay: (15, ("id16", "u64", "extra")),
+    AskOn: (16, ("u64", "u64", "bytes", "u64", "u64", "u64", "extra")),
     Welcome: (32, ("u64", "id6", "id16", "text", "limits", "texts", "extra")),
     Reply: (33, ("u64", "extra")),
     Failure: (34, ("u64", "text", "extra")),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from activestore import ActiveObject, activemethod, checkpoint
+from activestore.errors import BusyError
 
 
 class Counter(ActiveObject):
@@ -80,3 +82,91 @@ class Relay(ActiveObject):
 
     def me(self) -> Relay:
         return self
+
+
+class Knot(ActiveObject):
+    """One of a ring of objects whose methods call the next one, after a while."""
+
+    beyond: Any
+    brake: Any  # an object beside it, whose methods take their time
+    pulls: int
+
+    def __init__(self) -> None:
+        self.beyond = self.brake = None
+        self.pulls = 0
+
+    @activemethod
+    def tie(self, beyond: Any, brake: Any) -> None:
+        self.beyond, self.brake = beyond, brake
+
+    @activemethod(readonly=True)
+    def hold(self) -> None:
+        pass
+
+    @activemethod
+    def touch(self) -> int:
+        self.pulls += 1
+        return self.pulls
+
+    @activemethod(readonly=True)
+    def take_long(self) -> None:
+        pass
+
+    @activemethod(readonly=True)
+    def look(self) -> int:
+        return self.pulls
+
+    @activemethod
+    def pull(self) -> bool:
+        """Hold this one and change the next; False where that was refused."""
+        return self._calls("touch")
+
+    @activemethod
+    def pull_long(self) -> bool:
+        """Hold this one and the next for long."""
+        return self._calls("touch_long")
+
+    @activemethod
+    def touch_long(self) -> int:
+        self.brake.take_long()
+        return self.touch()
+
+    @activemethod
+    def take_long_and_pull(self) -> bool:
+        self.brake.take_long()
+        return self._calls("touch")
+
+    @activemethod
+    def pull_and_look(self) -> bool:
+        """Hold this one and read the next."""
+        return self._calls("look")
+
+    @activemethod(readonly=True)
+    def look_and_pull(self) -> bool:
+        """Read this one and change the next."""
+        return self._calls("touch")
+
+    @activemethod
+    def pull_two(self) -> bool:
+        """Hold this one and have the next one pull."""
+        return self._calls("pull_gently")
+
+    @activemethod
+    def pull_gently(self) -> bool:
+        """Hold this one and change the next, or raise."""
+        self.brake.hold()
+        self.beyond.touch()
+        return True
+
+    @activemethod
+    def pull_round(self, hops: int) -> int:
+        """Hold all of a ring, and come back to this one."""
+        return 0 if not hops else 1 + self.beyond.pull_round(hops - 1)
+
+    def _calls(self, method: str) -> bool:
+        self.brake.hold()
+        try:
+            getattr(self.beyond, method)()
+        except BusyError:
+            return False
+        return True
