@@ -186,13 +186,10 @@ class Incoming(Table):
 
     def _on_ask_on(self, link: Link, message: AskOn) -> None:
         """Take a question after a call that a method of that peer has made."""
-        mark = bytes(message.mark)
-        if len(mark) > MARK_BYTES_MAX:
-            raise RemoteProtocolError(
-                f"a mark of {len(mark)} bytes, over {MARK_BYTES_MAX}", "AskOn"
-            )
+        waiter = Waiter(message.began_ms, bytes(message.mark), message.waiter)
+        if len(waiter.mark) > MARK_BYTES_MAX:
+            raise RemoteProtocolError(f"a mark over {MARK_BYTES_MAX} bytes", "AskOn")
         asked = Client(SessionId(link.incarnation), message.sequence)
-        waiter = Waiter(message.began_ms, mark, message.waiter)
         self.step(events.RingAsked(asked, waiter, message.number, message.hops))
 
     def _on_hello(self, route: bytes, message: Any) -> Session | None:
@@ -323,8 +320,7 @@ class Incoming(Table):
             age_s = _number(message.extra, "age_ms") / 1000
             credit = int(_number(message.extra, "stream"))
             still_open = _numbers(message.extra, "open")
-            chain, depth = _callers(message.extra)
-            began_ms = int(_number(message.extra, "began_ms"))
+            chain, depth, began_ms = _callers(message.extra)
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
@@ -555,11 +551,12 @@ class Incoming(Table):
             self._leave(origin, message, first)
 
 
-def _callers(extra: Any) -> tuple[Sequence[tuple[bytes, int]], int]:
-    """Return the marks of a nested call's callers, and how many callers there are."""
+def _callers(extra: Any) -> tuple[Sequence[tuple[bytes, int]], int, int]:
+    """Return a nested call's callers: their marks, how many, when the first began."""
     if not extra:
-        return (), 0
-    return _chain(extra.get("chain", ())), int(_number(extra, "depth"))
+        return (), 0, 0
+    depth, began_ms = int(_number(extra, "depth")), int(_number(extra, "began_ms"))
+    return _chain(extra.get("chain", ())), depth, began_ms
 
 
 def _chain(found: Any) -> Sequence[tuple[bytes, int]]:

@@ -46,6 +46,7 @@ from activestore.wire.messages import (
     Item,
     Message,
     Persist,
+    Ping,
     Relay,
     Relayed,
     Reply,
@@ -59,6 +60,11 @@ REDIRECTS_MAX = 3
 STARTS_MAX = 4096
 # How long a question of our own may stay unanswered, in seconds.
 ASK_S = 10.0
+# A peer names in a beat every 2 s what it has not answered. What it has not named in
+# three of them it never got, or its answer was lost with one of several links.
+UNNAMED_S = 7.0
+# A peer that was heard so lately would have named it. Others are asked for a sign.
+HEARD_S = 2.0
 
 _NIL = b"\xc0"
 
@@ -70,7 +76,8 @@ class Trip:
 
     __slots__ = (
         "asked", "attempt", "began_s", "call_id", "due_s", "link", "message",
-        "object_id", "redirects", "sequence", "session", "session_id", "target", "then",
+        "named_s", "object_id", "redirects", "sequence", "session", "session_id",
+        "target", "then",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +99,7 @@ class Trip:
         self.call_id = 0
         self.then: Then | None = None
         self.due_s = 0.0
+        self.named_s = now_s  # when it was sent, or its peer last told that it has it
 
     @property
     def is_stream(self) -> bool:
@@ -300,6 +308,7 @@ class Relays:
         link = trip.link
         if link is not None:
             self._links.send(link, _relay(trip.session_id, trip.message))
+            trip.named_s = link.used_s
 
     def _send_again(self, trip: Trip) -> None:
         """Send a trip as its next attempt: the one before may have arrived."""
@@ -327,9 +336,24 @@ class Relays:
         return {trip.link for trip in self._trips.values()}
 
     def look(self, now_s: float) -> None:
-        """End the questions that were not answered in time."""
-        for trip in [t for t in self._trips.values() if 0 < t.due_s <= now_s]:
-            self._end(trip, self._unreachable(trip, trip.target))
+        """End the questions that were not answered in time, and mend what was lost."""
+        for trip in list(self._trips.values()):
+            if trip.due_s:
+                if trip.due_s <= now_s:
+                    self._end(trip, self._unreachable(trip, trip.target))
+            elif now_s - trip.named_s >= UNNAMED_S and trip.link is not None:
+                self._mend(trip, trip.link, now_s)
+
+    def _mend(self, trip: Trip, link: Link, now_s: float) -> None:
+        """Send a trip again that its peer does not name, if that one is heard."""
+        link = self._cluster.reach(trip.target) or link
+        if link.is_up and now_s - link.heard_s < HEARD_S:
+            trip.link = link
+            trip.named_s = now_s
+            self._send_again(trip)
+        elif link.is_up and now_s - link.asked_s >= HEARD_S:
+            link.asked_s = now_s
+            self._links.send(link, Ping(0))
 
     # -- what comes back ---------------------------------------------------------------
 
@@ -338,6 +362,11 @@ class Relays:
         inner = _inner(message)
         session_id = SessionId(bytes(message.session))
         if type(inner) is Beat:
+            now_s = self._table.clock()
+            for sequence in inner.sequences:
+                named = self._trips.get((session_id, sequence))
+                if named is not None:
+                    named.named_s = now_s
             session = self._table.sessions.get(session_id)
             if session is not None:
                 self._table.tell(session, inner)
@@ -359,6 +388,7 @@ class Relays:
             self._finish(trip, inner)
 
     def _take_item(self, trip: Trip, item: Item) -> None:
+        trip.named_s = self._table.clock()
         if trip.session is not None:
             self._table.tell(trip.session, item)
         else:
