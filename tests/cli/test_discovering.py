@@ -81,4 +81,7 @@ def test_status_says_whom_a_peer_cannot_join_and_why(
 
     assert "theirs" in about["cannot_join"][other.endpoint]
     assert f"cannot join\t{other.endpoint}" in peer.run("status").out
+    (trouble,) = about["troubles"]
+    assert (trouble["kind"], trouble["about"]) == ("join", other.endpoint)
+    assert "turned away\tpeer " in other.run("status").out
     assert about["discovery"] == {"is_on": False, "trouble": ""}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from activestore.core.troubles import (
     ABOUT_CHARS_MAX,
+    ADVICE,
     CLOCK_OFF_S,
     KIND_MAX,
     LOG_AGAIN_S,
+    TITLES,
     TOLD_AGAIN_S,
     TroubleKind,
     Troubles,
@@ -123,3 +127,12 @@ def test_clock_that_is_an_hour_off_is_told_with_its_peer_and_the_seconds() -> No
     assert "edge-2 differs by 3,600 s: it is behind" in clock_reason("edge-2", -3600.0)
     assert "ahead of" in clock_reason("edge-2", CLOCK_OFF_S)
     assert not clock_reason("edge-2", -CLOCK_OFF_S + 0.1)
+
+
+def test_every_kind_is_on_the_page_for_operators() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "cluster.md").read_text()
+
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+
+    assert rows == {kind.value for kind in TroubleKind}
+    assert set(ADVICE) == set(TITLES) == set(TroubleKind)
