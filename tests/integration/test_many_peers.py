@@ -107,7 +107,9 @@ def not_dead(store: Any) -> int:
     "many", [12, pytest.param(50, marks=pytest.mark.soak)], indirect=True
 )
 def test_three_of_many_are_killed_and_calls_elsewhere_go_on(many: Any) -> None:
-    """Also those forwarded by others, and of clients whose own peer is killed."""
+    """Also those forwarded by others, of clients whose own peer is killed, and of one
+    that comes later and was told of a killed one first.
+    """
     peers = many["peers"]
     count = len(peers)
     # Not the first: all have joined it, and `up` must not matter any more.
@@ -139,6 +141,12 @@ def test_three_of_many_are_killed_and_calls_elsewhere_go_on(many: Any) -> None:
         for peer in killed:
             os.kill(peer["pid"], signal.SIGKILL)
         killed_s = time.monotonic()
+        # Who comes now has been told of a dead one first.
+        addresses = [killed[0]["endpoint"], living[-1]["endpoint"]]
+        with activestore.connect(addresses, timeout_s=30.0) as newcomer:
+            for name in names:
+                assert newcomer.get(f"at-{name}").peek() >= 0
+        newcomer_s = time.monotonic() - killed_s
         while (sees := not_dead(store)) > count - KILLED:
             assert time.monotonic() - killed_s < DEAD_S_MAX, f"{sees} of {count}"
             time.sleep(0.1)
@@ -155,7 +163,8 @@ def test_three_of_many_are_killed_and_calls_elsewhere_go_on(many: Any) -> None:
     done = sum(sum(c.counts.values()) for c in callers)
     print(
         f"peers={count} ready={many['ready_s']} s formed={many['formed_s']} s "
-        f"dead after {dead_s:.1f} s, calls={done}, longest gaps (s) "
+        f"newcomer done after {newcomer_s:.1f} s, dead after {dead_s:.1f} s, "
+        f"calls={done}, longest gaps (s) "
         + ", ".join(f"{name}: {gap:.2f}" for name, gap in gaps.items())
     )
     assert [(c.name, c.failures) for c in callers if c.failures] == []
