@@ -107,9 +107,7 @@ def not_dead(store: Any) -> int:
     "many", [12, pytest.param(50, marks=pytest.mark.soak)], indirect=True
 )
 def test_three_of_many_are_killed_and_calls_elsewhere_go_on(many: Any) -> None:
-    """Also those forwarded by others, of clients whose own peer is killed, and of one
-    that comes later and was told of a killed one first.
-    """
+    """Those forwarded by others too, and those of clients of a killed peer."""
     peers = many["peers"]
     count = len(peers)
     # Not the first: all have joined it, and `up` must not matter any more.
