@@ -23,6 +23,8 @@ ANSWERS_S = (0.2, 0.6)
 TROUBLES_SHOWN = 20
 # Erase cycles of cheap flash, for the projection of its life.
 FLASH_CYCLES = 3000
+# Of what is installed at a peer, in a table; `--json` has all that it told.
+SHOWN_MAX = 4
 YEAR_S = 365.25 * 86400
 
 
@@ -117,7 +119,7 @@ def peers(target: Target, *, as_json: bool) -> None:
         show(rows, as_json=True)
         return
     table(
-        ("peer", "id", "state", "zone", "endpoint"),
+        ("peer", "id", "state", "zone", "endpoint", "cores", "busy", "load", "has"),
         (
             (
                 row["peer"],
@@ -129,6 +131,15 @@ def peers(target: Target, *, as_json: bool) -> None:
             for row in rows
         ),
     )
+
+
+def _machine_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return the cells about a peer's machine; empty where it does not tell."""
+    load = row.get("load")
+    busy = f"{load['busy_slots']}/{load['slots']}" if load else ""
+    per_core = f"{load['per_core']} %" if load else ""
+    has = [*row.get("accelerators", ()), *row.get("installed", {})]
+    return str(row.get("cores", "")), busy, per_core, ", ".join(has[:SHOWN_MAX])
 
 
 @click.command()

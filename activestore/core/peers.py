@@ -13,16 +13,29 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-from activestore.wire.gossip import PeerRecord, PeerState
+from activestore.errors import TooLargeError
+from activestore.wire.gossip import (
+    INCARNATION_MAX,
+    PeerRecord,
+    PeerState,
+    Update,
+    encode_update,
+)
 
 __all__ = [
     "BUDDIES_COUNT",
+    "Load",
     "PeerRecord",
     "PeerState",
     "buddies_of",
+    "fitted",
     "host_of",
+    "installed_of",
+    "is_material",
     "is_stable",
+    "load_of",
     "rendezvous",
     "start_of",
 ]
@@ -55,6 +68,99 @@ def is_stable(record: PeerRecord) -> bool:
 def host_of(record: PeerRecord) -> object:
     """Return what names the machine of a peer; the peer itself where it does not say."""
     return record.meta.get("host") or record.peer_id
+
+
+# What is worth telling: a quarter of the slots, half a core each, an eighth of the disk.
+BUSY_SHARE_MIN = 0.25
+PER_CORE_MIN = 50
+DISK_SHARE_MIN = 1 / 8
+
+
+class Load(NamedTuple):
+    """How much a peer has to do: `meta["load"]` of its record.
+
+    `per_core`: processes that wait for a core, of all the machine's, in hundredths.
+    """
+
+    busy_slots: int
+    slots: int
+    per_core: int
+    disk_free_mb: int
+
+
+# The largest load that is told, so that a record fits whatever its peer has to do.
+_LOAD_MAX = Load(*[2**32 - 1] * 4)
+
+
+def load_of(record: PeerRecord) -> Load | None:
+    """Return what a peer said of its load, None where it said nothing that is one."""
+    told: Any = record.meta.get("load")
+    if type(told) is not list and type(told) is not tuple:
+        return None
+    if len(told) < 4 or any(type(one) is not int or one < 0 for one in told[:4]):
+        return None
+    return Load(*told[:4])
+
+
+def is_material(old: Load | None, new: Load) -> bool:
+    """Whether a load differs so much from what was told that others should know."""
+    if old is None:
+        return True
+    busy = abs(old.busy_slots * new.slots - new.busy_slots * old.slots)
+    return (
+        busy >= BUSY_SHARE_MIN * max(1, old.slots * new.slots)
+        or abs(old.per_core - new.per_core) >= PER_CORE_MIN
+        or abs(old.disk_free_mb - new.disk_free_mb)
+        > DISK_SHARE_MIN * max(1, old.disk_free_mb)
+    )
+
+
+def installed_of(record: PeerRecord) -> dict[str, str]:
+    """Return what a peer said is installed there: names to versions, "" for "not here"."""
+    told: Any = record.meta.get("installed")
+    if type(told) is not dict:
+        return {}
+    return {k: v for k, v in told.items() if type(k) is str and type(v) is str}
+
+
+def fitted(record: PeerRecord) -> PeerRecord:
+    """Return a record with as much of its optional part as may be told.
+
+    What goes first is what can be asked for: of what is installed the last, then of the
+    accelerators; then the power source.
+    """
+    meta: dict[str, Any] = dict(record.meta)
+    installed: dict[str, str] = dict(meta.get("installed") or {})
+    accelerators = list(meta.get("accelerators") or ())
+    while not _fits(record._replace(meta=meta)):
+        if installed:
+            installed.popitem()
+            meta["installed"] = installed
+        elif meta.pop("installed", None) is not None:
+            continue
+        elif accelerators:
+            accelerators.pop()
+            meta["accelerators"] = accelerators
+        elif meta.pop("accelerators", None) is not None:
+            continue
+        elif "power_source" in meta:
+            del meta["power_source"]
+        else:
+            break  # It is as small as it gets; whoever tells it is told so.
+    return record._replace(meta=meta)
+
+
+def _fits(record: PeerRecord) -> bool:
+    if "load" in record.meta:
+        record = record._replace(meta={**record.meta, "load": list(_LOAD_MAX)})
+    update = Update(
+        record.peer_id, INCARNATION_MAX, PeerState.ALIVE, record, record.peer_id
+    )
+    try:
+        encode_update(update)
+    except TooLargeError:
+        return False
+    return True
 
 
 def start_of(record: PeerRecord) -> tuple[object, object]:

@@ -7,7 +7,8 @@ Source: PEP 508; design section 4, `requires`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from activestore.errors import InvalidRequestError
@@ -26,6 +27,62 @@ def missing_requirements(requires: Sequence[str]) -> list[str]:
         InvalidRequestError: a text is no PEP 508 requirement.
     """
     return [text for text in requires if not _is_met(_parse(text), frozenset())]
+
+
+def names_of(requires: Iterable[str]) -> list[str]:
+    """Return the distributions that requirements name, in their normal form."""
+    from packaging.utils import canonicalize_name
+
+    found: list[str] = []
+    for text in requires:
+        with contextlib.suppress(InvalidRequestError):
+            found.append(str(canonicalize_name(_parse(text).name)))
+    return found
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of these distributions that are installed here."""
+    from importlib import metadata
+
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = str(metadata.version(name))
+    return found
+
+
+def are_met_by(requires: Sequence[str], installed: Mapping[str, str]) -> bool | None:
+    """Return whether what another machine told of itself meets these requirements.
+
+    None where it does not tell: it told nothing of a distribution, or there are markers
+    or extras, which only that machine can judge.
+
+    Args:
+        requires: PEP 508 requirements.
+        installed: Distributions to versions, "" for one that it does not have.
+    """
+    from packaging.utils import canonicalize_name
+    from packaging.version import InvalidVersion
+
+    is_sure = True
+    for text in requires:
+        try:
+            requirement = _parse(text)
+        except InvalidRequestError:
+            return None
+        version = installed.get(str(canonicalize_name(requirement.name)))
+        if version is None or requirement.marker is not None:
+            is_sure = False
+            continue
+        try:
+            if not version or not requirement.specifier.contains(
+                version, prereleases=True
+            ):
+                return False
+        except InvalidVersion:
+            is_sure = False
+        is_sure = is_sure and not requirement.extras
+    return True if is_sure else None
 
 
 def _parse(text: str) -> Requirement:

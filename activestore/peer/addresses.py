@@ -11,6 +11,7 @@ import re
 import socket
 
 from activestore.errors import ConfigurationError
+from activestore.wire.gossip import ENDPOINT_CHARS_MAX
 
 # The kernel's limit for the path of a Unix socket is 107 on Linux and 103 on macOS.
 IPC_PATH_BYTES_MAX = 100
@@ -23,6 +24,12 @@ def check_endpoint(endpoint: str, setting: str, *, port_min: int) -> None:
         ConfigurationError: it is none, its port is out of range, or it is a wildcard
             where others must connect to it.
     """
+    if len(endpoint) > ENDPOINT_CHARS_MAX:
+        raise ConfigurationError(
+            setting,
+            f"{endpoint[:40]}...: {len(endpoint)} characters, expected at most "
+            f"{ENDPOINT_CHARS_MAX}; give the address instead of a name",
+        )
     if endpoint.startswith("ipc://"):
         if not 0 < len(endpoint[6:].encode()) <= IPC_PATH_BYTES_MAX:
             raise ConfigurationError(

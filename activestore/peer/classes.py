@@ -6,7 +6,7 @@ a publish is durable. It never runs a class's code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from activestore.core.calls import MethodInfo
@@ -26,6 +26,8 @@ class Classes:
         self._records: dict[str, ClassRecord] = {}
         self._interfaces: dict[str, Mapping[str, Any]] = {}
         self._missing: dict[str, RequirementError | None] = {}
+        # Called with what a class requires that is new here.
+        self.on_required: Callable[[Sequence[str]], None] = lambda requires: None
 
     def add(self, record: ClassRecord) -> ClassPublished:
         """Make `record` the latest revision; return the event that tells the core."""
@@ -34,6 +36,8 @@ class Classes:
         self._records[name] = record
         self._interfaces[name] = interface
         self._missing.pop(name, None)
+        if interface["requires"]:
+            self.on_required(interface["requires"])
         methods = {
             method: MethodInfo(
                 bool(about["readonly"]),

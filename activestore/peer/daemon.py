@@ -15,6 +15,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,7 @@ from activestore.core import events
 from activestore.core.executors import PoolConfig
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
+from activestore.core.peers import fitted
 from activestore.ids import PeerId
 from activestore.peer import machine
 from activestore.peer.classes import Classes
@@ -113,6 +115,7 @@ class Daemon:
                 _note,
                 random.SystemRandom().random,
                 self._knocker.knock,
+                machine.Machine(Path(config.data_dir)),
             )
         )
         status = Status(
@@ -317,14 +320,15 @@ def _record_of(
         "memory_mb": machine.memory_bytes() // MIB,
         "accelerators": list(config.accelerators),
         "stable": config.stable,
-        "host": machine.host_name(),
+        "host": machine.told_host(),
         "power_source": config.power_source,
         "start": os.urandom(START_BYTES),
     }
-    return PeerRecord(
+    record = PeerRecord(
         peer_id, starts * REFUTATIONS_MAX, config.name, (endpoint,), config.zone,
         config.profile, PROTOCOL_VERSION, meta,
     )  # fmt: skip
+    return fitted(record)
 
 
 def _log_failure(_value: Any, error: BaseException | None) -> None:

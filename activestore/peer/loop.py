@@ -37,6 +37,7 @@ from activestore.peer.naming import Naming
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.places import Places
 from activestore.peer.relays import Relays
+from activestore.peer.reporting import Reporting
 from activestore.peer.searching import Searching
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
@@ -164,6 +165,10 @@ class PeerLoop(Incoming, Outgoing):
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.naming.held
+        self.reporting = None
+        if self.machine is not None:
+            self.reporting = Reporting(self, self.cluster, self.machine)
+            self.classes.on_required = self.reporting.required
 
     # -- turning -----------------------------------------------------------------------
 
@@ -219,6 +224,8 @@ class PeerLoop(Incoming, Outgoing):
         for event in self.executors.measure():
             self.step(event)
         self._end_silent_sessions()
+        if self.reporting is not None:
+            self.reporting.look(now_s)
 
     def _flush_network(self) -> None:
         for route in self.transport.flush():

@@ -8,12 +8,15 @@ idle peer stays small.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from activestore.objects.requirements import installed_versions
 
 # Where a container finds its own memory limit: cgroup v2, then v1.
 _MEMORY_LIMIT_FILES = (
@@ -22,6 +25,9 @@ _MEMORY_LIMIT_FILES = (
 )
 _DEVICES = Path("/dev")
 _CPU_LIMIT_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+# Of a host's name in a record, which is small.
+HOST_CHARS_MAX = 24
 
 # Files that are counted when the size of an old store is taken. More than these only
 # make the budget smaller than it could be.
@@ -119,10 +125,42 @@ def _tree_bytes(directory: Path) -> int:
     return total
 
 
+class Machine:
+    """The machine of one peer, as it asks for it while it runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._cores = cores_count()
+
+    def installed(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the versions of those of these distributions that are here."""
+        return installed_versions(names)
+
+    def load(self) -> tuple[int, int]:
+        """Return the load of a core in hundredths, and the MB that are free on the disk."""
+        try:
+            per_core = round(100 * os.getloadavg()[0] / self._cores)
+        except OSError:
+            per_core = 0
+        try:
+            free = shutil.disk_usage(self._directory).free
+        except OSError:
+            free = 0
+        return per_core, free // 1_000_000
+
+
 def host_name() -> str:
     """Return the first label of the host's name, as a peer's name can be written."""
     label = socket.gethostname().split(".", 1)[0]
     return re.sub(r"[^A-Za-z0-9_-]", "-", label).strip("-")[:64] or "peer"
+
+
+def told_host() -> str:
+    """Return what a record says of the host, to be compared: a long name's hash."""
+    name = host_name()
+    if len(name) <= HOST_CHARS_MAX:
+        return name
+    return hashlib.blake2b(name.encode(), digest_size=HOST_CHARS_MAX // 2).hexdigest()
 
 
 def data_home(env: Mapping[str, str]) -> Path:

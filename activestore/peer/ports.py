@@ -90,6 +90,16 @@ class Called(NamedTuple):
     error: BaseException | None
 
 
+class MachinePort(Protocol):
+    """The machine that the peer runs on; both may block."""
+
+    def installed(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the versions of those of these distributions that are here."""
+
+    def load(self) -> tuple[int, int]:
+        """Return the load of a core in hundredths, and the MB that are free on the disk."""
+
+
 class StoragePort(Protocol):
     """The storage threads."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
+from activestore.core.peers import PeerRecord, installed_of, load_of
 from activestore.errors import (
     ActiveStoreError,
     ClassNotFoundError,
@@ -389,7 +390,8 @@ class Requests:
                 "endpoint": record.endpoints[0] if record.endpoints else "",
                 "state": member.state.name.lower(), "is_me": is_me,
                 "zone": record.zone, "profile": record.profile,
-                "protocol_version": record.protocol, "meta": dict(record.meta),
+                "protocol_version": record.protocol, **_about_machine(record),
+                "meta": dict(record.meta),
             })  # fmt: skip
         self.answer(origin, rows)
 
@@ -415,6 +417,19 @@ class Requests:
 
     def _loop_progress(self, directory: str, done: int, total: int) -> None:
         self._loop.backups[directory] = (done, total)
+
+
+def _about_machine(record: PeerRecord) -> dict[str, Any]:
+    """Return what a listing says of a peer's machine, as far as its record tells."""
+    load = load_of(record)
+    told: dict[str, Any] = {
+        name: record.meta[name]
+        for name in ("cores", "memory_mb", "accelerators")
+        if name in record.meta
+    }
+    told["installed"] = {k: v for k, v in installed_of(record).items() if v}
+    told["load"] = None if load is None else load._asdict()
+    return told
 
 
 def row_of(head: Head) -> dict[str, Any]:

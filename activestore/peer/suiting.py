@@ -1,7 +1,10 @@
-"""Which peers have what a class needs: asked of them, for only they know.
+"""Which peers have what a class needs: guessed from their records, then asked of them.
 
     suited    client: the peers that can run a class, the freest first
     missing   peer to peer: what of these needs is lacking there, and how free it is
+
+A peer whose record says that it lacks something is not asked; of the others those whose
+record says that they have it all come first, and of these the freest.
 
 Rules of this file: a peer that does not answer in time is left out; nothing is promised,
 for what is free now may be taken when the object comes.
@@ -11,10 +14,13 @@ Source: design section 4 ("which peers have it"); schemas/protocol.md section 6.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from activestore.core.peers import PeerRecord, installed_of, load_of
 from activestore.errors import ActiveStoreError, RemoteProtocolError
 from activestore.ids import PeerId
+from activestore.objects.requirements import are_met_by
 from activestore.peer.loop import PeerLoop
 from activestore.peer.requests import Origin, Requests, text_of
 
@@ -22,6 +28,59 @@ from activestore.peer.requests import Origin, Requests, text_of
 ASKED_MAX = 8
 # What has not answered by then is too busy anyway, in seconds.
 ANSWER_S = 3.0
+
+
+# A record tells MiB, a class asks for MB; and whatever was rounded.
+MB_PER_MIB = 1.048576
+
+
+def whom_to_ask(
+    records: Iterable[PeerRecord],
+    requires: Sequence[str],
+    resources: Mapping[str, float],
+) -> list[PeerId]:
+    """Return the peers that are worth asking for a class, the likeliest first.
+
+    Args:
+        records: Of peers that live.
+        requires: What the class requires, as PEP 508 texts.
+        resources: What the machine must have.
+    """
+    ranked: list[tuple[bool, bool, float, float, bytes]] = []
+    for record in records:
+        is_met = are_met_by(requires, installed_of(record)) if requires else True
+        if is_met is False or _is_too_small(record, resources):
+            continue
+        has_accelerator = bool(record.meta.get("accelerators"))
+        ranked.append((
+            is_met is None,
+            bool(resources.get("gpu")) and not has_accelerator,
+            -_free_cores(record), -_number(record, "cores"), record.peer_id,
+        ))  # fmt: skip
+    ranked.sort()
+    return [PeerId(peer_id) for *_, peer_id in ranked[:ASKED_MAX]]
+
+
+def _number(record: PeerRecord, key: str) -> float:
+    value = record.meta.get(key)
+    return value if type(value) in {int, float} else 0.0  # type: ignore[return-value]
+
+
+def _is_too_small(record: PeerRecord, resources: Mapping[str, float]) -> bool:
+    """Whether a record says that its machine has less than is needed."""
+    cores, memory_mb = _number(record, "cores"), _number(record, "memory_mb")
+    if cores and resources.get("cpus", 0.0) > cores:
+        return True
+    needed_mb = resources.get("memory_mb", 0.0)
+    return bool(memory_mb) and needed_mb > (memory_mb + 1) * MB_PER_MIB
+
+
+def _free_cores(record: PeerRecord) -> float:
+    """Return how many cores have nothing to do, as far as a record says."""
+    cores, load = _number(record, "cores"), load_of(record)
+    if load is None:
+        return cores
+    return cores - max(float(load.busy_slots), cores * load.per_core / 100)
 
 
 class Suiting:
@@ -51,10 +110,12 @@ class Suiting:
         interface = self._loop.classes.interface_of(class_name)
         needs = {name: interface[name] for name in ("requires", "resources")}
         found: list[tuple[float, str, PeerId]] = []
-        asked = self._strongest()
+        me = self._loop.settings.peer_id
+        others = [r for r in self._loop.cluster.membership.live() if r.peer_id != me]
+        asked = whom_to_ask(others, needs["requires"], needs["resources"])
         if self._loop.classes.missing_for(class_name) is None:
-            me = PeerId(self._loop.settings.peer_id)
-            found.append((self._free(), self._loop.settings.peer_name, me))
+            name = self._loop.settings.peer_name
+            found.append((self._free(), name, PeerId(me)))
         open_count = len(asked)
 
         def answer() -> None:
@@ -81,19 +142,6 @@ class Suiting:
                 wait_s=ANSWER_S,
             )  # fmt: skip
 
-    def _strongest(self) -> list[PeerId]:
-        """Return the other peers that live, those with the most cores first."""
-        me = self._loop.settings.peer_id
-        records = [r for r in self._loop.cluster.membership.live() if r.peer_id != me]
-
-        def strength(record: Any) -> tuple[bool, float]:
-            meta = record.meta
-            cores = meta.get("cores", 0)
-            return bool(meta.get("accelerators")), cores if type(cores) is int else 0
-
-        records.sort(key=strength, reverse=True)
-        return [PeerId(record.peer_id) for record in records[:ASKED_MAX]]
-
     def _free(self) -> float:
         """Return how many of its calls this peer could take now, roughly: free cores."""
         record = self._loop.settings.record
@@ -111,6 +159,8 @@ class Suiting:
         )
         if not is_good:
             raise RemoteProtocolError("requires or resources are malformed", "missing")
+        if self._loop.reporting is not None:
+            self._loop.reporting.required(requires or ())
         missing = self._loop.classes.lacking(requires or (), resources or {})
         told = {"missing": list(missing), "free": self._free()}
         self._requests.answer(origin, told)

@@ -114,6 +114,7 @@ class Parts(NamedTuple):
     random: Callable[[], float] = lambda: 0.5
     # Looks why nobody answers at an address, and tells it; False while it looks elsewhere.
     knock: Callable[[str, Callable[[str], None]], bool] = _knock_nowhere
+    machine: ports.MachinePort | None = None  # None: nothing is told of it
 
 
 class Table:
@@ -124,6 +125,7 @@ class Table:
             self.settings, self.core, self.transport, self.storage, self.executors,
             self.classes, self.clock, self.wall_clock, self.note, self.random,
             self.knock,
+            self.machine,
         ) = parts  # fmt: skip
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None

@@ -33,8 +33,8 @@ from activestore.wire.messages import Buffer
 # Updates in one gossip: it fits an Ethernet frame, as memberlist's UDP messages do, so
 # that gossip never holds up a call on a slow link: 1 ms at 10 Mbit/s.
 GOSSIP_BYTES_MAX = 1400
-# One record and its row: one gossip must have room for any of them.
-RECORD_BYTES_MAX = 1024
+# One record and its row: two fit into one gossip. Source: reliability.md 2.2.
+RECORD_BYTES_MAX = 512
 # One part of a sync: 30 ms at 10 Mbit/s, and calls go between two parts.
 SYNC_PART_BYTES_MAX = 32 * 1024
 # What is decoded at all: msgpack can take 72 times its bytes in memory, here 5 MB.
@@ -43,7 +43,8 @@ GOSSIP_BODY_BYTES_MAX = 64 * 1024
 INCARNATION_MAX = 2**62
 # Where a peer can be reached: a few interfaces, two protocols.
 ENDPOINTS_MAX = 8
-ENDPOINT_CHARS_MAX = 256
+# Names of DNS may have 253 signs; a record of 512 bytes has no room for those.
+ENDPOINT_CHARS_MAX = 200
 ZONE_CHARS_MAX = 64
 PROFILE_CHARS_MAX = 16
 # The optional part of a record: about twenty numbers and forty requirements.
@@ -276,8 +277,8 @@ def _record_of(peer_id: bytes, incarnation: int, fields: Any) -> PeerRecord:
     return record
 
 
-# A row without its record: two ids, an incarnation, a state, the list itself.
-_ROW_BYTES_MAX = 40
+# A row without its record: two ids of 8 bytes, an incarnation of 9, a state, the list.
+_ROW_BYTES_MAX = 27
 
 
 def _check_meta(meta: dict[Any, Any]) -> None:

@@ -200,6 +200,24 @@ def test_local_object_goes_to_the_peer_that_has_what_its_class_requires(
     assert made.add(2) == 3
 
 
+def test_peers_tell_what_classes_require_and_how_busy_they_are(boards, eventually):
+    boards[0].create("boards.Board", 1)  # The others are asked for what it requires.
+
+    def told() -> dict[str, str | None]:
+        rows = boards[1].peers()
+        return {
+            row["peer"]: row["installed"].get("activestore-test-board") for row in rows
+        }
+
+    eventually(lambda: told() == {"plain-0": None, "plain-1": None, "board": "2.1"})
+    eventually(lambda: all(row["load"] for row in boards[1].peers()))
+    for row in boards[1].peers():
+        assert row["load"]["slots"] > 0
+        assert row["load"]["disk_free_mb"] > 0
+        assert row["cores"] > 0
+        assert row["memory_mb"] > 0
+
+
 def test_each_of_many_objects_goes_where_what_its_class_requires_is(
     boards, tmp_path, monkeypatch
 ):
