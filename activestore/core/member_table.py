@@ -41,7 +41,7 @@ class Member:
     """What is believed of one peer."""
 
     __slots__ = (
-        "heard_s", "incarnation", "lane", "record", "row", "since_s", "state",
+        "brief", "heard_s", "incarnation", "lane", "record", "row", "since_s", "state",
         "suspicion",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class Member:
         self.suspicion: Suspicion | None = None
         self.lane = lane  # None for this peer itself
         self.row: bytes | None = None  # the encoded update, while it is true
+        self.brief: bytes | None = None  # the same without the record
 
     @property
     def is_live(self) -> bool:
@@ -72,6 +73,23 @@ class Member:
 
     def short_row(self, accuser: bytes = b"") -> bytes:
         """Return its state without its record, encoded."""
+        if not accuser:
+            if self.brief is None:
+                self.brief = self._short_row(b"")
+            return self.brief
+        return self._short_row(accuser)
+
+    def raise_to(self, incarnation: int) -> None:
+        """Note that somebody knows it under this incarnation, if it is a higher one."""
+        if incarnation > self.incarnation:
+            self.incarnation = incarnation
+            self.changed()
+
+    def changed(self) -> None:
+        """Encode it anew when it is next told."""
+        self.row = self.brief = None
+
+    def _short_row(self, accuser: bytes) -> bytes:
         peer_id = self.record.peer_id
         return encode_update(
             Update(peer_id, self.incarnation, self.state, None, accuser)
@@ -261,7 +279,7 @@ class MemberTable:
         was_live, peer_id = member.is_live, member.record.peer_id
         member.state = state
         member.since_s = now_s
-        member.row = None
+        member.changed()
         if state is not PeerState.SUSPECT:
             member.suspicion = None
         if member is self.me:
@@ -283,7 +301,7 @@ class MemberTable:
         old = member.record
         member.record = record
         member.incarnation = record.incarnation
-        member.row = None
+        member.changed()
         if not member.is_live:
             return
         if old.name != record.name:

@@ -50,6 +50,7 @@ from activestore.core.profiles import (
     MembershipConfig,
     Profile,
     push_pull_interval_s,
+    slowest_push_pull_s,
     suspicion_bounds,
 )
 from activestore.core.suspicion import Suspicion
@@ -61,7 +62,6 @@ from activestore.wire.gossip import (
     Hint,
     Update,
     decode_body,
-    encode_body,
     encode_hint,
 )
 from activestore.wire.messages import Ack, Gossip, Nack, Probe, Sync, Synced
@@ -309,11 +309,7 @@ class Membership:
 
     def _tidy(self, now_s: float) -> None:
         self._desk.wake(now_s + TIDY_INTERVAL_S, Wake.TIDY)
-        config = self._config
-        slowest_s = max(
-            push_pull_interval_s(profile, self._table.live_count)
-            for profile in (config.lan, config.wan, config.edge)
-        )
+        slowest_s = slowest_push_pull_s(self._config, self._table.live_count)
         before_s = now_s - TOMBSTONE_PUSH_PULLS * slowest_s
         for peer_id in self._table.expired(before_s):
             self._table.forget(peer_id)
@@ -387,9 +383,7 @@ class Membership:
             return
         member = self._table.members.get(sender)
         if member is None:
-            extra = {"from": sender, "to": sender}  # It answers with its own record.
-            body = encode_body([self._table.me.full_row()])
-            self._desk.answer(sender, Sync(self._id, extra, body))
+            self._desk.answer(sender, syncing.question(self._table, sender))
         elif member.state is not PeerState.ALIVE and not is_answered:
             body = self._desk.body_for(sender)
             self._desk.answer(sender, Gossip(self._id, None, body))
@@ -434,6 +428,12 @@ class Membership:
             member = self._table.members.get(record.peer_id)
             if member is None:
                 self._meet(record, now_s)
+                if not record.endpoints:
+                    # It found us, and asks for what it lacks. To compare everything
+                    # with each of a thousand that come would cost a million rows.
+                    question = syncing.question(self._table, record.peer_id)
+                    self._desk.answer(record.peer_id, question)
+                    continue
             elif member.state is PeerState.ALIVE:
                 continue
             self._sync_interval_s = FIRST_SYNC_INTERVAL_S
@@ -533,7 +533,7 @@ class Membership:
         peer_id = member.record.peer_id
         if not member.is_live:
             return False
-        member.incarnation = max(member.incarnation, incarnation)
+        member.raise_to(incarnation)
         suspicion = member.suspicion
         if suspicion is not None:
             if suspicion.confirm(accuser):
@@ -564,9 +564,7 @@ class Membership:
     def _bury(
         self, member: Member, state: PeerState, now_s: float, incarnation: int
     ) -> None:
-        if incarnation > member.incarnation:
-            member.incarnation = incarnation
-            member.row = None
+        member.raise_to(incarnation)
         if not member.is_live:
             return
         old_state, peer_id = member.state, member.record.peer_id

@@ -332,6 +332,11 @@ class Names:
             TimerFired: self._on_timer,
         }
 
+    @property
+    def is_watching_peers(self) -> bool:
+        """Whether PeersChanged would change anything: something is asked of others."""
+        return bool(self._waiting or self._ballots)
+
     def step(self, event: Event, now_s: float) -> list[Effect]:
         """Take what happened; return what is to be done, in order."""
         self._handlers[type(event)](event, now_s)
@@ -555,14 +560,12 @@ class Names:
     # -- peers and time ----------------------------------------------------------------
 
     def _on_peers_changed(self, event: PeersChanged, now_s: float) -> None:
-        for peer_id in list(self._waiting):
-            if peer_id not in event.live:
-                # The keepers are others now, and are told by whoever holds the objects.
-                del self._waiting[peer_id]
-                self._pause_s.pop(peer_id, None)
-        for ballot in list(self._ballots.values()):
-            if ballot.is_granted:
-                self._renew(ballot, now_s)
+        for peer_id in self._waiting.keys() - event.live:
+            # The keepers are others now, and are told by whoever holds the objects.
+            del self._waiting[peer_id]
+            self._pause_s.pop(peer_id, None)
+        for ballot in [one for one in self._ballots.values() if one.is_granted]:
+            self._renew(ballot, now_s)
 
     def _renew(self, ballot: _Ballot, now_s: float) -> None:
         """Have the keepers of now keep a vote for an object that is still being made."""

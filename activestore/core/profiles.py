@@ -127,3 +127,9 @@ def push_pull_interval_s(profile: Profile, peers_count: int) -> float:
         return profile.push_pull_interval_s
     factor = math.ceil(math.log2(peers_count) - math.log2(PUSH_PULL_FULL_RATE_MAX)) + 1
     return profile.push_pull_interval_s * factor
+
+
+def slowest_push_pull_s(config: MembershipConfig, peers_count: int) -> float:
+    """Return the longest time between two push-pulls that any peer may keep."""
+    profiles = (config.lan, config.wan, config.edge)
+    return max(push_pull_interval_s(profile, peers_count) for profile in profiles)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from activestore.core.member_table import Member, MemberTable
 from activestore.core.peers import PeerState, start_of
 from activestore.wire.gossip import SYNC_PART_BYTES_MAX, Update, encode_body
+from activestore.wire.messages import Sync
 
 _LOWEST = b"\x00" * 6
 _HIGHEST = b"\xff" * 6
@@ -41,6 +42,12 @@ def digest(table: MemberTable) -> Iterator[tuple[dict[str, object], bytes]]:
 
 def _before(peer_id: bytes) -> bytes:
     return (int.from_bytes(peer_id, "big") - 1).to_bytes(len(peer_id), "big")
+
+
+def question(table: MemberTable, peer_id: bytes) -> Sync:
+    """Return a Sync that covers one peer only: it answers with its own record."""
+    extra = {"from": peer_id, "to": peer_id}
+    return Sync(table.me.record.peer_id, extra, encode_body([table.me.full_row()]))
 
 
 def is_to_tell(member: Member, update: Update) -> bool:

@@ -34,6 +34,11 @@ _REACHABLE = frozenset({PeerState.ALIVE, PeerState.SUSPECT})
 TOLD_MAX = 8
 # Addresses that are kept for the next start.
 KNOWN_MAX = 32
+# They are written down so long after they changed, and again not before so long: while a
+# thousand peers join, each would write a thousand times. They are a hint for the next
+# start; one that crashes earlier than that has the addresses that it was told to join.
+REMEMBER_SOON_S = 0.5
+REMEMBER_INTERVAL_S = 5.0
 _PEERS_KEY = b"peers"
 # A loop that is later than this tells membership so.
 LAG_S = 0.25
@@ -56,6 +61,8 @@ class Cluster:
         self.location = location
         self._seeds = tuple(seeds)
         self._known: list[str] = []
+        self._remember_due_s = float("inf")
+        self._remembered_s = float("-inf")
         self._due_s = 0.0
         # Called when a peer is dead or has left.
         self.on_gone: Callable[[PeerId], None] = lambda peer_id: None
@@ -92,8 +99,17 @@ class Cluster:
         own = {*self._seeds, self._table.settings.endpoint}
         self._seeds += tuple(one for one in self._known if one not in own)
 
-    def _remember(self) -> None:
+    def _remember_soon(self) -> None:
+        """Have the addresses written down: others are there than before."""
+        if self._remember_due_s == float("inf"):
+            soon_s = self._table.clock() + REMEMBER_SOON_S
+            next_s = self._remembered_s + REMEMBER_INTERVAL_S
+            self._remember_due_s = max(soon_s, next_s)
+
+    def _remember(self, now_s: float) -> None:
         """Keep addresses of peers that live, for the next start."""
+        self._remember_due_s = float("inf")
+        self._remembered_s = now_s
         known = self.endpoints(KNOWN_MAX)
         if not known or known == self._known:
             return  # Of a cluster of which nobody is left, the last ones stay.
@@ -122,10 +138,12 @@ class Cluster:
 
     def next_s(self) -> float:
         """Return when `turn` is due."""
-        return self._due_s
+        return min(self._due_s, self._remember_due_s)
 
     def turn(self, now_s: float) -> None:
         """Let time pass."""
+        if now_s >= self._remember_due_s:
+            self._remember(now_s)
         if now_s < self._due_s:
             return
         if now_s - self._due_s > LAG_S:
@@ -134,6 +152,8 @@ class Cluster:
 
     def leave(self) -> None:
         """Tell the others that this peer stops on purpose."""
+        if self._remember_due_s < float("inf"):
+            self._remember(self._table.clock())
         self.step(cluster_events.LeaveOrdered())
 
     # -- links and messages ------------------------------------------------------------
@@ -171,7 +191,7 @@ class Cluster:
                 f"peer={peer_id.hex()}",
             )  # fmt: skip
         if effect.new_state in _REACHABLE:
-            self._remember()
+            self._remember_soon()
             if effect.old_state not in _REACHABLE:
                 self.on_changed()
             return
@@ -219,10 +239,12 @@ class Cluster:
     def endpoints(self, count_max: int = TOLD_MAX) -> list[str]:
         """Return addresses of some other peers, for clients whose peer dies."""
         found: list[str] = []
-        for peer_id in self.alive():
-            endpoint = self.endpoint_of(peer_id)
-            if endpoint:
-                found.append(endpoint)
+        me = self._table.settings.peer_id
+        # Not `live()`: it is made anew for every peer that comes, and a few are enough.
+        for member in self.membership.members.values():
+            endpoints = member.record.endpoints
+            if member.is_live and endpoints and member.record.peer_id != me:
+                found.append(endpoints[0])
             if len(found) == count_max:
                 break
         return found

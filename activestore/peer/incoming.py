@@ -131,6 +131,7 @@ class Incoming(Table):
                 handler(session, message)
             elif kind is Hello:
                 session = self._on_hello(route, message)
+                link = self.links.by_route.get(route)  # Behind it may be a first probe.
             elif kind is Ping:
                 token: Any = message[0]
                 extra = None if link is None else {"wall_s": self.wall_clock()}

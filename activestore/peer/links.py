@@ -97,6 +97,7 @@ class Links:
         self._about_us = about_us
         self.by_route: dict[bytes, Link] = {}
         self._by_peer: dict[PeerId, list[Link]] = {}
+        self._dialled: dict[str, Link] = {}  # by address
         # Called with a link that can be used. With True: what was sent over it before
         # may be lost, for its end has restarted.
         self.on_up: Callable[[Link, bool], None] = lambda link, is_again: None
@@ -106,9 +107,9 @@ class Links:
 
     def dial(self, endpoint: str, peer_id: PeerId = NOBODY) -> Link | None:
         """Begin a connection to an address; None where it is none."""
-        for link in self.by_route.values():
-            if link.is_dialled and link.endpoint == endpoint:
-                return link
+        known = self._dialled.get(endpoint)
+        if known is not None:
+            return known
         if len(self.by_route) >= LINKS_MAX and not self._close_idlest():
             return None
         try:
@@ -118,7 +119,7 @@ class Links:
             return None
         now_s = self._table.clock()
         link = Link(route, peer_id, endpoint, now_s, is_dialled=True)
-        self.by_route[route] = link
+        self.by_route[route] = self._dialled[endpoint] = link
         if peer_id:
             self._by_peer.setdefault(peer_id, []).append(link)
         self._greet(link)
@@ -349,6 +350,8 @@ class Links:
         link = self.by_route.pop(route, None)
         if link is not None:
             self._leave_peer(link)
+            if self._dialled.get(link.endpoint) is link:
+                del self._dialled[link.endpoint]
         return link
 
     def _leave_peer(self, link: Link) -> None:

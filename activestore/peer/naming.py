@@ -94,7 +94,10 @@ class Naming:
     def peers_changed(self) -> None:
         """The set of peers that live has changed: so have the keepers of names."""
         self._keepers = None
-        self._step(names.PeersChanged(self.keepers().live))
+        if (
+            self.core.is_watching_peers
+        ):  # Else a thousand that join cost a thousand sets.
+            self._step(names.PeersChanged(self.keepers().live))
         self._announcing.peers_changed(self._table.clock())
 
     def next_s(self) -> float:

@@ -123,6 +123,7 @@ class SimTransport:
         self.is_up = True
         self.is_paused = False
         self.links: dict[bytes, Link] = {}
+        self._behind: dict[bytes, Link] = {}  # those for which something is pending
         self.accepted: dict[bytes, Connection] = {}
         self.bytes_in = 0
         self.bytes_out = 0
@@ -173,7 +174,7 @@ class SimTransport:
     @property
     def has_backlog(self) -> bool:
         """Whether some route takes no more now."""
-        return any(len(one.pending) > HIGH_WATER_MARK for one in self.links.values())
+        return any(len(one.pending) > HIGH_WATER_MARK for one in self._behind.values())
 
     def connect(self, endpoint: str, *, route: bytes = b"") -> bytes:
         """Keep a connection to `endpoint` from now on; return its route. Never blocks.
@@ -197,6 +198,7 @@ class SimTransport:
         link = self.links.pop(route, None)
         if link is None:
             return
+        self._behind.pop(route, None)
         if link.retry is not None:
             link.retry.cancel()
         if link.connection is not None:
@@ -228,6 +230,7 @@ class SimTransport:
                 self.network.transmit(link.connection, 0, frames)
             elif len(link.pending) < PENDING_MAX:
                 link.pending.append(frames)
+                self._behind[route] = link
             else:
                 self._gone.append(route)
             return
@@ -236,6 +239,12 @@ class SimTransport:
             self._gone.append(route)
         else:
             self.network.transmit(connection, 1, frames)
+
+    def caught_up(self, link: Link) -> deque[Frames]:
+        """Return what waited for a link that is connected now."""
+        self._behind.pop(link.route, None)
+        waiting, link.pending = link.pending, deque()
+        return waiting
 
     def take(self, route: bytes, frames: Frames) -> None:
         """Have a message arrive."""
@@ -258,6 +267,8 @@ class SimNetwork:
         self._nodes: dict[str, SimTransport] = {}  # by endpoint
         self._blocked: dict[tuple[str, str], float] = {}  # from, to: since when
         self._connections: dict[Connection, None] = {}
+        # By the names of their ends, in either order.
+        self._between: dict[frozenset[str], dict[Connection, None]] = {}
 
     @property
     def connections_count(self) -> int:
@@ -289,16 +300,14 @@ class SimNetwork:
         if key in self._blocked:
             return
         self._blocked[key] = self.agenda.now_s
-        for connection in self._connections:
-            names = tuple(end.name for end in connection.ends)
-            if key in (names, names[::-1]):
-                self._watch(connection)
+        for connection in self._between.get(frozenset(key), ()):
+            self._watch(connection)
 
     def unblock(self, sender: str, receiver: str) -> None:
         """Mend one direction; what waited behind the cut arrives soon."""
         if self._blocked.pop((sender, receiver), None) is None:
             return
-        for connection in self._connections:
+        for connection in self._between.get(frozenset((sender, receiver)), ()):
             for side in (0, 1):
                 ends = connection.ends[side].name, connection.ends[1 - side].name
                 if ends == (sender, receiver) and connection.flows[side].held:
@@ -338,6 +347,10 @@ class SimNetwork:
             return
         connection.is_open = False
         del self._connections[connection]
+        pair = frozenset(end.name for end in connection.ends)
+        del self._between[pair][connection]
+        if not self._between[pair]:
+            del self._between[pair]
         for flow in connection.flows:
             flow.left = self._rng.randint(0, flow.on_way)
             flow.held.clear()
@@ -396,9 +409,11 @@ class SimNetwork:
         link.retry_s = owner.reconnect_s
         target.accepted[connection.routes[1]] = connection
         self._connections[connection] = None
+        pair = frozenset((owner.name, target.name))
+        self._between.setdefault(pair, {})[connection] = None
         self._record("connected", owner.name, target.name)
-        while link.pending:
-            self.transmit(connection, 0, link.pending.popleft())
+        for frames in owner.caught_up(link):
+            self.transmit(connection, 0, frames)
 
     # -- messages ----------------------------------------------------------------------
 

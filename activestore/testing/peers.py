@@ -292,7 +292,8 @@ class SimPeer:
         self.loop.cluster.leave()
 
         def look() -> None:
-            if self.core.owes_nothing or self._around.agenda.now_s >= due_s:
+            is_over = self.core.owes_nothing and not self.storage.is_writing
+            if is_over or self._around.agenda.now_s >= due_s:
                 self.transport.flush()
                 self.storage.close()
                 self.crash()

@@ -131,6 +131,11 @@ class SimStorage(StorageThreads):
         """Have the loop look."""
         self._wake()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a commit is under way; `close` of a real one waits for it."""
+        return self._is_writing
+
     def close(self) -> None:
         """Carry out what is ordered, at once."""
         self.is_closing = True
