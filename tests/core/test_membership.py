@@ -19,11 +19,14 @@ from activestore.core.cluster_events import (
 from activestore.core.membership import MembershipConfig
 from activestore.core.peers import PeerState
 from activestore.wire.gossip import (
+    GOSSIP_BODY_BYTES_MAX,
     GOSSIP_BYTES_MAX,
     INCARNATION_MAX,
     Hint,
     Update,
+    encode_body,
     encode_records,
+    encode_update,
 )
 from activestore.wire.messages import Ack, Gossip, Nack, Probe, ProbeFor, Sync, Synced
 from tests.core.alone import Alone, changes, notes, sent, told, troubles
@@ -502,6 +505,41 @@ def test_tombstones_expire_and_are_told_of() -> None:
 
     assert B in [e.peer_id for e in effects if type(e).__name__ == "MemberForgotten"]
     assert alone.core.state_of(B) is None
+
+
+def test_gossip_that_claims_a_million_members_is_refused_before_they_are_made() -> None:
+    alone = Alone(1)
+    row = encode_records([Update(B, 1, PeerState.ALIVE, record_of(2))])[2:-1]
+    claimed = b"\x91\xdd" + (1_000_000).to_bytes(4, "big")
+    bodies = [
+        claimed + row * 20,  # fewer rows than it says
+        claimed + row * (2 * GOSSIP_BODY_BYTES_MAX // len(row)),  # more than is read
+        claimed + b"\x90" * 50_000,
+    ]
+
+    for body in bodies:
+        effects = alone.step(MessageArrived(A, Gossip(A, None, body)))
+        assert "malformed" in troubles(effects)[0]
+
+    assert set(alone.core.members) == {ME, A}
+
+
+def test_ids_that_are_no_peers_are_neither_kept_nor_answered() -> None:
+    """States without a record, accusers and wishes of ids that nobody has."""
+    alone = Alone(1)
+    unknown = [peer_id_of(number) for number in range(1000, 1400)]
+    rows = [
+        encode_update(Update(one, 5, PeerState(number % 4), None, unknown[-number]))
+        for number, one in enumerate(unknown)
+    ]
+    body = encode_body(rows, (), unknown)
+
+    for message in (Gossip(A, None, body), Synced(A, None, body), Sync(A, None, body)):
+        effects = alone.step(MessageArrived(A, message))
+        alone.core.check()
+        assert {e.peer_id for e in effects if isinstance(e, SendTo)} <= {A}
+
+    assert set(alone.core.members) == {ME, A}
 
 
 def test_churn_of_thousands_of_ids_leaves_nothing_behind() -> None:
