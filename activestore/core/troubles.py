@@ -175,6 +175,8 @@ class Troubles:
 
 def line(text: str, chars_max: int) -> str:
     """Return a text of anybody as one line that a terminal shows and obeys not."""
+    if len(text) <= chars_max and text.isprintable():
+        return text
     plain = "".join(sign if sign.isprintable() else " " for sign in text[:chars_max])
     return plain if len(text) <= chars_max else f"{plain[: chars_max - 3]}..."
 
