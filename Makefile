@@ -18,7 +18,7 @@ ARGS ?=
 # A tree can be tested through its installed copy only if nothing else shadows it.
 unexport PYTHONPATH
 .DELETE_ON_ERROR:
-.PHONY: help test lint format test-all soak demo demo-edge bench bench-rivals clean
+.PHONY: help test lint format test-all soak demo demo-edge bench bench-network bench-rivals clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -112,6 +112,10 @@ bench: $(VENV)/installed.stamp ## our own benchmarks
 	@echo "== benchmarks"
 	@$(BIN)/python -m pytest bench --ignore bench/rivals --benchmark-only \
 	  --timeout 0 -o python_files='bench_*.py test_*.py' $(ARGS)
+
+bench-network: $(VENV)/installed.stamp ## calls over slow and long lines, as a table and a plot; root, some ten minutes
+	@echo "== calls over slow and long lines"
+	@$(BIN)/python bench/network/run.py $(ARGS)
 
 bench-rivals: $(VENV)/installed.stamp ## the same measurements of other systems, side by side
 	@echo "== benchmarks of rivals; each in its own environment"

@@ -58,6 +58,11 @@ def unable() -> str:
     return ""
 
 
+def address_of(number: int) -> str:
+    """Return the address of the host of that number."""
+    return f"10.77.0.{number + 1}"
+
+
 def sweep() -> list[str]:
     """Take away what runs left that were killed; return the names."""
     swept = []
@@ -79,10 +84,11 @@ def _ip(*words: str, is_checked: bool = True) -> subprocess.CompletedProcess[str
 class Network:
     """Hosts on one switch; gone at `close`, whatever happened between."""
 
-    def __init__(self, directory: FilePath, seed: int) -> None:
+    def __init__(self, directory: FilePath, seed: int, switch: Any = None) -> None:
+        """Make a network; `switch`: what stands in for a Switch, for benchmarks."""
         self.directory = directory
         self.hosts: dict[str, Host] = {}
-        self._switch = Switch(seed)
+        self._switch: Switch = switch or Switch(seed)
 
     def host(self, name: str) -> Host:
         """Return the host of that name, made at the first use."""
@@ -168,7 +174,7 @@ class Host:
         self.network = network
         self.name = name
         self.number = number
-        self.address = f"10.77.0.{number + 1}"
+        self.address = address_of(number)
         self.namespace = f"{PREFIX}-{os.getpid()}-{name}"
         self.peers: list[NetworkPeer] = []
         self._processes: list[subprocess.Popen[Any]] = []
@@ -339,11 +345,11 @@ class NetworkPeer:
         return self.log_path.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
 
 
-def json_line(program: subprocess.Popen[str]) -> Any:
+def json_line(program: subprocess.Popen[str], within_s: float = PROGRAM_S_MAX) -> Any:
     """Return the next line that a program prints, which is JSON; fail where it ends."""
     assert program.stdout is not None
-    ready, _, _ = select.select([program.stdout], [], [], PROGRAM_S_MAX)
-    assert ready, f"it said nothing for {PROGRAM_S_MAX:g} s"
+    ready, _, _ = select.select([program.stdout], [], [], within_s)
+    assert ready, f"it said nothing for {within_s:g} s"
     line = program.stdout.readline()
     try:
         return json.loads(line)
