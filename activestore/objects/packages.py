@@ -17,7 +17,6 @@ Source: design section 4, publishing.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import importlib.util
 import io
 import os
@@ -33,12 +32,12 @@ import cloudpickle
 from activestore.errors import InvalidRequestError, TooLargeError, UnsupportedValueError
 from activestore.model import ActiveObject, class_name_of, copied_defaults
 from activestore.objects import pickles, rebuild
+from activestore.objects.archives import digest_of_archive
 from activestore.sources import MAIN_NAMES, module_of
 
 # One package, its data files included. Models and data sets belong into objects.
 PACKAGE_BYTES_MAX = 16 * 1024 * 1024
 
-DIGEST_BYTES = 16
 SOURCE, VALUE = "source", "value"
 MANIFEST = "MANIFEST"
 VALUE_FILE = "value.pickle"
@@ -57,11 +56,6 @@ class Package(NamedTuple):
     name: str
     digest: bytes
     archive: bytes
-
-
-def digest_of_archive(archive: bytes) -> bytes:
-    """Return the digest under which an archive is known."""
-    return hashlib.blake2b(archive, digest_size=DIGEST_BYTES).digest()
 
 
 def pack_source(

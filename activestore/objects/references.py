@@ -17,7 +17,7 @@ from typing import Any
 from activestore.errors import CorruptRecordError
 from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.objects import rebuild
-from activestore.objects.snapshot import join_stream
+from activestore.objects.cuts import join_stream
 from activestore.wire import values
 from activestore.wire.state import ObjectState
 

@@ -38,6 +38,7 @@ from activestore.errors import (
 )
 from activestore.model import ActiveObject, class_name_of, interface_of
 from activestore.objects import pickles, rebuild
+from activestore.objects.archives import digest_of_archive
 from activestore.objects.packages import (
     MANIFEST,
     PACKAGE_BYTES_MAX,
@@ -45,7 +46,6 @@ from activestore.objects.packages import (
     VALUE,
     VALUE_FILE,
     Package,
-    digest_of_archive,
     is_by_value,
     pack_source,
     pack_value,

@@ -8,7 +8,7 @@ are in the graph too, as buffers beside it; so are longer texts and tuples.
 
 A graph whose stream is longer than STREAM_INLINE_BYTES_MAX lies in the first buffers,
 cut to STREAM_CHUNK_BYTES, so that what is appended to a long list writes only its last
-chunks; `ObjectState.graph` is then _CUT and the count of these buffers. Nobody else
+chunks; `ObjectState.graph` is then `cuts.CUT` and the count of these buffers. Nobody else
 reads it.
 
 Final fields are compared by identity alone. A Final field that is not plain lies in the
@@ -26,7 +26,6 @@ Source: design sections 4 and 5.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ from activestore.model import (
     fields_of,
 )
 from activestore.objects import pickles
+from activestore.objects.cuts import CUT, CUT_COUNT, join_stream
 from activestore.objects.digests import BufferDigest, address_of, digest_of, owned
 from activestore.objects.pickles import Dump, LargeBytes, NeedsValueError, RefOf
 from activestore.objects.plain import is_plain
@@ -52,8 +52,6 @@ from activestore.wire.state import ObjectState, StateDelta
 
 STREAM_INLINE_BYTES_MAX = 1024 * 1024
 STREAM_CHUNK_BYTES = 256 * 1024
-_CUT = b"cut1"  # A pickle of protocol 5 begins with 80 05.
-_CUT_COUNT = struct.Struct("<4sI")
 
 _MISSING: Any = object()
 _IN_GRAPH: Any = object()  # Never the value of a field, so always looked at.
@@ -473,7 +471,7 @@ class Snapshotter:
                 digest = final_digests.get(key) if key[0] else None
                 kept[key] = digest = digest or digest_of(view)
             digests.append((digest, view.nbytes))
-        stored = _CUT_COUNT.pack(_CUT, len(chunks)) if chunks else dump.stream
+        stored = CUT_COUNT.pack(CUT, len(chunks)) if chunks else dump.stream
         return _Written(stored, tuple(graph), chunks + dump.buffers, digests, kept)
 
     def _dump(
@@ -555,17 +553,3 @@ def _cut_stream(stream: bytes) -> list[memoryview]:
         view[start : start + STREAM_CHUNK_BYTES]
         for start in range(0, len(stream), STREAM_CHUNK_BYTES)
     ]
-
-
-def join_stream(state: ObjectState) -> tuple[bytes, int]:
-    """Return the stream of a state's graph, and how many buffers it was cut into."""
-    if not state.graph.startswith(_CUT):
-        return state.graph, 0
-    _, count = _CUT_COUNT.unpack(state.graph)
-    if count > len(state.buffers):
-        raise RemoteProtocolError(
-            f"a graph in {count} pieces came with {len(state.buffers)} buffers",
-            state.class_name,
-        )
-    pieces: Any = state.buffers[:count]
-    return b"".join(pieces), count

@@ -27,7 +27,7 @@ from activestore.errors import (
 )
 from activestore.ids import PeerId
 from activestore.model import DURABILITIES
-from activestore.objects.packages import digest_of_archive
+from activestore.objects.archives import digest_of_archive
 from activestore.peer.cluster import Cluster
 from activestore.peer.publishing import DESCRIBE_S_MAX, as_error
 from activestore.peer.relays import Relays

@@ -111,3 +111,13 @@ def test_facade_shows_exactly_its_public_names() -> None:
 def test_every_public_name_can_be_used() -> None:
     for name in activestore.__all__:
         assert getattr(activestore, name) is not None
+
+
+def test_daemon_loads_nothing_that_pickles() -> None:
+    """Only executors load pickles; and each daemon of many pays for what it loads."""
+    loaded = loaded_by("import activestore.peer.daemon")
+
+    assert "activestore.core.membership" in loaded
+    assert {"cloudpickle", "zipfile", "activestore.objects.pickles"} & {
+        *loaded
+    } == set()
