@@ -150,7 +150,7 @@ class ClusterDesk:
         if member.state is not PeerState.ALIVE:
             first.append(member.short_row(self.table.me.record.peer_id))
         lane = member.lane
-        if lane is None or not (len(lane.updates) or len(lane.hints)):
+        if lane is None or not lane.has_news:
             return encode_body(first)
         return self.news(lane, 1, first)
 
@@ -160,11 +160,14 @@ class ClusterDesk:
         """Return the next news of a lane, which is sent to `copies` of its peers."""
         sends_max = retransmits(len(lane.roster) + 1)
         room = GOSSIP_BYTES_MAX - BODY_FRAME_BYTES
-        share = HINTS_SHARE_BYTES if len(lane.hints) else 0
+        share = HINTS_SHARE_BYTES if len(lane.hints) or len(lane.classes) else 0
         updates = lane.updates.take(room - share, sends_max, copies)
         room -= sum(map(len, updates))
+        # A class is published seldom, and its code waited for: it goes first.
+        classes = lane.classes.take(room, sends_max, copies)
+        room -= sum(map(len, classes))
         hints = lane.hints.take(room, sends_max, copies)
-        return encode_body([*(first or ()), *updates], hints)
+        return encode_body([*(first or ()), *updates], hints, (), classes)
 
     def check(self) -> None:
         """Make sure that everything is within its bounds."""

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from activestore.core.effects import Note
 from activestore.core.peers import PeerState
 from activestore.core.troubles import TroubleKind
-from activestore.wire.gossip import Hint, PeerRecord
+from activestore.wire.gossip import ClassHint, Hint, PeerRecord
 from activestore.wire.messages import Message
 
 
@@ -44,10 +44,13 @@ class MemberForgotten(NamedTuple):
 
 
 class HintsHeard(NamedTuple):
-    """A peer gossips where objects are. Tell those that are news on by `tell_hint`."""
+    """A peer gossips where objects are, and which code is new.
+
+    Tell those that are news on by `tell_hint`.
+    """
 
     sender: bytes
-    hints: Sequence[Hint]
+    hints: Sequence[Hint | ClassHint]
 
 
 class Troubled(NamedTuple):

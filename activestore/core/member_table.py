@@ -22,10 +22,12 @@ from activestore.core.dissemination import Dissemination
 from activestore.core.peers import PeerRecord, PeerState, buddies_of
 from activestore.core.profiles import MembershipConfig, Profile, profile_between
 from activestore.core.suspicion import Suspicion
-from activestore.wire.gossip import Update, encode_update
+from activestore.wire.gossip import ClassHint, Hint, Update, encode_hint, encode_update
 
 # News and hints that wait at once for one lane; 100 B each.
 UPDATES_QUEUED_MAX = 4096
+# Classes whose new code waits to be told; 300 B each.
+CLASSES_QUEUED_MAX = 256
 HINTS_QUEUED_MAX = 1024
 # Peers that may have left a lane, and are in its round still, before they are taken out.
 ROUND_SLACK = 16
@@ -152,7 +154,7 @@ class Lane:
     """The live peers to which one rhythm is kept, and what is to be told to them."""
 
     __slots__ = (
-        "_round", "gossip_s", "hints", "is_gossip_due", "is_probing", "number",
+        "_round", "classes", "gossip_s", "hints", "is_gossip_due", "is_probing", "number",
         "profile", "roster", "updates",
     )  # fmt: skip
 
@@ -163,9 +165,22 @@ class Lane:
         self._round: list[bytes] = []
         self.updates = Dissemination(UPDATES_QUEUED_MAX)
         self.hints = Dissemination(HINTS_QUEUED_MAX)
+        self.classes = Dissemination(CLASSES_QUEUED_MAX)
         self.is_probing = False  # a wake-up for the next probe is set, or one is out
         self.is_gossip_due = False  # a wake-up for gossip is set
         self.gossip_s = 0.0  # when there was gossip last
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to tell."""
+        return bool(len(self.updates) or len(self.hints) or len(self.classes))
+
+    def put_hint(self, hint: Hint | ClassHint) -> None:
+        """Have this told of an object or a class, instead of what was to be told of it."""
+        if isinstance(hint, ClassHint):
+            self.classes.put(hint.class_name.encode(), encode_hint(hint))
+        else:
+            self.hints.put(hint.object_id, encode_hint(hint))
 
     def add(self, peer_id: bytes, rng: Callable[[], float]) -> None:
         """Put a peer in, at a random place of this round of probes."""
@@ -179,6 +194,7 @@ class Lane:
         if not len(self.roster):
             self.updates.clear()
             self.hints.clear()
+            self.classes.clear()
         if len(self._round) > 2 * len(self.roster) + ROUND_SLACK:
             self._round = [one for one in self._round if one in self.roster]
 
@@ -202,6 +218,7 @@ class Lane:
         assert len(self._round) <= 2 * len(self.roster) + ROUND_SLACK + 1
         self.updates.check()
         self.hints.check()
+        self.classes.check()
 
 
 class MemberTable:

@@ -58,11 +58,11 @@ from activestore.core.troubles import TroubleKind
 from activestore.errors import RemoteProtocolError
 from activestore.wire.gossip import (
     EMPTY,
+    ClassHint,
     GossipBody,
     Hint,
     Update,
     decode_body,
-    encode_hint,
 )
 from activestore.wire.messages import Ack, Gossip, Nack, Probe, Sync, Synced
 
@@ -166,12 +166,11 @@ class Membership:
         """Return who stands in for `home`; see peers.buddies_of."""
         return self._table.buddies_of(home)
 
-    def tell_hint(self, hint: Hint, now_s: float) -> None:
-        """Let gossip spread where an object is; a newer hint of it replaces this."""
-        row = encode_hint(hint)
+    def tell_hint(self, hint: Hint | ClassHint, now_s: float) -> None:
+        """Let gossip spread a hint; a newer one of the same replaces it."""
         for lane in self._table.lanes:
             if len(lane.roster):
-                lane.hints.put(hint.object_id, row)
+                lane.put_hint(hint)
                 self._desk.arm_gossip(lane, now_s)
 
     def deadline_s(self) -> float | None:
@@ -283,13 +282,13 @@ class Membership:
     def _gossip(self, lane: Lane, now_s: float) -> None:
         lane.is_gossip_due = False
         targets = lane.roster.pick(lane.profile.gossip_fanout, self._rng)
-        if not targets or not (len(lane.updates) or len(lane.hints)):
+        if not targets or not lane.has_news:
             return
         lane.gossip_s = now_s
         message = Gossip(self._id, None, self._desk.news(lane, len(targets)))
         for target in targets:
             self._desk.send(target, message)
-        if len(lane.updates) or len(lane.hints):
+        if lane.has_news:
             self._desk.arm_gossip(lane, now_s)
 
     def _push_pull(self, now_s: float) -> None:

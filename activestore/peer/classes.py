@@ -28,6 +28,8 @@ class Classes:
         self._missing: dict[str, RequirementError | None] = {}
         # Called with what a class requires that is new here.
         self.on_required: Callable[[Sequence[str]], None] = lambda requires: None
+        # Called with every record that becomes the latest.
+        self.on_added: Callable[[ClassRecord], None] = lambda record: None
 
     def add(self, record: ClassRecord) -> ClassPublished:
         """Make `record` the latest revision; return the event that tells the core."""
@@ -36,6 +38,7 @@ class Classes:
         self._records[name] = record
         self._interfaces[name] = interface
         self._missing.pop(name, None)
+        self.on_added(record)
         if interface["requires"]:
             self.on_required(interface["requires"])
         methods = {

@@ -25,7 +25,7 @@ from activestore.peer.links import Link, Links
 from activestore.peer.table import Table
 from activestore.storage.engine import ZERO_ID, Change, Engine, Row
 from activestore.wire import packing
-from activestore.wire.gossip import Hint
+from activestore.wire.gossip import ClassHint, Hint
 from activestore.wire.limits import PROTOCOL_VERSION
 
 # States of a peer that can be asked: a suspect may answer, a dead one does not.
@@ -68,6 +68,8 @@ class Cluster:
         self.on_gone: Callable[[PeerId], None] = lambda peer_id: None
         # Called when the set of peers that live has changed.
         self.on_changed: Callable[[], None] = lambda: None
+        # Called with what a peer says to be the newest code of a class.
+        self.on_class_hint: Callable[[ClassHint], None] = lambda hint: None
         self._effects: dict[type, Callable[[Any], None]] = {
             cluster_effects.SendTo: self._do_send_to,
             cluster_effects.MemberChanged: self._do_member_changed,
@@ -203,6 +205,9 @@ class Cluster:
 
     def _do_hints_heard(self, effect: cluster_effects.HintsHeard) -> None:
         for hint in effect.hints:
+            if isinstance(hint, ClassHint):
+                self.on_class_hint(hint)
+                continue
             object_id = ObjectId(hint.object_id)
             if self.location.hear(object_id, Place(PeerId(hint.peer_id), hint.epoch)):
                 self.membership.tell_hint(hint, self._table.clock())
@@ -210,6 +215,10 @@ class Cluster:
     def tell(self, object_id: ObjectId, place: Place) -> None:
         """Gossip where an object is that is not at home."""
         hint = Hint(object_id, place.peer_id, place.epoch)
+        self.membership.tell_hint(hint, self._table.clock())
+
+    def tell_class(self, hint: ClassHint) -> None:
+        """Gossip which code of a class is the newest."""
         self.membership.tell_hint(hint, self._table.clock())
 
     # -- questions ---------------------------------------------------------------------

@@ -23,6 +23,7 @@ from activestore.errors import (
     ActiveStoreError,
     ClassNotFoundError,
     RemoteProtocolError,
+    RequirementError,
     UnavailableError,
 )
 from activestore.ids import PeerId
@@ -55,6 +56,7 @@ class _Quest(NamedTuple):
     to_ask: list[PeerId]
     waiting: list[Then]
     silent: list[str]
+    is_renewal: bool = False  # the class runs here, in an older revision
 
 
 class Fetching:
@@ -109,6 +111,23 @@ class Fetching:
         self._table.storage.read(
             lambda engine: engine.class_revision(class_name, revision), read
         )
+
+    def renew(
+        self, class_name: str, revision: bytes, first: Sequence[PeerId], then: Then
+    ) -> None:
+        """Have a newer revision of a class that is here; see `bring`.
+
+        It may have been the latest here before: what is new then is when it was published.
+        `then(RequirementError)` where it lacks something here that the older one does not.
+        """
+        key = class_name, revision
+        quest = self._quests.get(key)
+        if quest is not None:
+            quest.waiting.append(then)
+            return
+        quest = _Quest(class_name, revision, self._candidates(first), [then], [], True)
+        self._quests[key] = quest
+        self._ask_next(quest)
 
     def publish_elsewhere(
         self,
@@ -199,6 +218,11 @@ class Fetching:
         self, quest: _Quest, digest: bytes, archive: bytes, records: list[ClassRecord]
     ) -> None:
         newer = [record for record in records if self._is_newer(record)]
+        if quest.is_renewal:
+            refusal = self._why_not_renewed(newer)
+            if refusal is not None:
+                self._end(quest, refusal)
+                return
         if not newer:
             self._note_older(quest)
             self._end(quest, None)
@@ -225,9 +249,24 @@ class Fetching:
         if classes.revision_of(record.class_name) is None:
             return True
         known = classes.record_of(record.class_name)
-        return known.revision != record.revision and known.published_s < (
-            record.published_s
-        )
+        # See `newest`: all peers must agree which of two it is.
+        return (known.published_s, known.revision) < (
+            record.published_s, record.revision,
+        )  # fmt: skip
+
+    def _why_not_renewed(
+        self, records: Sequence[ClassRecord]
+    ) -> RequirementError | None:
+        """Return what new code lacks here, where the code that it replaces can run."""
+        classes = self._table.classes
+        for record in records:
+            if classes.missing_for(record.class_name) is not None:
+                continue
+            interface: Any = values.decode(record.interface)
+            missing = classes.lacking(interface["requires"], interface["resources"])
+            if missing and classes.revision_of(record.class_name) is not None:
+                return RequirementError(record.class_name, missing)
+        return None
 
     def _note_older(self, quest: _Quest) -> None:
         self._older[quest.class_name, quest.revision] = None

@@ -34,6 +34,7 @@ from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
 from activestore.peer.moving import Moving
 from activestore.peer.naming import Naming
+from activestore.peer.newest import Newest
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.places import Places
 from activestore.peer.relays import Relays
@@ -162,6 +163,7 @@ class PeerLoop(Incoming, Outgoing):
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)
+        self.newest = Newest(self, self.cluster, self.relays, self.fetching)
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.naming.held
@@ -224,6 +226,7 @@ class PeerLoop(Incoming, Outgoing):
         for event in self.executors.measure():
             self.step(event)
         self._end_silent_sessions()
+        self.newest.look(now_s)
         if self.reporting is not None:
             self.reporting.look(now_s)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from activestore.errors import (
@@ -22,7 +22,6 @@ from activestore.errors import (
     UnavailableError,
     error_from_wire,
 )
-from activestore.peer.clock import wall_s
 from activestore.storage.engine import ClassRecord, Engine
 from activestore.wire import packing, values
 
@@ -97,16 +96,20 @@ def keep(
     digest: bytes,
     archive: bytes,
     interfaces: Sequence[Mapping[str, Any]],
+    stamp: Callable[[Sequence[str]], float],
 ) -> list[ClassRecord]:
-    """Store a package and the records of its classes; return the records."""
-    now_s = wall_s()
+    """Store a package and the records of its classes; return the records.
+
+    `stamp` tells when classes of these names are published: see `newest`.
+    """
+    published_s = stamp([interface["class_name"] for interface in interfaces])
     records = [
         ClassRecord(
             interface["class_name"],
             digest,
             digest,
             values.encode(dict(interface))[0],
-            now_s,
+            published_s,
         )
         for interface in interfaces
     ]

@@ -289,6 +289,12 @@ class Requests:
 
         self.read(origin, look, answer)
 
+    def _do_newest(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        """Tell another peer which code of each class is the newest, and hear it."""
+        if not self._is_of_peer(origin):
+            raise PermissionDeniedError("newest", "client", "peer")
+        self.answer(origin, self._loop.newest.answer(parameters))
+
     def _is_of_peer(self, origin: Origin) -> bool:
         """Whether a request is another peer's own: its session is that of its start."""
         if type(origin) is not Client:
@@ -331,7 +337,9 @@ class Requests:
                 self._loop.storage.write(lambda _: None, lambda *_: failed(bug))
                 return
             self._loop.storage.write(
-                lambda engine: publishing.keep(engine, digest, archive, found),
+                lambda engine: publishing.keep(
+                    engine, digest, archive, found, self._loop.newest.stamp_after
+                ),
                 kept,
             )
 

@@ -1,12 +1,13 @@
 """What peers tell each other of peers and objects: the bodies of gossip and of syncs.
 
-A body is a msgpack list `[updates, hints, wants]`; an empty body is an empty list, and a
-reader ignores elements behind those it knows, in the list and in every row of it.
+A body is a msgpack list `[updates, hints, wants, classes]`; an empty body is an empty
+list, and a reader ignores elements behind those it knows, in the list and in every row.
 
     update   [peer_id, incarnation, state, record or nil, accuser or nil]
     record   [name, endpoints, zone, profile, protocol, meta]
     hint     [object_id, peer_id, epoch]
     want     peer_id: "send me what you know of it"
+    class    [class name, revision, stamp, peer_id]
 
 Rows are encoded once, by `encode_update` and `encode_hint`, and put into many bodies.
 
@@ -41,6 +42,11 @@ SYNC_PART_BYTES_MAX = 32 * 1024
 GOSSIP_BODY_BYTES_MAX = 64 * 1024
 # An incarnation grows by one at a refutation; whoever claims more than this lies.
 INCARNATION_MAX = 2**62
+# A class with a longer name is not told of: its code is fetched when it is needed.
+CLASS_NAME_CHARS_MAX = 200
+REVISION_BYTES = 16
+# Seconds of the year 33,000: a stamp beyond is no time.
+STAMP_MAX = 1e12
 # Where a peer can be reached: a few interfaces, two protocols.
 ENDPOINTS_MAX = 8
 # Names of DNS may have 253 signs; a record of 512 bytes has no room for those.
@@ -100,11 +106,30 @@ class Hint(NamedTuple):
     epoch: int
 
 
+class ClassHint(NamedTuple):
+    """The newest revision of a class that its teller knows, and where it was published.
+
+    Of two the one with the higher stamp is newer; at the same one that with the higher
+    revision.
+    """
+
+    class_name: str
+    revision: bytes
+    stamp: float
+    peer_id: bytes
+
+    def is_newer(self, other: ClassHint | None) -> bool:
+        """Whether this is newer than another; than none it always is."""
+        if other is None:
+            return True
+        return (self.stamp, self.revision) > (other.stamp, other.revision)
+
+
 class GossipBody(NamedTuple):
-    """A decoded body."""
+    """A decoded body; `hints` of objects and of classes."""
 
     updates: Sequence[Update] = ()
-    hints: Sequence[Hint] = ()
+    hints: Sequence[Hint | ClassHint] = ()
     wants: Sequence[bytes] = ()
 
 
@@ -130,25 +155,31 @@ def encode_update(update: Update) -> bytes:
     return row
 
 
-def encode_hint(hint: Hint) -> bytes:
+def encode_hint(hint: Hint | ClassHint) -> bytes:
     """Return the row of a hint."""
     row: bytes = _pack(tuple(hint))
     return row
 
 
 def encode_body(
-    updates: Sequence[bytes], hints: Sequence[bytes] = (), wants: Iterable[bytes] = ()
+    updates: Sequence[bytes],
+    hints: Sequence[bytes] = (),
+    wants: Iterable[bytes] = (),
+    classes: Sequence[bytes] = (),
 ) -> bytes:
     """Return a body of encoded rows; b"" where there is nothing to tell."""
     wanted = list(wants)
-    if not updates and not hints and not wanted:
+    if not updates and not hints and not wanted and not classes:
         return b""
-    parts = [b"\x92" if not wanted else b"\x93"]
-    for rows in (updates, hints):
+    lists = [updates, hints]
+    if wanted or classes:
+        lists.append([_pack(one) for one in wanted])
+    if classes:
+        lists.append(classes)
+    parts = [_header(len(lists))]
+    for rows in lists:
         parts.append(_header(len(rows)) if rows else _NONE)
         parts.extend(rows)
-    if wanted:
-        parts.append(_pack(wanted))
     return b"".join(parts)
 
 
@@ -188,13 +219,18 @@ def decode_body(body: Buffer) -> GossipBody:
         raise RemoteProtocolError(
             f"gossip is not msgpack: {type(error).__name__}"
         ) from None
-    if type(lists) is not list or any(type(rows) is not list for rows in lists[:3]):
+    if type(lists) is not list or any(type(rows) is not list for rows in lists[:4]):
         raise RemoteProtocolError("gossip is not a list of lists")
     count = len(lists)
     updates = [_update_of(row) for row in lists[0]] if count else []
+    hints: list[Hint | ClassHint] = []
+    if count > 1:
+        hints += [_hint_of(row) for row in lists[1]]
+    if count > 3:
+        hints += [class_hint_of(row) for row in lists[3]]
     return GossipBody(
         [update for update in updates if update is not None],
-        [_hint_of(row) for row in lists[1]] if count > 1 else (),
+        hints,
         [_id_of(row, PEER_ID_BYTES) for row in lists[2]] if count > 2 else (),
     )
 
@@ -227,6 +263,28 @@ def _hint_of(row: Any) -> Hint:
         _id_of(row[0], OBJECT_ID_BYTES),
         _id_of(row[1], PEER_ID_BYTES),
         _number_of(row[2], "epoch"),
+    )
+
+
+def class_hint_of(row: Any) -> ClassHint:
+    """Return what a row tells of a class.
+
+    Raises:
+        RemoteProtocolError: it is malformed.
+    """
+    if type(row) is not list or len(row) < 4:
+        raise RemoteProtocolError(
+            "gossip: a class is [class name, revision, stamp, peer_id]"
+        )
+    stamp = row[2]
+    if type(stamp) is not float or not 0.0 <= stamp <= STAMP_MAX:
+        raise RemoteProtocolError(f"gossip: stamp {str(stamp)[:40]!r} is no number from "
+                                  f"0 to {STAMP_MAX:g}")  # fmt: skip
+    return ClassHint(
+        _text_of(row[0], CLASS_NAME_CHARS_MAX, "class name"),
+        _id_of(row[1], REVISION_BYTES),
+        stamp,
+        _id_of(row[3], PEER_ID_BYTES),
     )
 
 

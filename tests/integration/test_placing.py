@@ -159,6 +159,26 @@ def test_newer_revision_that_a_state_was_made_with_is_fetched(cluster, tmp_path)
     assert old.tell() == "new"
 
 
+def test_changed_code_reaches_peers_that_have_objects_of_it(
+    cluster, tmp_path, eventually
+):
+    _, stores = cluster(3)
+    source = "from activestore import ActiveObject, activemethod\n\n" + (
+        "class Told(ActiveObject):\n    n: int\n    def __init__(self): self.n = 0\n"
+        "    @activemethod\n    def tell(self) -> str: return 'VERSION'\n"
+    )
+    path = tmp_path / "told_models.py"
+    path.write_text(source.replace("VERSION", "old"))
+    stores[0].publish(str(path))
+    old = stores[0].create("told_models.Told", peer="peer-1")
+    assert old.tell() == "old"
+    path.write_text(source.replace("VERSION", "new"))
+
+    stores[2].publish(str(path))
+
+    eventually(lambda: old.tell() == "new")
+
+
 @pytest.fixture
 def boards(make_peer, eventually, tmp_path, monkeypatch):
     """Return stores of three peers, of which the last has what Board requires."""

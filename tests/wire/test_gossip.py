@@ -13,6 +13,8 @@ from activestore.wire.gossip import (
     GOSSIP_BODY_BYTES_MAX,
     INCARNATION_MAX,
     RECORD_BYTES_MAX,
+    ClassHint,
+    GossipBody,
     Hint,
     PeerRecord,
     PeerState,
@@ -181,3 +183,41 @@ def test_random_values(body: object) -> None:
 @given(st.integers(0, len(VALID) - 1), st.integers(0, 255), st.integers(0, len(VALID)))
 def test_valid_body_with_a_changed_byte(place: int, byte: int, end: int) -> None:
     decode((VALID[:place] + bytes([byte]) + VALID[place + 1 :])[: max(end, place)])
+
+
+def test_what_is_told_of_classes_comes_back_behind_the_wants() -> None:
+    hints = [
+        ClassHint("model.Counter", bytes(16), 1.5, B),
+        ClassHint("é", A + bytes(10), 0.0, A),
+    ]
+    rows = [encode_hint(hint) for hint in hints]
+
+    body = decode_body(encode_body([], [], [A], rows))
+
+    assert body == GossipBody([], hints, [A])
+    assert decode_body(encode_body([], (), (), rows)).hints == hints
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [], ["c", bytes(16), 1.0], ["c", bytes(15), 1.0, B], ["c", bytes(16), 1, B],
+        ["c", bytes(16), -1.0, B], ["c", bytes(16), float("nan"), B],
+        ["c" * 201, bytes(16), 1.0, B], [b"c", bytes(16), 1.0, B], "row",
+    ],
+)  # fmt: skip
+def test_malformed_class_is_refused(row: object) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_body(msgpack.packb([[], [], [], [row]]))
+
+
+def test_newer_of_two_classes_is_the_same_for_everybody() -> None:
+    old, new = ClassHint("c", bytes(16), 1.0, A), ClassHint("c", bytes(16), 2.0, A)
+    other = ClassHint("c", b"\x01" * 16, 1.0, B)
+
+    assert new.is_newer(old)
+    assert not old.is_newer(new)
+    assert other.is_newer(old)
+    assert not old.is_newer(other)
+    assert not old.is_newer(old)
+    assert old.is_newer(None)
