@@ -86,7 +86,7 @@ def test_records_come_back() -> None:
 
 def test_elements_of_a_newer_version_are_ignored() -> None:
     row = [A, 7, 0, [*FIELDS, "new"], None, "new"]
-    data = msgpack.packb([[row], [[OBJECT, B, 3, "new"]], [B], ["new"], 5])
+    data = msgpack.packb([[row], [[OBJECT, B, 3, "new"]], [B], [], ["new"], 5])
 
     body = decode_body(data)
 
