@@ -18,7 +18,7 @@ ARGS ?=
 # A tree can be tested through its installed copy only if nothing else shadows it.
 unexport PYTHONPATH
 .DELETE_ON_ERROR:
-.PHONY: help test lint format test-all soak demo demo-edge bench bench-network bench-rivals clean
+.PHONY: help test lint format test-all soak demo demo-edge bench bench-network bench-scaling bench-rivals clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -116,6 +116,10 @@ bench: $(VENV)/installed.stamp ## our own benchmarks
 bench-network: $(VENV)/installed.stamp ## calls over slow and long lines, as a table and a plot; root, some ten minutes
 	@echo "== calls over slow and long lines"
 	@$(BIN)/python bench/network/run.py $(ARGS)
+
+bench-scaling: $(VENV)/installed.stamp ## bytes, hops and idle traffic over objects and peers, simulated
+	@echo "== scaling: 10^2 to 10^6 objects, 2 to 1,000 simulated peers; minutes"
+	@$(BIN)/python bench/scaling/run.py $(ARGS)
 
 bench-rivals: $(VENV)/installed.stamp ## the same measurements of other systems, side by side
 	@echo "== benchmarks of rivals; each in its own environment"
