@@ -28,7 +28,7 @@ from activestore.ids import (
     check_alias,
     home_of,
 )
-from activestore.peer import greeting, relays
+from activestore.peer import extras, greeting, relays
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
@@ -39,7 +39,6 @@ from activestore.peer.table import Session, Table
 from activestore.wire import codec
 from activestore.wire.limits import (
     FRAME_BYTES_MAX,
-    OPEN_TOLD_MAX,
 )
 from activestore.wire.messages import (
     Ack,
@@ -72,8 +71,6 @@ from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 # Sessions known at once; beyond it the idle one that was silent longest goes.
 SESSIONS_MAX = 16_384
 
-# Marks of one chain: it is refused long before.
-CHAIN_MAX = 64
 # Of a start's number, in a question that goes round: it is kept for a while.
 MARK_BYTES_MAX = 16
 
@@ -179,10 +176,12 @@ class Incoming(Table):
             session = Session(session_id, link.route, f"by {link.name}", self._now_s)
             self.sessions[session_id] = session
         session.heard_s = self._now_s
-        session.route = link.route
-        session.is_relayed = True
         # Calls of a peer's own methods travel under the number of its start.
         session.is_peer = session.is_peer or session_id == link.incarnation
+        if session.route != link.route and not session.is_peer:
+            session.doubt()  # What stood still on this way may have come by the other.
+        session.route = link.route
+        session.is_relayed = True
         handler(session, inner)
 
     def _on_ask_on(self, link: Link, message: AskOn) -> None:
@@ -318,10 +317,10 @@ class Incoming(Table):
         chain: Sequence[tuple[bytes, int]] = ()
         depth = began_ms = 0
         if message.extra:
-            age_s = _number(message.extra, "age_ms") / 1000
-            credit = int(_number(message.extra, "stream"))
-            still_open = _numbers(message.extra, "open")
-            chain, depth, began_ms = _callers(message.extra)
+            age_s = extras.number(message.extra, "age_ms") / 1000
+            credit = int(extras.number(message.extra, "stream"))
+            still_open = extras.numbers(message.extra, "open")
+            chain, depth, began_ms = extras.callers(message.extra)
         self.step(
             events.CallArrived(
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
@@ -360,11 +359,11 @@ class Incoming(Table):
         if lacking is not None:
             self._refuse(origin, lacking)
             return
-        age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
+        age_s = extras.number(message.extra, "age_ms") / 1000 if message.extra else 0.0
         arrived = events.CallArrived(
             origin, ObjectId(message.object_id), Kind.CREATE, "__init__", message,
             message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
-            0, message.class_name, message.alias, (), *_callers(message.extra),
+            0, message.class_name, message.alias, (), *extras.callers(message.extra),
         )  # fmt: skip
         wants = {message.alias: arrived.object_id} if message.alias else {}
         self.naming.claim(origin, wants, lambda: self.step(arrived))
@@ -377,7 +376,7 @@ class Incoming(Table):
         self._delete(Client(session.session_id, message.sequence), message)
 
     def _delete(self, origin: Client | Nested, message: Delete) -> None:
-        age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
+        age_s = extras.number(message.extra, "age_ms") / 1000 if message.extra else 0.0
         arrived = events.CallArrived(
             origin, ObjectId(message.object_id), Kind.DELETE, "delete", message,
             message.attempt, message.first_unacked, 0.0, age_s,
@@ -435,7 +434,7 @@ class Incoming(Table):
         if refused is not None:
             self._refuse(origin, refused)
             return
-        age_s = _number(message.extra, "age_ms") / 1000 if message.extra else 0.0
+        age_s = extras.number(message.extra, "age_ms") / 1000 if message.extra else 0.0
         arrived = events.PersistArrived(
             origin, states, message.attempt, message.first_unacked, age_s
         )
@@ -517,7 +516,7 @@ class Incoming(Table):
             events.NestedLeft(
                 origin, object_id, kind, method, message, kind is not Kind.GET,
                 message.deadline_ms / 1000 if what is Call else 0.0,
-                int(_number(extra, "stream")),
+                int(extras.number(extra, "stream")),
             )
         )  # fmt: skip
 
@@ -552,28 +551,6 @@ class Incoming(Table):
             self._leave(origin, message, first)
 
 
-def _callers(extra: Any) -> tuple[Sequence[tuple[bytes, int]], int, int]:
-    """Return a nested call's callers: their marks, how many, when the first began."""
-    if not extra:
-        return (), 0, 0
-    depth, began_ms = int(_number(extra, "depth")), int(_number(extra, "began_ms"))
-    return _chain(extra.get("chain", ())), depth, began_ms
-
-
-def _chain(found: Any) -> Sequence[tuple[bytes, int]]:
-    """Return the marks in a chain, none where it is anything else."""
-    if type(found) is not list or len(found) > CHAIN_MAX:
-        return ()
-    is_good = all(
-        type(one) is list
-        and len(one) == 2
-        and type(one[0]) is bytes
-        and type(one[1]) is int
-        for one in found
-    )
-    return [(one[0], one[1]) for one in found] if is_good else ()
-
-
 def _why_no_alias(alias: str) -> ActiveStoreError | None:
     """Return why an alias cannot be one, None where it can or there is none."""
     try:
@@ -582,18 +559,6 @@ def _why_no_alias(alias: str) -> ActiveStoreError | None:
     except ActiveStoreError as error:
         return error
     return None
-
-
-def _number(extra: Any, key: str) -> float:
-    value = extra.get(key, 0)
-    return value if type(value) is int and value >= 0 else 0
-
-
-def _numbers(extra: Any, key: str) -> Sequence[int]:
-    """Return a list of few numbers, none where it is anything else."""
-    found = extra.get(key, ())
-    is_good = type(found) is list and len(found) <= OPEN_TOLD_MAX
-    return found if is_good and all(type(n) is int for n in found) else ()
 
 
 def _sequence(origin: Any) -> int:

@@ -354,6 +354,8 @@ class Moving:
         me = PeerId(self._table.settings.peer_id)
         self._places.came(object_id, Place(me, epoch))
         self.on_held(object_id)
+        for session in self._table.sessions.values():
+            session.doubt()  # What they ask of it may have been answered where it was.
         for session, message in self._parked.pop(object_id, ()):
             self._table.receive(session, message)
 

@@ -341,7 +341,9 @@ class Relays:
             if trip.due_s:
                 if trip.due_s <= now_s:
                     self._end(trip, self._unreachable(trip, trip.target))
-            elif now_s - trip.named_s >= UNNAMED_S and trip.link is not None:
+            elif not trip.call_id or trip.link is None:
+                continue  # A client hears no beats of what was lost: it asks again.
+            elif now_s - trip.named_s >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:

@@ -29,6 +29,9 @@ from activestore.wire.messages import (
 
 # What no sequence reaches: those of the wire are 64 bits.
 ABOVE_ALL = 1 << 64
+# Requests of which one has to be answered before the next ones are not looked up: some
+# may run for long.
+DOUBTED_MAX = 16
 
 _Numbered = TypeVar("_Numbered", Call, Create, Delete, Persist)
 
@@ -39,12 +42,12 @@ class Session:
     `route`: where it was heard last. `is_relayed`: it is not at that route's end, but
     somewhere behind the peer that is. `can_follow`: it goes where it is told to.
     `highest`: the highest number of its requests that came here; above all numbers
-    until one has.
+    while each is looked up. `doubted`, `seen`: the first of those, and the highest.
     """
 
     __slots__ = (
-        "can_follow", "heard_s", "highest", "is_peer", "is_relayed", "name", "route",
-        "session_id",
+        "can_follow", "doubted", "heard_s", "highest", "is_peer", "is_relayed", "name",
+        "route", "seen", "session_id",
     )  # fmt: skip
 
     def __init__(
@@ -57,23 +60,52 @@ class Session:
         self.is_relayed = False
         self.is_peer = False
         self.can_follow = False
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Have requests looked up until one was sent after we answered: see `numbered`."""
         self.highest = ABOVE_ALL
+        self.doubted: list[int] = []
+        self.seen = 0
 
     def numbered(self, message: _Numbered) -> _Numbered:
         """Note the number of a request; return it, as a retry where it may be one.
 
         A client that went on with another peer has sent it twice: the copy that it gave
         up may come long after the other was answered. So one whose number was passed is
-        looked up before it runs, and so is the first: it may have been answered before
-        this process began.
+        looked up before it runs. Of those that come first it may have been answered
+        before this process, or this session, began, or where the object was then: they
+        are looked up until one tells that the answer to such a one has arrived, for
+        that was sent after it. A peer asks for its own methods in order, by one way.
         """
         sequence = message.sequence
         if sequence > self.highest:
             self.highest = sequence
             return message
         if self.highest == ABOVE_ALL:
-            self.highest = sequence
+            if self.is_peer:
+                self.highest = sequence
+            elif any(_has_answer_to(one, message) for one in self.doubted):
+                self.highest = max(self.seen, sequence)
+                if sequence > self.seen:
+                    return message
+            else:
+                self.seen = max(self.seen, sequence)
+                if len(self.doubted) < DOUBTED_MAX:
+                    self.doubted.append(sequence)
         return message if message.attempt else message._replace(attempt=1)
+
+
+def _has_answer_to(sequence: int, message: Call | Create | Delete | Persist) -> bool:
+    """Whether a request tells that its client has the answer to an earlier one."""
+    if sequence < message.first_unacked:
+        return True
+    still_open = message.extra.get("open") if message.extra else None
+    return (
+        type(still_open) is list
+        and sequence < message.sequence
+        and sequence not in still_open
+    )
 
 
 class LoopSettings(NamedTuple):

@@ -46,6 +46,18 @@ class Raw:
         return [one for _, frames in received for one in codec.decode_frames(frames)]
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the numbers of requests that are looked up."""
+    looked_up: list[int] = []
+    do = PeerLoop._do_look_up
+    monkeypatch.setattr(
+        PeerLoop,
+        "_do_look_up",
+        lambda loop, effect: (looked_up.append(effect.sequence), do(loop, effect))[1],
+    )
+    return looked_up
+
+
 def call(
     object_id: ObjectId,
     sequence: int,
@@ -169,13 +181,7 @@ def test_first_requests_of_a_session_run_in_order() -> None:
 
 
 def test_request_in_order_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up = []
-    do = PeerLoop._do_look_up
-    monkeypatch.setattr(
-        PeerLoop,
-        "_do_look_up",
-        lambda loop, effect: (looked_up.append(effect.sequence), do(loop, effect))[1],
-    )
+    looked_up = watched(monkeypatch)
     with Simulation(1, peers=1, classes=[Counter]) as sim:
         mine = remote.id_of(sim.create(COUNTER))
         raw = Raw(sim, "peer-1")
@@ -185,6 +191,42 @@ def test_request_in_order_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
             raw.send(*[HELLO] * (n == 1), call(mine, n))
 
         assert looked_up == [1], "only the first of a session"
+
+
+def test_forwarded_request_in_order_is_not_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up = watched(monkeypatch)
+    with Simulation(1, peers=3, joined=True, classes=[Counter]) as sim:
+        counter = sim.create(COUNTER)
+        raw = Raw(sim, "peer-2")
+        looked_up.clear()
+
+        for n in range(1, 5):
+            raw.send(*[HELLO] * (n == 1), call(remote.id_of(counter), n))
+        assert looked_up == [1]
+        sim.move(counter, "peer-3")
+        for n in range(5, 8):
+            raw.send(call(remote.id_of(counter), n))
+
+        assert looked_up == [1, 5], "the first, there and where it went"
+
+
+def test_request_behind_a_long_one_is_not_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is answered is told by number then, as the lowest one stays open."""
+    looked_up = watched(monkeypatch)
+    with Simulation(1, peers=1, classes=[Counter]) as sim:
+        mine = remote.id_of(sim.create(COUNTER))
+        raw = Raw(sim, "peer-1")
+        looked_up.clear()
+
+        raw.send(HELLO, call(mine, 2, first_unacked=1))
+        raw.send(call(mine, 3, first_unacked=1, still_open=[1]))
+        raw.send(call(mine, 4, first_unacked=1))
+
+        assert looked_up == [2]
 
 
 @pytest.mark.parametrize("attempt", [0, 1])
@@ -227,3 +269,77 @@ def persist_of(sim: Simulation, obj: Any) -> tuple[ObjectId, messages.Persist]:
     ((_, named),) = snapshots([(obj, "")], peer_id, lambda _: revision)
     body, _ = encode_states([named])
     return ObjectId(named.object_id), messages.Persist(1, 0, 1, None, body)
+
+
+def stalled(sim: Simulation, by: str, *sent: messages.Message) -> None:
+    """Have a client send requests to a peer that stands still and forwards them later."""
+    raw = Raw(sim, by)
+    raw.send(HELLO)
+    sim.pause(by)
+    raw.send(*sent)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("forgets", ["restart", "bye"])
+def test_burst_of_copies_to_a_peer_that_forgot_the_session_is_not_run(
+    forgets: str, count: int
+) -> None:
+    """They come by a peer that stood still; meanwhile the client went on elsewhere."""
+    with Simulation(1, peers=2, joined=True, classes=[Counter]) as sim:
+        counter = sim.create(COUNTER)
+        mine = remote.id_of(counter)
+        numbers = range(1, count + 1)
+        stalled(sim, "peer-2", *(call(mine, n, first_unacked=1) for n in numbers))
+        again = [call(mine, n, attempt=1, first_unacked=1) for n in numbers]
+        direct = Raw(sim, "peer-1")
+        assert len(direct.send(HELLO, *again)) == 1 + count
+        if forgets == "restart":
+            sim.restart("peer-1")
+        else:
+            direct.send(messages.Bye())
+        sim.run(2.0)
+
+        sim.resume("peer-2")
+        sim.run(10.0)
+
+        assert counter.peek() == count
+
+
+def test_copy_that_follows_an_object_to_a_peer_that_knows_the_session_is_not_run() -> (
+    None
+):
+    """There the session's highest number is lower, for it was answered elsewhere."""
+    with Simulation(1, peers=3, joined=True, classes=[Counter]) as sim:
+        with sim.client("peer-3") as maker:
+            other = remote.id_of(maker.create(COUNTER))
+        counter = sim.create(COUNTER)
+        mine = remote.id_of(counter)
+        Raw(sim, "peer-3").send(HELLO, call(other, 1))
+        stalled(sim, "peer-2", *(call(mine, n, first_unacked=2) for n in (2, 3)))
+        again = [call(mine, n, attempt=1, first_unacked=2) for n in (2, 3)]
+        Raw(sim, "peer-1").send(HELLO, *again)
+        sim.move(counter, "peer-3")
+
+        sim.resume("peer-2")
+        sim.run(10.0)
+
+        assert counter.peek() == 2
+
+
+def test_copy_that_was_overtaken_on_its_first_way_is_not_run_where_it_is_forwarded() -> (
+    None
+):
+    """The peer that held the object stood still, and then the object left it."""
+    with Simulation(1, peers=2, joined=True, classes=[Counter]) as sim:
+        counter = sim.create(COUNTER)
+        mine = remote.id_of(counter)
+        sim.move(counter, "peer-2")
+        Raw(sim, "peer-2").send(HELLO, call(mine, 1))
+        stalled(sim, "peer-1", *(call(mine, n, first_unacked=2) for n in (2, 3)))
+        again = [call(mine, n, attempt=1, first_unacked=2) for n in (2, 3)]
+        Raw(sim, "peer-2").send(HELLO, *again, call(mine, 4))
+
+        sim.resume("peer-1")
+        sim.run(10.0)
+
+        assert counter.peek() == 4

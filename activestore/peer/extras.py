@@ -1,0 +1,51 @@
+"""What the `extra` map of a request says, as far as it is what it must be.
+
+Rules of this file: what is anything else counts as left out; nothing is refused.
+
+Source: schemas/protocol.md sections 2, 4 and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from activestore.wire.limits import OPEN_TOLD_MAX
+
+# Marks of one chain: it is refused long before.
+CHAIN_MAX = 64
+
+
+def callers(extra: Any) -> tuple[Sequence[tuple[bytes, int]], int, int]:
+    """Return a nested call's callers: their marks, how many, when the first began."""
+    if not extra:
+        return (), 0, 0
+    depth, began_ms = int(number(extra, "depth")), int(number(extra, "began_ms"))
+    return _chain(extra.get("chain", ())), depth, began_ms
+
+
+def _chain(found: Any) -> Sequence[tuple[bytes, int]]:
+    """Return the marks in a chain, none where it is anything else."""
+    if type(found) is not list or len(found) > CHAIN_MAX:
+        return ()
+    is_good = all(
+        type(one) is list
+        and len(one) == 2
+        and type(one[0]) is bytes
+        and type(one[1]) is int
+        for one in found
+    )
+    return [(one[0], one[1]) for one in found] if is_good else ()
+
+
+def number(extra: Any, key: str) -> float:
+    """Return a number of 0 or more, 0 where it is anything else."""
+    value = extra.get(key, 0)
+    return value if type(value) is int and value >= 0 else 0
+
+
+def numbers(extra: Any, key: str) -> Sequence[int]:
+    """Return a list of few numbers, none where it is anything else."""
+    found = extra.get(key, ())
+    is_good = type(found) is list and len(found) <= OPEN_TOLD_MAX
+    return found if is_good and all(type(n) is int for n in found) else ()
