@@ -23,6 +23,7 @@ model); Mitchell and Merritt, PODC 1984 (one victim); design section 5.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Kind, Mailbox, Waiter
@@ -55,7 +56,7 @@ class Search:
         self.number = 0
         self.is_sure = False  # the question before this one came round
         self.due_s = due_s
-        self.wait_s = RING_WAIT_S
+        self.wait_s = 2 * RING_WAIT_S
 
 
 class Deadlocks(Chains):
@@ -73,11 +74,13 @@ class Deadlocks(Chains):
 
     def _look_for_rings(self) -> None:
         """Have the calls ask that have waited for long."""
-        for call_id in [one for one in self._searches if one not in self.calls]:
-            del self._searches[call_id]
+        for call_id in list(self._searches):
+            call = self.calls.get(call_id)
+            if call is None or call.slot is not None:
+                del self._searches[call_id]
         asking = 0
         for call in list(self.calls.values()):
-            if self._is_due(call):
+            if call.call_id in self.calls and self._is_due(call):
                 self._ask(call, self._searches[call.call_id])
                 asking += 1
                 if asking == ASKING_MAX:
@@ -91,7 +94,7 @@ class Deadlocks(Chains):
         if search is None or search.attempt != call.attempt:
             search = Search(call.attempt, self._now_s)
             self._searches[call.call_id] = search
-        return search.due_s <= self._now_s and call.call_id in self.calls
+        return search.due_s <= self._now_s
 
     def _waits(self, call: Call) -> bool:
         """Whether a call of a chain stands in the mailbox of its object."""
@@ -198,13 +201,9 @@ class Deadlocks(Chains):
 
 def _follows_own(box: Mailbox, call: Call) -> bool:
     """Whether a write of the same session stands before a call."""
+    before = takewhile(lambda one: one is not call, box.waiting)
     session = _session_of(call)
-    for one in box.waiting:
-        if one is call:
-            return False
-        if not one.is_readonly and _session_of(one) == session:
-            return True
-    return False
+    return any(not one.is_readonly and _session_of(one) == session for one in before)
 
 
 def _session_of(call: Call) -> object:

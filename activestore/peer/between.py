@@ -62,11 +62,11 @@ class Between:
         Raises:
             PermissionDeniedError: it is no peer.
         """
-        session = (
-            self._loop.sessions.get(origin.session) if type(origin) is Client else None
-        )
+        # What a peer asks for itself comes over its own link, in the session of its start.
+        asked = origin.session if type(origin) is Client else None
+        session = self._loop.sessions.get(asked) if asked is not None else None
         link = None if session is None else self._loop.links.by_route.get(session.route)
-        if session is None or link is None or not session.is_peer:
+        if link is None or link.incarnation != asked:
             raise PermissionDeniedError(operation, "client", "peer")
         return link.peer_id
 
