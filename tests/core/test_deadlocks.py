@@ -301,6 +301,15 @@ def test_question_for_a_call_that_is_unknown_ends(waiting):
     assert out == []
 
 
+def test_question_for_a_call_that_is_looked_up_ends(waiting):
+    stage, _, _, object_id = waiting
+    stage.call(7, "add", object_id, session=70, attempt=1, chain=[(b"theirs", 7)])
+
+    out = stage.step(events.RingAsked(Client(session_of(70), 7), YOUNGEST, 1, 1))
+
+    assert out == []
+
+
 def test_old_question_that_comes_round_is_nothing(waiting):
     stage, _, origin, _ = waiting
     stage.wait(ASKED_S)
