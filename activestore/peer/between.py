@@ -26,8 +26,9 @@ from activestore.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
-from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId
+from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, home_of
 from activestore.objects.references import refs_of
+from activestore.peer.collecting import is_kept
 from activestore.peer.draining import Draining
 from activestore.peer.loop import PeerLoop
 from activestore.peer.moving import in_memory
@@ -47,7 +48,16 @@ class Between:
         self._stop = stop
         self._draining = Draining(loop, loop.moving)
         self._requests = requests
-        for name in ("move", "refs", "drain", "install", "switch", "fate", "place"):
+        for name in (
+            "move",
+            "refs",
+            "drain",
+            "install",
+            "switch",
+            "fate",
+            "place",
+            "keeps",
+        ):
             requests.add(name, getattr(self, f"_do_{name}"))
 
     def _then(self, origin: Origin, error: ActiveStoreError | None) -> None:
@@ -152,6 +162,21 @@ class Between:
             object_id_of(parameters), Place(PeerId(peer_id), _epoch(parameters)),
             lambda error: self._then(origin, error),
         )  # fmt: skip
+
+    def _do_keeps(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        """Tell a former keeper whether what it keeps of an object is known here."""
+        self._asker(origin, "keeps")
+        object_id, epoch = object_id_of(parameters), _epoch(parameters)
+        location, me = self._loop.location, self._loop.settings.peer_id
+
+        def answer(found: tuple[bool, bool]) -> object:
+            is_known, is_nothing = found
+            is_home = home_of(object_id) == me and location.is_here(object_id)
+            return {"is_known": is_known, "is_gone": is_home and is_nothing}
+
+        self._requests.read(
+            origin, lambda engine: is_kept(engine, object_id, epoch), answer
+        )
 
 
 def _token(parameters: dict[str, Any]) -> bytes:

@@ -29,6 +29,7 @@ from activestore.objects import orders
 from activestore.objects.spinning import Spin
 from activestore.peer import ports
 from activestore.peer.cluster import Cluster
+from activestore.peer.collecting import Collecting
 from activestore.peer.fetching import Fetching
 from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
@@ -163,6 +164,7 @@ class PeerLoop(Incoming, Outgoing):
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)
+        self.collecting = Collecting(self, self.cluster, self.relays)
         self.newest = Newest(self, self.cluster, self.relays, self.fetching)
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
@@ -227,6 +229,7 @@ class PeerLoop(Incoming, Outgoing):
             self.step(event)
         self._end_silent_sessions()
         self.newest.look(now_s)
+        self.collecting.look()
         if self.reporting is not None:
             self.reporting.look(now_s)
 

@@ -122,8 +122,11 @@ class Places:
             return
         self._version = version
         for object_id, place in self._held.items():
+            keepers = self._keepers(object_id)
             told = self._told.get(object_id, set())
-            if not told.issuperset(self._keepers(object_id)):
+            # Who is a keeper no more lets go of it; see `collecting`.
+            told.intersection_update(keepers)
+            if not told.issuperset(keepers):
                 self._untold[object_id] = place
 
     def note_delete(self, object_id: ObjectId) -> None:
