@@ -31,6 +31,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId, home_of
 from activestore.peer.cluster import Cluster
+from activestore.peer.doubts import in_doubt
 from activestore.peer.links import Link, Links
 from activestore.peer.table import Session, Table
 from activestore.wire import codec, values
@@ -462,6 +463,7 @@ class Relays:
             self._drop(trip)
             trip.then(None, error)
             return
+        error = in_doubt(trip.message, error, was_sent=bool(trip.target))
         body = values.encode_error(error)
         self._finish(trip, Failure(trip.sequence, error.code, None, body))
 

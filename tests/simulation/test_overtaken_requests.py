@@ -262,6 +262,30 @@ def test_persist_that_arrives_after_a_delete_by_another_brings_nothing_back() ->
         assert list(sim.client().objects()) == []
 
 
+def test_create_whose_peer_died_says_that_its_outcome_is_not_known() -> None:
+    """It may have been made: only its home can tell, and nobody may make it again."""
+    with Simulation(1, peers=2, classes=[Counter]) as sim:
+        sim.run(2.0)
+        home = PeerId(sim.peers["peer-2"].disk.peer_id)
+        body, _ = values.encode_arguments((), {})
+        create = messages.Create(
+            1, ObjectId(home + b"\0" + b"n" * 9), COUNTER, "", 0, 1, 0, None, body
+        )
+        raw = Raw(sim, "peer-1")
+        sim.pause("peer-2")
+        raw.send(HELLO, create)
+        sim.crash("peer-2")
+        sim.run(60.0)
+
+        told = raw.send()
+
+        (failure,) = [one for one in told if type(one) is messages.Failure]
+        assert failure.code == "unavailable"
+        assert b"whether it has made the object is known once it is back" in bytes(
+            failure.body
+        )
+
+
 def persist_of(sim: Simulation, obj: Any) -> tuple[ObjectId, messages.Persist]:
     """Return the id that an object gets, and the request that keeps it."""
     peer_id = PeerId(sim.peers["peer-1"].disk.peer_id)
