@@ -34,12 +34,12 @@ from activestore.peer.cluster import Cluster
 from activestore.peer.doubts import in_doubt
 from activestore.peer.links import Link, Links
 from activestore.peer.table import Session, Table
+from activestore.peer.trips import Then, Trip
 from activestore.wire import codec, values
 from activestore.wire.messages import (
     AskOn,
     Beat,
     Buffer,
-    Call,
     Cancel,
     Create,
     Credit,
@@ -59,6 +59,8 @@ from activestore.wire.messages import (
 REDIRECTS_MAX = 3
 # Peers whose last start is remembered.
 STARTS_MAX = 4096
+# So long a question is asked again of peers that name each other.
+REST_S = 2.0
 # How long a question of our own may stay unanswered, in seconds.
 ASK_S = 10.0
 # A peer names in a beat every 2 s what it has not answered. What it has not named in
@@ -68,46 +70,6 @@ UNNAMED_S = 7.0
 HEARD_S = 2.0
 
 _NIL = b"\xc0"
-
-Then = Callable[[Any, ActiveStoreError | None], None]
-
-
-class Trip:
-    """One request on its way to another peer."""
-
-    __slots__ = (
-        "asked", "attempt", "began_s", "call_id", "due_s", "link", "message",
-        "named_s", "object_id", "redirects", "sequence", "session", "session_id",
-        "target", "then",
-    )  # fmt: skip
-
-    def __init__(
-        self, session_id: SessionId, message: Any, object_id: ObjectId, now_s: float
-    ) -> None:
-        self.session_id = session_id
-        self.sequence: int = message.sequence
-        self.message = message
-        self.object_id = object_id
-        self.began_s = now_s
-        self.attempt: int = getattr(message, "attempt", 0)
-        self.redirects = 0
-        # Whom it was sent to, and how new our knowledge was then.
-        self.asked: dict[PeerId, int] = {}
-        self.target = PeerId(b"")
-        self.link: Link | None = None
-        # Exactly one of these says who waits.
-        self.session: Session | None = None
-        self.call_id = 0
-        self.then: Then | None = None
-        self.due_s = 0.0
-        self.named_s = now_s  # when it was sent, or its peer last told that it has it
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether it may have been answered in part."""
-        return type(self.message) is Call and bool(
-            (self.message.extra or {}).get("stream")
-        )
 
 
 class Relays:
@@ -274,7 +236,23 @@ class Relays:
             return
         trip.target, trip.link = PeerId(b""), None
         if not self.search(trip.object_id, lambda: self._searched(trip)):
+            self._give_up(trip)
+
+    def _give_up(self, trip: Trip) -> None:
+        """End a trip for which nobody is left to ask; a question rests first.
+
+        Between two peers that move an object each names the other for a moment. A call
+        waits there for the copy to become the object, a question does not.
+        """
+        place = self._location.place_of(trip.object_id)
+        is_between = place is not None and place.peer_id in trip.asked
+        rested_s = self._table.clock() - trip.began_s
+        if not (trip.due_s and trip.redirects and is_between) or rested_s > REST_S:
             self._end(trip, self._why_lost(trip))
+            return
+        trip.is_resting = True
+        trip.redirects = 0
+        trip.asked.clear()
 
     def _searched(self, trip: Trip) -> None:
         """Send a trip on with what was found; where nothing was, that ends it."""
@@ -342,6 +320,9 @@ class Relays:
             if trip.due_s:
                 if trip.due_s <= now_s:
                     self._end(trip, self._unreachable(trip, trip.target))
+                elif trip.is_resting:
+                    trip.is_resting = False
+                    self._go_on(trip)
             elif not trip.call_id or trip.link is None:
                 continue  # A client hears no beats of what was lost: it asks again.
             elif now_s - trip.named_s >= UNNAMED_S:
@@ -415,7 +396,7 @@ class Relays:
         self._location.hear(trip.object_id, found)
         trip.redirects += 1
         if trip.redirects > REDIRECTS_MAX:
-            self._end(trip, self._why_lost(trip))
+            self._give_up(trip)
         else:
             self._go_on(trip)
 

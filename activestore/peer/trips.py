@@ -1,0 +1,58 @@
+"""One request on its way to another peer: who waits for it, whom it was sent to.
+
+Rules of this file: data; what becomes of a trip is decided by `relays`.
+
+Source: design section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from activestore.errors import ActiveStoreError
+from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.peer.links import Link
+from activestore.peer.table import Session
+from activestore.wire.messages import Call
+
+Then = Callable[[Any, ActiveStoreError | None], None]
+
+
+class Trip:
+    """One request on its way to another peer."""
+
+    __slots__ = (
+        "asked", "attempt", "began_s", "call_id", "due_s", "is_resting", "link",
+        "message", "named_s", "object_id", "redirects", "sequence", "session", "session_id",
+        "target", "then",
+    )  # fmt: skip
+
+    def __init__(
+        self, session_id: SessionId, message: Any, object_id: ObjectId, now_s: float
+    ) -> None:
+        self.session_id = session_id
+        self.sequence: int = message.sequence
+        self.message = message
+        self.object_id = object_id
+        self.began_s = now_s
+        self.attempt: int = getattr(message, "attempt", 0)
+        self.redirects = 0
+        # Whom it was sent to, and how new our knowledge was then.
+        self.asked: dict[PeerId, int] = {}
+        self.target = PeerId(b"")
+        self.link: Link | None = None
+        # Exactly one of these says who waits.
+        self.session: Session | None = None
+        self.call_id = 0
+        self.then: Then | None = None
+        self.due_s = 0.0
+        self.is_resting = False  # asked again with the next look
+        self.named_s = now_s  # when it was sent, or its peer last told that it has it
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it may have been answered in part."""
+        return type(self.message) is Call and bool(
+            (self.message.extra or {}).get("stream")
+        )
