@@ -28,7 +28,7 @@ from activestore.ids import (
     check_alias,
     home_of,
 )
-from activestore.peer import extras, greeting, relays
+from activestore.peer import chunking, extras, greeting, relays
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
@@ -37,6 +37,7 @@ from activestore.peer.naming import Naming
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
 from activestore.wire import codec
+from activestore.wire.chunks import CHUNKS
 from activestore.wire.limits import (
     FRAME_BYTES_MAX,
 )
@@ -47,11 +48,13 @@ from activestore.wire.messages import (
     Bye,
     Call,
     Cancel,
+    Chunk,
     Create,
     Credit,
     Delete,
     Gossip,
     Hello,
+    Message,
     Nack,
     Persist,
     Ping,
@@ -64,6 +67,7 @@ from activestore.wire.messages import (
     Request,
     Sync,
     Synced,
+    Taken,
     Welcome,
 )
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
@@ -103,7 +107,7 @@ class Incoming(Table):
     def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
         self.carry_out([effects.Refuse(origin, error)])
 
-    def _take_frames(self, route: bytes, frames: list[Buffer]) -> None:
+    def _take_frames(self, route: bytes, frames: Sequence[Buffer]) -> None:
         try:
             messages = codec.decode_frames(frames)
         except RemoteProtocolError as error:
@@ -129,21 +133,27 @@ class Incoming(Table):
             elif kind is Hello:
                 session = self._on_hello(route, message)
                 link = self.links.by_route.get(route)  # Behind it may be a first probe.
-            elif kind is Ping:
-                token: Any = message[0]
-                extra = None if link is None else {"wall_s": self.wall_clock()}
-                is_known = session is not None
-                pong = Pong(token, self.settings.incarnation, is_known, extra)
-                self.transport.send(route, pong)
-            elif handler is not None or kind in _OF_PEERS:
-                self.transport.send(
-                    route, Refused("hello_needed", f"{kind.__name__} before Hello")
-                )
+            elif kind is Chunk or kind is Taken:
+                whole = chunking.take(self, self.links, route, message)
+                if whole:
+                    self._take_frames(route, whole)
             else:
-                self.transport.send(
-                    route,
-                    Refused("remote_protocol", f"a peer takes no {kind.__name__}"),
-                )
+                self._answer_early(route, message, link, is_known=session is not None)
+
+    def _answer_early(
+        self, route: bytes, message: Any, link: Link | None, *, is_known: bool
+    ) -> None:
+        """Answer what needs no session, or refuse what does."""
+        kind = type(message)
+        answer: Message
+        if kind is Ping:
+            extra = None if link is None else {"wall_s": self.wall_clock()}
+            answer = Pong(message[0], self.settings.incarnation, is_known, extra)
+        elif kind in self._messages or kind in _OF_PEERS:
+            answer = Refused("hello_needed", f"{kind.__name__} before Hello")
+        else:
+            answer = Refused("remote_protocol", f"a peer takes no {kind.__name__}")
+        self.transport.send(route, answer)
 
     def _take_from_peer(self, link: Link, message: Any) -> None:
         """Take what peers say to each other; it costs a peer that lies only its link."""
@@ -212,8 +222,12 @@ class Incoming(Table):
             self.sessions[session_id] = session
         else:
             self.routes.pop(session.route, None)
+            self._leave_route(session)
             session.route = route
         self.routes[route] = session
+        has_chunks = CHUNKS in message.capabilities
+        if has_chunks:
+            self.lanes.open(route)
         session.can_follow = "follow" in message.capabilities
         session.is_relayed = session.is_peer = False
         if greeting.is_peer(message):
@@ -233,7 +247,7 @@ class Incoming(Table):
                     "frame_bytes_max": FRAME_BYTES_MAX,
                     "reply_keep_s": int(settings.reply_keep_s),
                 },
-                ["call", "stream", "publish"],
+                ["call", "stream", "publish", *([CHUNKS] if has_chunks else ())],
                 {"cluster": settings.cluster, "peers": self.cluster.endpoints()},
             ),
         )  # fmt: skip
@@ -243,6 +257,7 @@ class Incoming(Table):
 
     def _lose_route(self, route: bytes) -> None:
         """A connection is gone. Its client may come back; its streams will not."""
+        self.lanes.close(route)
         self.links.lose(route)
         session = self.routes.pop(route, None)
         if session is not None and session.route == route:
@@ -277,9 +292,15 @@ class Incoming(Table):
         if session is not None:
             self._end_session(session)
 
+    def _leave_route(self, session: Session) -> None:
+        """Forget what waits for a client's connection; a link to a peer has others too."""
+        if session.route not in self.links.by_route:
+            self.lanes.close(session.route)
+
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.session_id, None)
         self.routes.pop(session.route, None)
+        self._leave_route(session)
         self.relays.end_session(session)
         self.naming.end_session(session.session_id)
         self.step(events.SessionEnded(session.session_id))

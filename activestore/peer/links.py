@@ -20,6 +20,7 @@ from activestore.core.troubles import TroubleKind, clock_off_s, clock_reason
 from activestore.errors import ConfigurationError
 from activestore.ids import PEER_ID_BYTES, PeerId, SessionId
 from activestore.peer.table import Session, Table
+from activestore.wire.chunks import CHUNKS, is_local
 from activestore.wire.limits import PEER_VERSION_MIN, PROTOCOL_VERSION
 from activestore.wire.messages import Hello, Message, Ping, Pong, Refused, Welcome
 
@@ -128,11 +129,14 @@ class Links:
     def _greet(self, link: Link) -> None:
         link.greeted_s = self._table.clock()
         settings = self._table.settings
+        capabilities = ["call", "stream", "peer"]
+        if not is_local(link.endpoint):
+            capabilities.append(CHUNKS)
         self._table.transport.send(
             link.route,
             Hello(
                 PEER_VERSION_MIN, PROTOCOL_VERSION, self.session_id,
-                settings.peer_name, ["call", "stream", "peer"], self._about_us,
+                settings.peer_name, capabilities, self._about_us,
             ),
         )  # fmt: skip
 
@@ -210,6 +214,9 @@ class Links:
             b"",
             message.incarnation,
         )
+        lanes = self._table.lanes
+        if CHUNKS in message.capabilities and (is_again or link.route not in lanes):
+            lanes.open(link.route)
         link.name = message.peer_name
         link.incarnation = bytes(message.incarnation)
         link.is_up = True
@@ -293,7 +300,7 @@ class Links:
     def send(self, link: Link, message: Message) -> None:
         """Send a message over a link."""
         link.used_s = self._table.clock()
-        self._table.transport.send(link.route, message)
+        self._table.send(link.route, message)
 
     def up(self) -> Iterator[Link]:
         """Yield the links that can be used."""
@@ -349,6 +356,7 @@ class Links:
     def _drop_route(self, route: bytes) -> Link | None:
         link = self.by_route.pop(route, None)
         if link is not None:
+            self._table.lanes.close(route)
             self._leave_peer(link)
             if self._dialled.get(link.endpoint) is link:
                 del self._dialled[link.endpoint]

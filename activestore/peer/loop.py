@@ -236,6 +236,11 @@ class PeerLoop(Incoming, Outgoing):
     def _flush_network(self) -> None:
         for route in self.transport.flush():
             self._lose_route(route)
+        if self.overfull:
+            overfull, self.overfull = self.overfull, []
+            for route in overfull:
+                self.transport.disconnect(route)
+                self._lose_route(route)
 
     def _wait_s(self, *, worked: bool) -> float:
         """Return how long this turn may block."""

@@ -316,16 +316,19 @@ class Relays:
 
     def look(self, now_s: float) -> None:
         """End the questions that were not answered in time, and mend what was lost."""
+        moved_s = self._table.lanes.moved_s
         for trip in list(self._trips.values()):
+            route = b"" if trip.link is None else trip.link.route
             if trip.due_s:
-                if trip.due_s <= now_s:
+                # What is large may take its time while it gets on.
+                if max(trip.due_s, moved_s(route) + ASK_S) <= now_s:
                     self._end(trip, self._unreachable(trip, trip.target))
                 elif trip.is_resting:
                     trip.is_resting = False
                     self._go_on(trip)
             elif not trip.call_id or trip.link is None:
                 continue  # A client hears no beats of what was lost: it asks again.
-            elif now_s - trip.named_s >= UNNAMED_S:
+            elif now_s - max(trip.named_s, moved_s(route)) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:

@@ -16,6 +16,7 @@ from activestore.ids import SessionId
 from activestore.peer import ports
 from activestore.peer.classes import Classes
 from activestore.wire import codec
+from activestore.wire.chunks import AT_ONCE, Lanes
 from activestore.wire.gossip import PeerRecord
 from activestore.wire.messages import (
     Call,
@@ -27,6 +28,9 @@ from activestore.wire.messages import (
     Request,
 )
 
+# Bytes that may wait for a connection with chunks, beside what is larger in one message:
+# what ZeroMQ's backlog may hold of others.
+WAITING_BYTES_MAX = 256 * 1024 * 1024
 # What no sequence reaches: those of the wire are 64 bits.
 ABOVE_ALL = 1 << 64
 # Requests of which one has to be answered before the next ones are not looked up: some
@@ -162,6 +166,9 @@ class Table:
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None
         )
+        self.lanes = Lanes(self.settings.message_bytes_max)
+        # Connections whose other side takes too little: they are given up.
+        self.overfull: list[bytes] = []
         self.is_stopping = False
         self.is_emptying = False  # objects move off; none is made here
         self.failure = ""
@@ -180,10 +187,24 @@ class Table:
 
     def tell(self, session: Session, message: Message) -> None:
         """Send a message to a session, through the peer that it is behind, if any."""
+        is_at_once = type(message) in AT_ONCE
         if session.is_relayed:
             buffers = message[-1]
             message = Relayed(session.session_id, None, codec.encode(message), buffers)
-        self.transport.send(session.route, message)
+        if is_at_once:
+            self.transport.send(session.route, message)
+        else:
+            self.send(session.route, message)
+
+    def send(self, route: bytes, message: Message) -> None:
+        """Send a message in its turn, and in chunks where its connection has them."""
+        if not self.lanes.holds(route, message):
+            self.transport.send(route, message)
+            return
+        for one in self.lanes.send(route, message, self.clock()):
+            self.transport.send(route, one)
+        if self.lanes.waiting_bytes(route) > WAITING_BYTES_MAX:
+            self.overfull.append(route)
 
     def trouble(self, kind: TroubleKind, about: str, reason: str) -> None:
         """Tell the operator what is wrong: in `status`, and where it is news in the log."""

@@ -255,6 +255,30 @@ class AskOn(NamedTuple):
     buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
+class Chunk(NamedTuple):
+    """Either way: a part of a message that is too large for a slow line.
+
+    `transfer`: of which message, counted from 1 by the sender; `number`: which part, from
+    0. Its one buffer is the part; the body of the first lists the sizes of all frames.
+    """
+
+    transfer: int
+    number: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+class Taken(NamedTuple):
+    """Either way: the first `chunks` chunks of a transfer have arrived."""
+
+    transfer: int
+    chunks: int
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
 class Welcome(NamedTuple):
     """Peer to client, the answer to Hello: the version spoken, who answers, its limits."""
 
@@ -383,6 +407,8 @@ Message: TypeAlias = (
     | Sync
     | Relay
     | AskOn
+    | Chunk
+    | Taken
     | Welcome
     | Reply
     | Failure
@@ -414,6 +440,8 @@ HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
     Sync: (14, ("id6", "extra")),
     Relay: (15, ("id16", "u64", "extra")),
     AskOn: (16, ("u64", "u64", "bytes", "u64", "u64", "u64", "extra")),
+    Chunk: (17, ("u64", "u64", "extra")),
+    Taken: (18, ("u64", "u64", "extra")),
     Welcome: (32, ("u64", "id6", "id16", "text", "limits", "texts", "extra")),
     Reply: (33, ("u64", "extra")),
     Failure: (34, ("u64", "text", "extra")),
