@@ -18,8 +18,7 @@ from activestore.client.connection import Connection
 from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
-from activestore.client.requests import Request
-from activestore.client.session import STREAM_CREDIT
+from activestore.client.requests import STREAM_CREDIT, Request
 from activestore.errors import (
     ConfigurationError,
     InvalidRequestError,

@@ -196,10 +196,12 @@ class Connection(Waiting):
             else:
                 self._queue(link.route, [codec.encode(link.first)])
         while links.ended:
-            route = links.ended.pop(0).route
+            link = links.ended.pop(0)
+            route = link.route
             self._records.pop(route, None)
             self._unsent.pop(route, None)
             self._disconnect(route)
+            self.session.chunking.end(link)
 
     def _send_out(self, out: Out) -> None:
         """Send what the session wants sent; under the lock."""
@@ -210,7 +212,12 @@ class Connection(Waiting):
             if link.is_open:
                 if self._records:
                     self._flush_records()
-                self._queue(link.route, codec.encode_frames(message))
+                self._send_whole(link, message)
+
+    def _send_whole(self, link: Link, message: Message) -> None:
+        """Send a message that shares no frame, in chunks where its link has them."""
+        for one in self.session.chunking.on_wire(link, message, _now()):
+            self._queue(link.route, codec.encode_frames(one))
 
     # -- life --------------------------------------------------------------------------
 
@@ -334,12 +341,13 @@ class Connection(Waiting):
                     "message_bytes_max of the peer",
                 )
         if not is_held:
-            self._put(link.route, message, may_wait=may_wait)
+            self._put(link, message, may_wait=may_wait)
 
-    def _put(self, route: bytes, message: Message, *, may_wait: bool) -> None:
-        if message[-1]:
+    def _put(self, link: Link, message: Message, *, may_wait: bool) -> None:
+        route = link.route
+        if message[-1] or self.session.chunking.holds(link, message):
             self._flush_records()
-            self._queue(route, codec.encode_frames(message))
+            self._send_whole(link, message)
             return
         record = codec.encode(message)
         if may_wait and len(self.session.requests) > BATCH_FROM:
@@ -406,7 +414,7 @@ class Connection(Waiting):
             if not self.is_closed:
                 self._flush_records()
                 link = links.main if request is None else request.link
-                self._queue(link.route, [codec.encode(message)])
+                self._send_whole(link, message)
 
     def abandon(self, request: Request, error: ActiveStoreError) -> None:
         """End a request from this side."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from activestore.wire.chunks import CHUNKS, is_local
+
 # A peer that `moved` named must welcome us within this, or it is not reachable from here.
 REACH_S = 1.0
 # For this long after that, the connected peer is asked to forward.
@@ -44,18 +46,20 @@ class Link:
     """One connection of a session."""
 
     __slots__ = (
-        "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "is_open",
+        "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "hello",
+        "is_open",
         "is_up", "number", "oldest_s", "opened_s", "peer", "probe", "probed", "route",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, endpoint: str, expected_id: bytes, first: Any, now_s: float
+        self, number: int, endpoint: str, expected_id: bytes, hello: Any, now_s: float
     ) -> None:
         self.number = number
         self.route = b"L%d" % number
         self.endpoint = endpoint
         self.expected_id = expected_id  # of a direct link: who shall be there
-        self.first = first
+        self.hello = hello
+        self.first: Any = hello  # what is sent before all else
         self.peer: Peer | None = None
         self.is_open = True
         self.is_up = False  # welcomed, and not lost since
@@ -121,7 +125,11 @@ class Links:
     ) -> Link:
         """Open a link; `first` is sent on it before all else, Hello by default."""
         number, self._next_number = self._next_number, self._next_number + 1
-        link = Link(number, endpoint, expected_id, first or self._hello, now_s)
+        hello = self._hello
+        if not is_local(endpoint):
+            hello = hello._replace(capabilities=[*hello.capabilities, CHUNKS])
+        link = Link(number, endpoint, expected_id, hello, now_s)
+        link.first = first or hello
         self.by_route[link.route] = link
         self.opened.append(link)
         return link

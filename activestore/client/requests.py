@@ -17,9 +17,11 @@ from activestore.errors import (
     error_from_wire,
 )
 from activestore.wire import values
-from activestore.wire.messages import Call, Delete, Item, Message, Reply
+from activestore.wire.messages import Call, Credit, Delete, Item, Message, Reply
 
 ATTEMPTS_MAX = 3
+# Items that a stream may be ahead of its reader; granted again in halves.
+STREAM_CREDIT = 16
 # A forwarded request may still be told `moved`, by peers that disagree for a moment or by an
 # answer to an earlier attempt. It did not run, so it is tried again: this often in all.
 MOVES_MAX = 10
@@ -89,6 +91,14 @@ class Request:
         else:
             self.link = link
             self.is_sent = link.is_up
+
+    def credit_due(self) -> Message | None:
+        """Note that an item was taken; return a grant when half the window is owed."""
+        self.owed_credit += 1
+        if self.owed_credit < STREAM_CREDIT // 2:
+            return None
+        owed, self.owed_credit = self.owed_credit, 0
+        return Credit(self.sequence, owed)
 
     def may_retry(self, code: str, error: ActiveStoreError) -> bool:
         """Return whether what failed so may be tried again."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from activestore.client.chunking import Chunking
 from activestore.client.links import REACH_S, Link, Links, Peer, Place
 from activestore.client.requests import Request, error_of
 from activestore.errors import (
@@ -41,7 +42,7 @@ from activestore.wire.messages import (
     Beat,
     Call,
     Cancel,
-    Credit,
+    Chunk,
     Failure,
     Hello,
     Item,
@@ -50,6 +51,7 @@ from activestore.wire.messages import (
     Pong,
     Refused,
     Reply,
+    Taken,
     Welcome,
 )
 
@@ -70,8 +72,6 @@ ASK_AGAIN_S = 2.0
 REDIRECTS_MAX = 3
 # The peer says itself that a deadline has passed; after this much more we say so.
 DEADLINE_GRACE_S = 0.5
-# Items that a stream may be ahead of its reader; granted again in halves.
-STREAM_CREDIT = 16
 
 Ended: TypeAlias = "list[Request]"
 Out: TypeAlias = "list[tuple[Link, Message]]"
@@ -102,7 +102,7 @@ class Session:
             PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, session_id, name,
             ["call", "stream", "follow"],
         )  # fmt: skip
-        self._hello = hello
+        self.chunking = Chunking()
         self.links = Links(endpoints, hello)
 
     @property
@@ -220,7 +220,25 @@ class Session:
             return self._take_pong(message, now_s, link)
         if kind is Refused:
             return self._take_refused(message, now_s, link)
+        if kind is Chunk or kind is Taken:
+            return self._take_chunked(message, now_s, link)
         raise RemoteProtocolError(f"a client takes no {kind.__name__}", link.endpoint)
+
+    def _take_chunked(
+        self, message: Any, now_s: float, link: Link
+    ) -> tuple[Ended, Out]:
+        """Take a part of a large message, or that a part has arrived: a sign of life."""
+        for request in self.requests.values():
+            if request.link is link:
+                request.heard_s = now_s
+        found, sent = self.chunking.take(link, message, now_s)
+        ended: Ended = []
+        out: Out = [(link, one) for one in sent]
+        for one in found:
+            more = self._take(one, now_s, link)
+            ended += more[0]
+            out += more[1]
+        return ended, out
 
     def _take_item(self, message: Any, now_s: float, link: Link) -> tuple[Ended, Out]:
         request = self.requests.get(message.sequence)
@@ -308,6 +326,7 @@ class Session:
             message.peer_id, message.peer_name, message.incarnation, message.version,
             message.limits.get("message_bytes_max", 1 << 30),
         )  # fmt: skip
+        self.chunking.welcomed(link, message)
         link.is_up = True
         link.asked_s = 0.0
         link.greeted_s = float("-inf")
@@ -392,7 +411,7 @@ class Session:
         if now_s - link.greeted_s < PING_S:
             return []
         link.greeted_s = now_s
-        return [(link, self._hello)]
+        return [(link, link.hello)]
 
     def _take_refused(
         self, message: Any, now_s: float, link: Link
@@ -571,14 +590,5 @@ class Session:
         """End every request with an error."""
         return [self._fail(request, error) for request in list(self.requests.values())]
 
-    @staticmethod
-    def credit_for(request: Request) -> Message | None:
-        """Note that an item was taken; return a grant when half the window is owed."""
-        request.owed_credit += 1
-        if request.owed_credit < STREAM_CREDIT // 2:
-            return None
-        owed, request.owed_credit = request.owed_credit, 0
-        return Credit(request.sequence, owed)
 
-
-__all__ = ["STREAM_CREDIT", "Request", "Session"]
+__all__ = ["Request", "Session"]

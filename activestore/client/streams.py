@@ -60,7 +60,7 @@ class Items:
             raise StopIteration
         if request.items:
             item = request.items.pop(0)
-            grant = connection.session.credit_for(request)
+            grant = request.credit_due()
             if grant is not None and not request.is_done:
                 connection.tell(grant, request)
             return self._decode(item)

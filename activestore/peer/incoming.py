@@ -227,7 +227,7 @@ class Incoming(Table):
         self.routes[route] = session
         has_chunks = CHUNKS in message.capabilities
         if has_chunks:
-            self.lanes.open(route)
+            self.lanes.open(route, self.settings.message_bytes_max)
         session.can_follow = "follow" in message.capabilities
         session.is_relayed = session.is_peer = False
         if greeting.is_peer(message):

@@ -216,7 +216,7 @@ class Links:
         )
         lanes = self._table.lanes
         if CHUNKS in message.capabilities and (is_again or link.route not in lanes):
-            lanes.open(link.route)
+            lanes.open(link.route, settings.message_bytes_max)
         link.name = message.peer_name
         link.incarnation = bytes(message.incarnation)
         link.is_up = True

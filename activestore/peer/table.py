@@ -166,7 +166,7 @@ class Table:
         self.request_handler: Callable[[Client | Nested, Request], None] = (
             lambda origin, request: None
         )
-        self.lanes = Lanes(self.settings.message_bytes_max)
+        self.lanes = Lanes()
         # Connections whose other side takes too little: they are given up.
         self.overfull: list[bytes] = []
         self.is_stopping = False

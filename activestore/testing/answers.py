@@ -54,7 +54,7 @@ class SimItems:
         client.wait_until(lambda: bool(request.items) or request.is_done)
         if request.items:
             item = request.items.pop(0)
-            grant = client.session.credit_for(request)
+            grant = request.credit_due()
             if grant is not None and not request.is_done:
                 client.tell(request, grant)
             return client.decode(item)

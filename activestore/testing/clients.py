@@ -23,8 +23,8 @@ from activestore.client.publish import (
     load_value,
     snapshots,
 )
-from activestore.client.requests import Request
-from activestore.client.session import STREAM_CREDIT, Session
+from activestore.client.requests import STREAM_CREDIT, Request
+from activestore.client.session import Session
 from activestore.errors import (
     ActiveStoreError,
     CancelledError,
@@ -132,11 +132,13 @@ class SimClient:
             transport.connect(link.endpoint, route=link.route)
             transport.send(link.route, link.first)
         for link, message in out:
-            transport.send(link.route, message)
+            for one in self.session.chunking.on_wire(link, message, self._now_s):
+                transport.send(link.route, one)
         transport.flush()
         ended, links.ended = links.ended, []
         for link in ended:
             transport.disconnect(link.route)
+            self.session.chunking.end(link)
 
     def _wake(self) -> None:
         if self._taking is None:

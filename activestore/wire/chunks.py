@@ -73,7 +73,6 @@ CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 16 * 1024, 1024 * 1024
 # The delay that waiting in line may add, in seconds: below half of it the window grows,
 # above it shrinks. Probes between sites are given 3 s.
 QUEUE_S = 0.25
-SHRINK = 0.7
 # What a record frame has beside a body and buffers, and a list of sizes of its own.
 _ROOM_BYTES = HEADER_BYTES_MAX + 64
 _SIZES_BYTES_MAX = 64 * 1024
@@ -201,7 +200,9 @@ class Lane:
             self.window_bytes = min(self.window_bytes + nbytes, WINDOW_BYTES_MAX)
         elif queued_s > QUEUE_S and now_s - self._shrunk_s > trip_s:
             self._shrunk_s = now_s
-            self.window_bytes = max(int(self.window_bytes * SHRINK), WINDOW_BYTES_MIN)
+            # What the line carries in the time that a chunk may take.
+            fitting = self.window_bytes * (self._shortest_s + QUEUE_S / 2) / trip_s
+            self.window_bytes = max(int(fitting), WINDOW_BYTES_MIN)
 
 
 class Intake:
@@ -286,8 +287,7 @@ class Intake:
 class Lanes:
     """The lanes and intakes of all connections that have them, by route."""
 
-    def __init__(self, message_bytes_max: int) -> None:
-        self._bytes_max = message_bytes_max
+    def __init__(self) -> None:
         self._lanes: dict[bytes, Lane] = {}
         self._intakes: dict[bytes, Intake] = {}
         # When a chunk last went through, either way.
@@ -296,10 +296,10 @@ class Lanes:
     def __contains__(self, route: bytes) -> bool:
         return route in self._lanes
 
-    def open(self, route: bytes) -> None:
+    def open(self, route: bytes, message_bytes_max: int) -> None:
         """Use chunks on a connection from now on; what waited there is forgotten."""
         self._lanes[route] = Lane()
-        self._intakes[route] = Intake(self._bytes_max)
+        self._intakes[route] = Intake(message_bytes_max)
 
     def close(self, route: bytes) -> None:
         """Forget a connection."""

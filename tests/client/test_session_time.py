@@ -6,10 +6,10 @@ import math
 
 import pytest
 
+from activestore.client.requests import STREAM_CREDIT
 from activestore.client.session import (
     DEADLINE_GRACE_S,
     PING_S,
-    STREAM_CREDIT,
     Request,
     Session,
 )
@@ -340,7 +340,7 @@ def test_reader_of_a_stream_grants_half_a_window_at_a_time() -> None:
     session = greeted()
     request = open_stream(session)
 
-    grants = [session.credit_for(request) for _ in range(STREAM_CREDIT)]
+    grants = [request.credit_due() for _ in range(STREAM_CREDIT)]
 
     half = STREAM_CREDIT // 2
     assert grants[half - 1] == grants[-1] == Credit(1, half)
