@@ -346,7 +346,7 @@ class Relays:
 
     def take_relayed(self, message: Relayed) -> None:
         """Take an answer to a trip, or a sign of life of several."""
-        inner = _inner(message)
+        inner = opened(message)
         session_id = SessionId(bytes(message.session))
         if type(inner) is Beat:
             now_s = self._table.clock()
@@ -560,7 +560,7 @@ def _relay(session_id: SessionId, message: Any) -> Relay:
     return Relay(session_id, 0, None, codec.encode(message), buffers)
 
 
-def _inner(message: Relay | Relayed) -> Message:
+def opened(message: Relay | Relayed) -> Message:
     """Return the message that travels in another.
 
     Raises:
@@ -577,8 +577,3 @@ def _inner(message: Relay | Relayed) -> Message:
 def _fields(failure: Failure) -> tuple[Any, ...]:
     found = values.decode(failure.body)
     return tuple(found) if type(found) is list else ()
-
-
-def opened(message: Relay) -> Message:
-    """Return the message that was relayed."""
-    return _inner(message)
