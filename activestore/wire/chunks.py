@@ -63,13 +63,13 @@ from activestore.wire.messages import (
 CHUNKS = "chunks"
 # Smaller messages go whole: 0.5 s at 1 Mbit/s, and what pyzmq sends without a copy.
 WHOLE_BYTES_MAX = 64 * 1024
-# The first window of a connection: 1 s at 1 Mbit/s; at 100 Mbit/s and 200 ms it has grown
-# to the line's 2.5 MB after five round trips.
-WINDOW_BYTES_FIRST, WINDOW_BYTES_MIN = 128 * 1024, 32 * 1024
+# The first window of a connection: 0.5 s at 1 Mbit/s; at 100 Mbit/s and 200 ms it has
+# grown to the line's 2.5 MB after six round trips.
+WINDOW_BYTES_FIRST, WINDOW_BYTES_MIN = 64 * 1024, 32 * 1024
 WINDOW_BYTES_MAX = 32 * 1024 * 1024
 # A window has at least so many chunks, so that it is refilled while it is on the line.
 CHUNKS_PER_WINDOW = 8
-CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 16 * 1024, 1024 * 1024
+CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 8 * 1024, 1024 * 1024
 # The delay that waiting in line may add, in seconds: below half of it the window grows,
 # above it shrinks. Probes between sites are given 3 s.
 QUEUE_S = 0.25

@@ -147,7 +147,7 @@ def test_sign_of_life_overtakes_what_waits():
 
     came_s = {type(message): at_s for at_s, message in line.came}
     assert came_s[Reply] > 8.0
-    assert came_s[Ping] - began_s < 1.5
+    assert came_s[Ping] - began_s < 0.75
     assert came_s[Beat] <= came_s[Ping]
 
 
@@ -163,9 +163,8 @@ def test_window_fills_the_line_and_little_waits_in_it(mbit, delay_s):
 
     ((took_s, _),) = line.came
     bare_s = nbytes / (mbit * 125_000) + delay_s
-    assert took_s <= 1.1 * bare_s + 14 * delay_s
-    # The first window at 1 Mbit/s is 1 s, which is what it may be.
-    assert line.longest_queue_s <= max(1.2, 3 * chunks.QUEUE_S)
+    assert took_s <= 1.1 * bare_s + 16 * delay_s
+    assert line.longest_queue_s <= 3 * chunks.QUEUE_S
 
 
 def test_window_shrinks_where_the_line_becomes_slow():
@@ -243,6 +242,7 @@ def test_chunk_that_cannot_follow_is_refused_and_the_next_transfer_taken(chunk):
         intake.arrived(chunk)
 
     lane = Lane()
+    lane.window_bytes = MIB
     lane.add(large(1, WHOLE_BYTES_MAX + 1))
     found = [intake.arrived(over(one)) for one in lane.take(0.0)]
     assert found[-1] is not None
