@@ -225,9 +225,6 @@ class Incoming(Table):
             self._leave_route(session)
             session.route = route
         self.routes[route] = session
-        has_chunks = CHUNKS in message.capabilities
-        if has_chunks:
-            self.lanes.open(route, self.settings.message_bytes_max)
         session.can_follow = "follow" in message.capabilities
         session.is_relayed = session.is_peer = False
         if greeting.is_peer(message):
@@ -238,6 +235,9 @@ class Incoming(Table):
                 self.transport.send(route, Refused("cluster", why))
                 return None
         settings = self.settings
+        has_chunks = CHUNKS in message.capabilities
+        if has_chunks:
+            self.lanes.open(route, settings.message_bytes_max)
         self.transport.send(
             route,
             Welcome(

@@ -170,3 +170,26 @@ class Knot(ActiveObject):
         except BusyError:
             return False
         return True
+
+
+class Letterbox(ActiveObject):
+    """Keeps the last of what was put in, and the first byte of each."""
+
+    last: bytes
+    kept: list[int]
+
+    def __init__(self) -> None:
+        self.last = b""
+        self.kept = []
+
+    @activemethod
+    def put(self, letter: bytes) -> bytes:
+        """Keep a letter and return the one before."""
+        before, self.last = self.last, letter
+        self.kept.append(letter[0])
+        return before
+
+    @activemethod(readonly=True)
+    def numbers(self) -> list[int]:
+        """Return the first byte of every letter."""
+        return list(self.kept)
