@@ -20,11 +20,7 @@ from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import Change, Durability, ReplyRecord
 from activestore.wire import values
-from activestore.wire.limits import (
-    BEAT_SEQUENCES_MAX,
-)
 from activestore.wire.messages import (
-    Beat,
     Failure,
     Item,
     Reply,
@@ -213,12 +209,8 @@ class Outgoing(Table):
 
     def _do_send_beat(self, effect: effects.SendBeat) -> None:
         session = self.sessions.get(effect.session)
-        if session is None:
-            return
-        sequences = list(effect.sequences)
-        for start in range(0, len(sequences), BEAT_SEQUENCES_MAX):
-            part = sequences[start : start + BEAT_SEQUENCES_MAX]
-            self.tell(session, Beat(part))
+        if session is not None:
+            self.beat(session, list(effect.sequences))
 
     def _do_send_away(self, effect: effects.SendAway) -> None:
         self.relays.depart(effect)

@@ -66,6 +66,8 @@ ASK_S = 10.0
 # A peer names in a beat every 2 s what it has not answered. What it has not named in
 # three of them it never got, or its answer was lost with one of several links.
 UNNAMED_S = 7.0
+# How often a client is told of a request that is long on its way, or its answer is.
+BEAT_S = 2.0
 # A peer that was heard so lately would have named it. Others are asked for a sign.
 HEARD_S = 2.0
 
@@ -317,6 +319,7 @@ class Relays:
     def look(self, now_s: float) -> None:
         """End the questions that were not answered in time, and mend what was lost."""
         moved_s = self._table.lanes.moved_s
+        moving: dict[SessionId, list[int]] = {}
         for trip in list(self._trips.values()):
             route = b"" if trip.link is None else trip.link.route
             if trip.due_s:
@@ -326,10 +329,20 @@ class Relays:
                 elif trip.is_resting:
                     trip.is_resting = False
                     self._go_on(trip)
-            elif not trip.call_id or trip.link is None:
-                continue  # A client hears no beats of what was lost: it asks again.
+            elif trip.session is not None:
+                # A client hears no beats of what was lost, and gives up. What is large
+                # and gets on is none of that, though its peer cannot name it yet.
+                if moved_s(route) - trip.named_s >= BEAT_S:
+                    trip.named_s = now_s
+                    moving.setdefault(trip.session.session_id, []).append(trip.sequence)
+            elif trip.link is None:
+                continue
             elif now_s - max(trip.named_s, moved_s(route)) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
+        for session_id, sequences in moving.items():
+            session = self._table.sessions.get(session_id)
+            if session is not None:
+                self._table.beat(session, sequences)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:
         """Send a trip again that its peer does not name, if that one is heard."""
@@ -412,7 +425,8 @@ class Relays:
         if trip.session is not None:
             self._table.receive(trip.session, trip.message)
         elif trip.then is not None:
-            trip.then(None, UnavailableError("object", "it has just moved; ask again"))
+            where = f"object {trip.object_id.hex()}"
+            trip.then(None, UnavailableError(where, "it has just moved; ask again"))
         elif type(trip.message) in {Create, Persist}:
             # Nobody else makes an object of this id: it was made, then it moved here.
             self._table.step(events.AwayAnswered(trip.call_id, "", _NIL, ()))

@@ -5,7 +5,7 @@ Rules of this file: state and helpers only; no message and no effect is handled 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from activestore.core import effects, events
@@ -18,7 +18,9 @@ from activestore.peer.classes import Classes
 from activestore.wire import codec
 from activestore.wire.chunks import AT_ONCE, Lanes
 from activestore.wire.gossip import PeerRecord
+from activestore.wire.limits import BEAT_SEQUENCES_MAX
 from activestore.wire.messages import (
+    Beat,
     Call,
     Create,
     Delete,
@@ -195,6 +197,11 @@ class Table:
             self.transport.send(session.route, message)
         else:
             self.send(session.route, message)
+
+    def beat(self, session: Session, sequences: Sequence[int]) -> None:
+        """Tell a session that its requests are still under way."""
+        for start in range(0, len(sequences), BEAT_SEQUENCES_MAX):
+            self.tell(session, Beat(sequences[start : start + BEAT_SEQUENCES_MAX]))
 
     def send(self, route: bytes, message: Message) -> None:
         """Send a message in its turn, and in chunks where its connection has them."""

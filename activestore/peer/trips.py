@@ -48,7 +48,9 @@ class Trip:
         self.then: Then | None = None
         self.due_s = 0.0
         self.is_resting = False  # asked again with the next look
-        self.named_s = now_s  # when it was sent, or its peer last told that it has it
+        # When it was sent, or its peer last told that it has it; of a client's also when
+        # the client was told so because a large message got on.
+        self.named_s = now_s
 
     @property
     def is_stream(self) -> bool:

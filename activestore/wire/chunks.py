@@ -139,13 +139,16 @@ class Lane:
         self._waiting.append(item)
 
     def drop(self, sequence: int) -> bool:
-        """Forget a request that waits; True where the other side will never have it."""
+        """Forget a request that waits; True where the other side will never have it.
+
+        It may have an earlier attempt, from before the connection broke.
+        """
         for item in self._waiting:
             message: Any = item.message
             if type(message) in _NUMBERED and message.sequence == sequence:
                 self._waiting.remove(item)
                 self.waiting_bytes -= item.nbytes
-                return True
+                return not getattr(message, "attempt", 0)
         return False
 
     def take(self, now_s: float) -> Iterator[Message]:

@@ -13,6 +13,7 @@ import pytest
 from activestore import remote
 from activestore.errors import ActiveStoreError
 from activestore.testing import Faults, Simulation, seeds
+from activestore.wire import chunks
 from activestore.wire.messages import Chunk
 from tests.simulation.clusters import CASES, join, settle
 from tests.simulation.models import Letterbox
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.scaled
 PEERS = ["peer-1", "peer-2", "peer-3"]
 CALLS, PAUSE_S, FAULTY_S = 12, 0.4, 6.0
 BYTES = 300_000
+# At a window of 64 KiB and 0.2 s each way 2 MB are 12 s on their way.
+LARGE_BYTES, DELAY_S, SILENCE_S = 2_000_000, 0.2, 5.0
 
 
 def letter(number: int) -> bytes:
@@ -112,3 +115,27 @@ def test_a_transfer_that_its_connection_cuts_off_begins_again() -> None:
 
         assert befores == [b"", letter(1), letter(2)]
         assert box.numbers() == [1, 2, 3]
+
+
+def test_what_gets_on_between_peers_is_no_silence_for_the_client_behind_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its peer does not have the request yet, or has answered it: who else would tell?"""
+    monkeypatch.setattr(chunks, "WINDOW_BYTES_MAX", chunks.WINDOW_BYTES_FIRST)
+    with Simulation(3, peers=2, classes=[Letterbox]) as sim:
+        join(sim)
+        box = sim.client(PEERS[0]).create(LETTERBOX)
+        client = sim.client(PEERS[1], timeout_s=SILENCE_S)
+        put = client.get(remote.id_of(box)).put.options(direct=False)
+        put(letter(1))
+        sim.set_link(PEERS[0], PEERS[1], min_s=DELAY_S, mean_s=DELAY_S)
+        large = b"\2" * LARGE_BYTES
+
+        began_s = sim.now_s
+        put(large)
+        up_s = sim.now_s - began_s
+        before = put(letter(3))
+        down_s = sim.now_s - began_s - up_s
+
+    assert before == large
+    assert min(up_s, down_s) > 2 * SILENCE_S, "the test is to last longer than silence"

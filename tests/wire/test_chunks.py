@@ -26,6 +26,7 @@ from activestore.wire.chunks import (
 )
 from activestore.wire.messages import (
     Beat,
+    Call,
     Cancel,
     Chunk,
     Message,
@@ -194,6 +195,16 @@ def test_request_that_waits_can_be_dropped_and_one_half_sent_too():
 
     assert line.kinds == [3]
     assert lane.waiting_bytes == 0
+
+
+def test_request_of_which_an_earlier_attempt_may_run_is_dropped_and_cancelled_too():
+    lane = Lane()
+    lane.add(large(1, 8 * MIB))
+    lane.add(Call(2, bytes(16), "add", 0, 1, 1, 0, None, b"body"))
+    list(lane.take(0.0))
+
+    assert not lane.drop(2)
+    assert lane.waiting_bytes == len(b"body") + 8 * MIB
 
 
 def test_request_that_has_gone_out_is_not_dropped():
