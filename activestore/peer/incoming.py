@@ -236,7 +236,7 @@ class Incoming(Table):
                 return None
         settings = self.settings
         has_chunks = CHUNKS in message.capabilities
-        if has_chunks:
+        if has_chunks and not (session.is_peer and route in self.lanes):
             self.lanes.open(route, settings.message_bytes_max)
         self.transport.send(
             route,

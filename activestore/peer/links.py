@@ -155,6 +155,12 @@ class Links:
             if message.session == self.session_id:
                 return THIS_PEER
             return "it has this peer's id: one of the two data directories is a copy"
+        known = self.by_route.get(session.route)
+        if known is not None and not known.is_dialled:
+            start = (known.peer_id, known.incarnation)
+            if start == (peer_id, message.session):
+                session.is_peer = session.is_relayed = True
+                return ""  # Its Welcome took long: what is on its way stays so.
         link = Link(
             session.route, PeerId(peer_id), "", self._table.clock(), is_dialled=False
         )

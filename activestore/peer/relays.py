@@ -318,31 +318,35 @@ class Relays:
 
     def look(self, now_s: float) -> None:
         """End the questions that were not answered in time, and mend what was lost."""
-        moved_s = self._table.lanes.moved_s
-        moving: dict[SessionId, list[int]] = {}
         for trip in list(self._trips.values()):
-            route = b"" if trip.link is None else trip.link.route
+            moved_s = self._moved_s(trip)
             if trip.due_s:
                 # What is large may take its time while it gets on.
-                if max(trip.due_s, moved_s(route) + ASK_S) <= now_s:
+                if max(trip.due_s, moved_s + ASK_S) <= now_s:
                     self._end(trip, self._unreachable(trip, trip.target))
                 elif trip.is_resting:
                     trip.is_resting = False
                     self._go_on(trip)
-            elif trip.session is not None:
-                # A client hears no beats of what was lost, and gives up. What is large
-                # and gets on is none of that, though its peer cannot name it yet.
-                if moved_s(route) - trip.named_s >= BEAT_S:
-                    trip.named_s = now_s
-                    moving.setdefault(trip.session.session_id, []).append(trip.sequence)
-            elif trip.link is None:
-                continue
-            elif now_s - max(trip.named_s, moved_s(route)) >= UNNAMED_S:
+            elif not trip.call_id or trip.link is None:
+                continue  # A client hears no beats of what was lost, and gives it up.
+            elif now_s - max(trip.named_s, moved_s) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
-        for session_id, sequences in moving.items():
-            session = self._table.sessions.get(session_id)
-            if session is not None:
-                self._table.beat(session, sequences)
+        self._tell_moving(now_s)
+
+    def _tell_moving(self, now_s: float) -> None:
+        """Tell clients of what is large and gets on: its peer cannot name it now."""
+        moving: dict[Session, list[int]] = {}
+        for trip in self._trips.values():
+            if trip.session and self._moved_s(trip) - trip.named_s >= BEAT_S:
+                trip.named_s = now_s
+                moving.setdefault(trip.session, []).append(trip.sequence)
+        for session, sequences in moving.items():
+            self._table.beat(session, sequences)
+
+    def _moved_s(self, trip: Trip) -> float:
+        """Return when a part of something large last went over the link of a trip."""
+        route = b"" if trip.link is None else trip.link.route
+        return self._table.lanes.moved_s(route)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:
         """Send a trip again that its peer does not name, if that one is heard."""
