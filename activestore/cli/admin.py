@@ -145,7 +145,11 @@ def _machine_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
 @click.command()
 @peer_options()
 def drain(target: Target, *, as_json: bool) -> None:
-    """Let running calls end, take no new ones, then stop the peer."""
+    """Move all objects to other peers, let running calls end, then stop the peer.
+
+    While one object cannot be moved the peer stays, and says why. A peer that is alone
+    stops with its objects on its disk.
+    """
     _end(target, "drain", as_json=as_json)
 
 

@@ -1,7 +1,11 @@
 """Emptying a peer: every object moves to another one, then the peer stops.
 
+    begin -> pass: each object that is here moves -> ... -> a pass finds none -> the end
+                 ^-- what was made meanwhile, or is halfway, is waited for --'
+
 Rules of this file: nothing is lost to be quick: while one object cannot be moved the
-peer stays and says so; calls are served until their object has gone.
+peer stays and says so; calls are served until their object has gone. Meanwhile nothing
+comes here: two peers that are emptied at once would give each other what they have.
 
 Source: design section 7; issue of moves: "drain moves everything off a peer".
 """
@@ -11,7 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from activestore.errors import ActiveStoreError, RequirementError, UnavailableError
+from activestore.errors import (
+    ActiveStoreError,
+    ObjectNotFoundError,
+    RequirementError,
+    UnavailableError,
+)
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
 from activestore.peer.moving import Moving
@@ -22,6 +31,9 @@ AT_ONCE = 8
 PAGE_ROWS = 256
 # Reasons that are told; the log has all.
 TOLD_MAX = 3
+# So long those that got objects may take to confirm it, and copies that came before to be
+# decided: as long as a peer that restarts. In seconds.
+SETTLE_S = 30.0
 
 Then = Callable[[ActiveStoreError | None], None]
 
@@ -37,8 +49,11 @@ class Draining:
         self._after: ObjectId | None = None
         self._open = 0
         self._is_read = False
+        self._found_count = 0  # in this pass
+        self._settle_due_s = float("inf")  # the pass is over; what is halfway is not
         self._failures: dict[ObjectId, ActiveStoreError] = {}
         self.moved_count = 0
+        moving.on_look = self._look
 
     @property
     def is_under_way(self) -> bool:
@@ -51,10 +66,14 @@ class Draining:
             self._then.append(then)
             return
         self._then = [then]
-        self._queue, self._after, self._is_read = [], None, False
         self._failures = {}
         self.moved_count = 0
         self._loop.is_emptying = True
+        self._begin_pass()
+
+    def _begin_pass(self) -> None:
+        self._queue, self._after, self._is_read = [], None, False
+        self._found_count = 0
         self._read()
 
     def _read(self) -> None:
@@ -73,10 +92,13 @@ class Draining:
             if ids:
                 self._after = ids[-1]
             location = self._loop.location
-            self._queue.extend(one for one in ids if location.is_here(one))
+            here = [one for one in ids if location.is_here(one)]
+            self._found_count += len(here)
+            self._queue.extend(here)
             self._go_on()
 
-        self._loop.storage.read(read, found)
+        # Behind what is being written: an object that is just made is found.
+        self._loop.storage.write(read, found)
 
     def _go_on(self) -> None:
         while self._queue and self._open < AT_ONCE:
@@ -86,10 +108,41 @@ class Draining:
             return
         if not self._is_read:
             self._read()
-        elif self._failures:
+            return
+        location = self._loop.location
+        self._failures = {
+            o: e for o, e in self._failures.items() if location.is_here(o)
+        }
+        if self._failures:
             self._end(self._why_not())
+        elif self._is_halfway:
+            self._settle_due_s = self._loop.clock() + SETTLE_S
+        elif self._found_count:
+            self._begin_pass()
         else:
             self._end(None)
+
+    @property
+    def _is_halfway(self) -> bool:
+        """Whether objects may yet come of what runs, or of moves that are not decided."""
+        return bool(self._loop.core.calls) or not self._moving.is_idle
+
+    def _look(self, now_s: float) -> None:
+        """Look once more for objects when nothing is halfway any more."""
+        if self._settle_due_s == float("inf"):
+            return
+        if not self._is_halfway:
+            self._settle_due_s = float("inf")
+            self._begin_pass()
+        elif now_s >= self._settle_due_s and not self._moving.is_idle:
+            self._end(
+                UnavailableError(
+                    "drain",
+                    f"{self.moved_count} objects were moved, but moves are not confirmed "
+                    f"after {SETTLE_S:g} s; the peer stays: start the peers that got or "
+                    "sent objects, or drain again when they are reached",
+                )
+            )
 
     def _targets(self) -> list[PeerId]:
         """Return the other peers, those with the most memory for their load first."""
@@ -115,14 +168,16 @@ class Draining:
                 self._move(object_id, targets[1:])
                 return
             self._open -= 1
-            if error is not None:
-                self._failures[object_id] = error
-            else:
-                self._failures.pop(object_id, None)
+            if error is None:
                 self.moved_count += 1
+            if error is None or isinstance(error, ObjectNotFoundError):
+                self._failures.pop(object_id, None)  # There, or deleted meanwhile.
+            else:
+                self._failures[object_id] = error
             self._go_on()
 
-        self._moving.order(object_id, targets[0], then)
+        target = self._moving.target_of(object_id) or targets[0]
+        self._moving.order(object_id, target, then)
 
     def _why_not(self) -> UnavailableError:
         for object_id, error in self._failures.items():
@@ -136,6 +191,7 @@ class Draining:
 
     def _end(self, error: ActiveStoreError | None) -> None:
         self._loop.is_emptying = False
+        self._settle_due_s = float("inf")
         waiting, self._then = self._then, []
         for then in waiting:
             then(error)

@@ -103,6 +103,8 @@ class Moving:
         self._again_due_s = 0.0
         # Called with an object that has come here.
         self.on_held: Callable[[ObjectId], None] = lambda object_id: None
+        # Called after each look at what is halfway, with the time.
+        self.on_look: Callable[[float], None] = lambda now_s: None
 
     # -- at start ----------------------------------------------------------------------
 
@@ -146,6 +148,11 @@ class Moving:
         token = int(self._table.random() * (1 << 53)).to_bytes(TOKEN_BYTES, "big")
         self._leaving[object_id] = Leaving(object_id, target, token, [then])
         self._table.step(events.MoveOrdered(object_id))
+
+    def target_of(self, object_id: ObjectId) -> PeerId | None:
+        """Return where an object is moving to, None where it stays."""
+        leaving = self._leaving.get(object_id)
+        return None if leaving is None else leaving.target
 
     def quiet(self, effect: effects.ObjectQuiet) -> None:
         """Nothing runs on the object any more: copy it."""
@@ -285,6 +292,9 @@ class Moving:
         object_id = ObjectId(named.object_id)
         if self._location.is_here(object_id):
             then(InvalidRequestError("the object is here already", _named(object_id)))
+            return
+        if self._table.is_emptying:
+            then(UnavailableError("peer", "it is being drained; move it elsewhere"))
             return
 
         def kept(results: Any, error: BaseException | None) -> None:
@@ -430,6 +440,7 @@ class Moving:
         for object_id, staged in list(self._staged.items())[:PARKED_MAX]:
             self._ask_fate(object_id, staged)
         self._places.look()
+        self.on_look(now_s)
 
     def send_on(self, effect: effects.SendOn) -> None:
         """Send a client's request after its object."""

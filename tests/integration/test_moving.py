@@ -6,6 +6,7 @@ Source: design section 7 (move); issue 3, "It must hold".
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,6 +97,26 @@ def test_drained_peer_leaves_everything_to_others(cluster, models_file, eventual
     assert peers[0].wait() == 0
 
     assert [there.get(object_id).peek() for object_id in ids] == list(range(20))
+
+
+def test_peers_that_are_drained_at_once_do_not_fill_each_other(cluster, models_file):
+    """Each once gave the other what it had, and both said that they were empty."""
+    peers, stores = cluster(3)
+    for store in stores:
+        store.publish(models_file)
+    made = [
+        store.create("models.Counter", n) for n in range(40) for store in stores[:2]
+    ]
+    ids = [id_of(counter) for counter in made]
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda store: store.request("drain"), stores[:2]))
+    assert [peer.wait() for peer in peers[:2]] == [0, 0]
+
+    left = stores[2]
+    assert [left.get(object_id).peek() for object_id in ids] == [
+        n for n in range(40) for _ in stores[:2]
+    ]
 
 
 def test_moving_with_all_that_is_reached(cluster, models_file):
