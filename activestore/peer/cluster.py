@@ -199,8 +199,10 @@ class Cluster:
             return
         self._table.troubles.end(TroubleKind.CLOCK, self.title_of(peer_id))
         self.location.doubt_peer(peer_id)
-        self._links.close_all_to(peer_id)
+        # First what waits for it ends: else it would wait on a link that is dialled anew, and
+        # run when the peer comes back, although whoever asked was told that it failed.
         self.on_gone(peer_id)
+        self._links.close_all_to(peer_id)
         self.on_changed()
 
     def _do_hints_heard(self, effect: cluster_effects.HintsHeard) -> None:
