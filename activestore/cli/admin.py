@@ -127,6 +127,7 @@ def peers(target: Target, *, as_json: bool) -> None:
                 row.get("state", "alive"),  # Peers of version 1 list themselves.
                 row.get("zone", ""),
                 row["endpoint"],
+                *_machine_of(row),
             )
             for row in rows
         ),

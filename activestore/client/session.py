@@ -485,7 +485,7 @@ class Session:
                 if request.is_sent:
                     out.append((link, Cancel(request.sequence)))
             elif now_s - request.heard_s >= self.silence_s:
-                error = self._silent(link, now_s - request.heard_s)
+                error = self._silent(request, now_s)
                 ended.append(self._fail(request, error))
             elif request.retry_s and now_s >= request.retry_s:
                 request.retry_s = 0.0
@@ -566,12 +566,17 @@ class Session:
         self._next_tick_s = min(self._next_tick_s, links.look_s)
         return out
 
-    def _silent(self, link: Link, silent_s: float) -> UnavailableError:
-        return UnavailableError(
-            link.endpoint,
-            f"nothing was heard for {silent_s:.1f} s (timeout_s={self.silence_s:g}); is the "
-            "peer running and reachable? start one with `activestore-node start`",
+    def _silent(self, request: Request, now_s: float) -> UnavailableError:
+        link, silent_s = request.link, now_s - request.heard_s
+        what = f"nothing was heard for {silent_s:.1f} s (timeout_s={self.silence_s:g})"
+        if now_s - link.heard_s < self._dead_s:
+            why = f"{link.endpoint} answers, whoever has the object does not"
+            what = f"{what}; {why}: see `activestore-node peers`"
+            return UnavailableError(request.where, what)
+        ask = (
+            "is the peer running and reachable? start one with `activestore-node start`"
         )
+        return UnavailableError(link.endpoint, f"{what}; {ask}")
 
     def _fail(self, request: Request, error: ActiveStoreError) -> Request:
         self.requests.pop(request.sequence, None)

@@ -144,11 +144,6 @@ class Location:
                 found.append(peer_id)
         return found
 
-    @property
-    def hints_count(self) -> int:
-        """How many hints are remembered."""
-        return len(self._hints)
-
     def check(self) -> None:
         """Assert every invariant; for tests."""
         assert len(self._hints) <= self._hints_max

@@ -34,7 +34,6 @@ ROUND_SLACK = 16
 # Homes whose buddies are remembered for one version.
 BUDDIES_KEPT_MAX = 4096
 
-_LIVE = (PeerState.ALIVE, PeerState.SUSPECT)
 # Kept in meta, and so lively that it makes no difference to who is where.
 _RESTLESS = "load"
 

@@ -357,11 +357,6 @@ class Names:
         return min(times, default=None)
 
     @property
-    def claims_count(self) -> int:
-        """How many requests claim names, or have claimed them for objects in the making."""
-        return len(self._ballots)
-
-    @property
     def waiting_count(self) -> int:
         """How many claims wait to be told."""
         return sum(map(len, self._waiting.values()))

@@ -55,11 +55,6 @@ class Draining:
         self.moved_count = 0
         moving.on_look = self._look
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether objects are being moved off."""
-        return bool(self._then)
-
     def begin(self, then: Then) -> None:
         """Move every object to other peers; `then(error)` once none is left here."""
         if self._then:

@@ -61,7 +61,7 @@ REDIRECTS_MAX = 3
 STARTS_MAX = 4096
 # So long a question is asked again of peers that name each other.
 REST_S = 2.0
-# How long a question of our own may stay unanswered, in seconds.
+# How long a question of our own may stay unanswered and unnamed, in seconds.
 ASK_S = 10.0
 # A peer names in a beat every 2 s what it has not answered. What it has not named in
 # three of them it never got, or its answer was lost with one of several links.
@@ -371,6 +371,8 @@ class Relays:
                 named = self._trips.get((session_id, sequence))
                 if named is not None:
                     named.named_s = now_s
+                    if named.due_s:  # It is at it: a move waits for what runs.
+                        named.due_s = max(named.due_s, now_s + ASK_S)
             session = self._table.sessions.get(session_id)
             if session is not None:
                 self._table.tell(session, inner)

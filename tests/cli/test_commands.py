@@ -42,13 +42,17 @@ def test_peers_lists_the_peer_itself(peer: Any) -> None:
     text = peer.run("peers")
     rows = peer.run("peers", "--json").json
 
-    assert text.out == f"one\t{peer.ready['peer']}\talive\t\t{peer.endpoint}\n"
+    cells = text.out.rstrip("\n").split("\t")
+    assert cells[:5] == ["one", peer.ready["peer"], "alive", "", peer.endpoint]
     assert len(rows) == 1
     about = rows[0]
     assert (about["peer"], about["peer_id"]) == ("one", peer.ready["peer"])
     assert (about["endpoint"], about["state"]) == (peer.endpoint, "alive")
     assert about["is_me"]
     assert about["meta"]["cores"] > 0
+    load = about["load"]
+    told = [str(about["cores"]), f"{load['busy_slots']}/{load['slots']}"]
+    assert cells[5:7] == told
 
 
 def test_objects_lists_what_is_stored(peer: Any) -> None:

@@ -116,7 +116,7 @@ def test_lost_answer_to_a_relayed_call_is_silence() -> None:
         lost = lose_next(sim, "peer-2", messages.Reply)
         began_s = sim.now_s
 
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="peer-1:7400 answers, whoever"):
             counter.add.options(direct=False)(1)
 
         assert lost
@@ -148,3 +148,17 @@ def test_stream_whose_end_was_lost_ends() -> None:
             list(counter.numbers.options(direct=False).stream(3))
 
         assert counter.peek() == 3
+
+
+def test_move_asked_for_at_another_peer_waits_for_what_runs() -> None:
+    """It was given up after 10 s, as if the peer that has the object could not be reached."""
+    with simulation(3) as sim:
+        counter = counter_at(sim, "peer-2")
+        future = slowly(counter)
+        sim.run(1.0)
+
+        sim.client("peer-1").move(counter, "peer-3")
+
+        assert sim.now_s > LONG_S
+        assert future.result() == 1
+        assert counter.peek() == 1
