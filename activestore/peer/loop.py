@@ -228,6 +228,7 @@ class PeerLoop(Incoming, Outgoing):
         for event in self.executors.measure():
             self.step(event)
         self._end_silent_sessions()
+        self.overfull += self.lanes.stalled(now_s)
         self.newest.look(now_s)
         self.collecting.look()
         if self.reporting is not None:

@@ -169,7 +169,7 @@ class Table:
             lambda origin, request: None
         )
         self.lanes = Lanes()
-        # Connections whose other side takes too little: they are given up.
+        # Connections whose other side takes too little, or is gone: they are given up.
         self.overfull: list[bytes] = []
         self.is_stopping = False
         self.is_emptying = False  # objects move off; none is made here

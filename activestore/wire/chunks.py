@@ -73,6 +73,9 @@ CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 8 * 1024, 1024 * 1024
 # The delay that waiting in line may add, in seconds: below half of it the window grows,
 # above it shrinks. Probes between sites are given 3 s.
 QUEUE_S = 0.25
+# A transfer of which nothing went through for so long is of a side that is gone: ten times
+# what ZeroMQ waits for a sign of life of a connection.
+STALLED_S = 60.0
 # What a record frame has beside a body and buffers, and a list of sizes of its own.
 _ROOM_BYTES = HEADER_BYTES_MAX + 64
 _SIZES_BYTES_MAX = 64 * 1024
@@ -122,6 +125,11 @@ class Lane:
     def is_busy(self) -> bool:
         """Whether something waits, which all but `AT_ONCE` must stay behind."""
         return bool(self._waiting)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something waits, or was not taken yet."""
+        return bool(self._waiting or self._flight)
 
     def holds(self, message: Message) -> bool:
         """Whether a message is to be added; else it is sent as it is, now."""
@@ -217,8 +225,12 @@ class Intake:
         self._count = 0
         self._sizes: list[int] = []
         self._frames: list[Buffer] = []
-        self._part: bytearray | None = None
-        self._filled = 0
+        self._part = bytearray()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a message has come in part."""
+        return bool(self._sizes)
 
     def arrived(self, chunk: Chunk) -> list[Buffer] | None:
         """Take a chunk; return the frames of its message once all of it is there.
@@ -244,7 +256,7 @@ class Intake:
 
     def _begin(self, chunk: Chunk) -> None:
         self._transfer, self._count = chunk.transfer, 0
-        self._frames, self._part, self._filled = [], None, 0
+        self._frames, self._part = [], bytearray()
         self._sizes = []
         sizes: Any = None
         if len(chunk.body) <= _SIZES_BYTES_MAX:
@@ -267,23 +279,25 @@ class Intake:
         if len(self._frames) == len(self._sizes):
             self._fail("a chunk behind the last one")
         size = self._sizes[len(self._frames)]
-        if not data.nbytes or self._filled + data.nbytes > size:
-            self._fail(f"a chunk of {data.nbytes} bytes, {size - self._filled} are due")
+        due = size - len(self._part)
+        if not 0 < data.nbytes <= due:
+            self._fail(f"a chunk of {data.nbytes} bytes, {due} are due")
         if data.nbytes == size:
             self._frames.append(data)
             return
-        if self._part is None:
-            self._part = bytearray(size)
-        end = self._filled + data.nbytes
-        self._part[self._filled : end] = data
-        self._filled = end
-        if end == size:
+        # It grows with what comes: who only announces much costs nothing.
+        self._part += data
+        if len(self._part) == size:
             self._frames.append(memoryview(self._part))
-            self._part, self._filled = None, 0
+            self._part = bytearray()
+
+    def forget(self) -> None:
+        """Drop what has come of a message: its sender went, or has given it up."""
+        self._transfer, self._count = 0, 0
+        self._sizes, self._frames, self._part = [], [], bytearray()
 
     def _fail(self, why: str) -> None:
-        self._transfer, self._count = 0, 0
-        self._sizes, self._frames, self._part, self._filled = [], [], None, 0
+        self.forget()
         raise RemoteProtocolError(why, "Chunk")
 
 
@@ -295,6 +309,8 @@ class Lanes:
         self._intakes: dict[bytes, Intake] = {}
         # When a chunk last went through, either way.
         self._moved_s: dict[bytes, float] = {}
+        # Since when something is on its way, as `stalled` has seen it.
+        self._open_s: dict[bytes, float] = {}
 
     def __contains__(self, route: bytes) -> bool:
         return route in self._lanes
@@ -303,12 +319,14 @@ class Lanes:
         """Use chunks on a connection from now on; what waited there is forgotten."""
         self._lanes[route] = Lane()
         self._intakes[route] = Intake(message_bytes_max)
+        self._open_s.pop(route, None)
 
     def close(self, route: bytes) -> None:
         """Forget a connection."""
         self._lanes.pop(route, None)
         self._intakes.pop(route, None)
         self._moved_s.pop(route, None)
+        self._open_s.pop(route, None)
 
     def holds(self, route: bytes, message: Message) -> bool:
         """Whether a message must go through `send`; else it may be sent as it is."""
@@ -355,6 +373,27 @@ class Lanes:
     def moved_s(self, route: bytes) -> float:
         """Return when a chunk last went through a connection, either way."""
         return self._moved_s.get(route, float("-inf"))
+
+    def stalled(self, now_s: float) -> list[bytes]:
+        """Return the connections on which what is sent does not get on.
+
+        Their other side is gone, as a rule, and ZeroMQ does not tell. What came in part
+        and does not get on is forgotten; that is no reason to end a connection, for its
+        sender may have been told to cancel it.
+        """
+        found = []
+        for route, lane in self._lanes.items():
+            intake = self._intakes[route]
+            if not lane.is_open and not intake.is_open:
+                self._open_s.pop(route, None)
+                continue
+            since_s = max(self._open_s.setdefault(route, now_s), self.moved_s(route))
+            if now_s - since_s < STALLED_S:
+                continue
+            intake.forget()
+            if lane.is_open:
+                found.append(route)
+        return found
 
     def waiting_bytes(self, route: bytes) -> int:
         """Return how much waits for a connection."""

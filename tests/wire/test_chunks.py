@@ -5,6 +5,7 @@ Source: schemas/protocol.md section 13.
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from activestore.errors import RemoteProtocolError
 from activestore.wire import chunks, codec
 from activestore.wire.chunks import (
     CHUNK_BYTES_MIN,
+    STALLED_S,
     WHOLE_BYTES_MAX,
     WINDOW_BYTES_FIRST,
     WINDOW_BYTES_MIN,
@@ -291,3 +293,44 @@ def test_connection_that_begins_anew_forgets_what_waited():
 )  # fmt: skip
 def test_chunks_are_for_lines_beyond_this_machine(endpoint, expected):
     assert is_local(endpoint) is expected
+
+
+def test_intake_takes_no_memory_for_what_is_only_announced():
+    tracemalloc.start()
+    intake = Intake(64 * MIB)
+    intake.arrived(Chunk(1, 0, None, msgpack.packb([16 * MIB]), [b"x"]))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak_bytes < MIB
+
+
+def test_what_is_sent_and_does_not_get_on_ends_its_connection():
+    lanes = Lanes()
+    for route in (b"gone", b"idle"):
+        lanes.open(route, 64 * MIB)
+    assert type(lanes.send(b"gone", large(1), 0.0)[0]) is Chunk
+
+    assert lanes.stalled(1.0) == []
+    lanes.taken(b"gone", Taken(1, 1), STALLED_S)
+    assert lanes.stalled(STALLED_S + 2.0) == []
+    assert lanes.stalled(2 * STALLED_S) == [b"gone"]
+
+    lanes.open(b"gone", 64 * MIB)
+    assert lanes.stalled(3 * STALLED_S) == []
+
+
+def test_what_came_in_part_and_does_not_get_on_is_forgotten():
+    """Its client may have cancelled it, and have other calls on the connection."""
+    lanes = Lanes()
+    lanes.open(b"route", 64 * MIB)
+    sizes = msgpack.packb([2])
+    lanes.arrived(b"route", Chunk(1, 0, None, sizes, [b"x"]), 0.0)
+
+    assert lanes.stalled(0.0) == []
+    assert lanes.stalled(STALLED_S) == []
+
+    with pytest.raises(RemoteProtocolError):
+        lanes.arrived(b"route", Chunk(1, 1, None, b"", [b"x"]), STALLED_S)
+    begun = Chunk(2, 0, None, sizes, [b"xx"])
+    assert lanes.arrived(b"route", begun, STALLED_S)[1] == [b"xx"]
