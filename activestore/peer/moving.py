@@ -28,6 +28,7 @@ from activestore.core.calls import Client
 from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
+    BusyError,
     InvalidRequestError,
     ObjectNotFoundError,
     RemoteProtocolError,
@@ -40,7 +41,8 @@ from activestore.peer.publishing import as_error
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
 from activestore.storage.engine import ZERO_ID, Change, Engine, Head, ReplyRecord, Row
-from activestore.wire import packing
+from activestore.wire import packing, values
+from activestore.wire.messages import Failure
 from activestore.wire.state import (
     FileBuffer,
     NamedState,
@@ -376,6 +378,11 @@ class Moving:
         parked = self._parked.setdefault(object_id, [])
         if len(parked) < PARKED_MAX:
             parked.append((session, message))
+            return True
+        reason = f"{PARKED_MAX} requests wait for its move"
+        error = BusyError(_named(object_id), reason, AGAIN_S)
+        body = values.encode_error(error)
+        self._table.tell(session, Failure(message.sequence, error.code, None, body))
         return True
 
     def _drop_staged(self, object_id: ObjectId, staged: Given) -> None:

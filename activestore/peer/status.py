@@ -77,7 +77,7 @@ class Status:
                 "cpu_percent": self._process.cpu_percent(),
             },
             "executors": self._executors(),
-            "sessions": len(loop.sessions),
+            "sessions": sum(1 for one in loop.sessions.values() if not one.is_peer),
             "active_objects": sum(len(e.copies) for e in core.pool.executors.values()),
             "calls": {
                 "total": loop.calls_count,

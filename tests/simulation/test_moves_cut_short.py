@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from activestore import remote
+from activestore.core.location import Place
+from activestore.errors import BusyError
+from activestore.peer import moving
 from activestore.testing import Simulation
 from tests.simulation.clusters import (
     COUNTER,
@@ -201,3 +204,21 @@ def test_object_has_one_owner_after_a_death_at_any_moment_of_a_move(
                 at_s + BESIDE_S, lambda move=move: kill(move, victim, DOWN_S["soon"])
             )
             end(move, DOWN_S["soon"])
+
+
+def test_requests_beyond_those_that_may_wait_for_a_copy_are_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They were dropped without a word, and their clients waited for nothing."""
+    monkeypatch.setattr(moving, "PARKED_MAX", 2)
+    with Simulation(SEED, peers=2, classes=[Counter]) as sim:
+        join(sim)
+        object_id = remote.id_of(sim.client("peer-1").create(COUNTER))
+        target = sim.peers["peer-2"].loop
+        target.location.staged[object_id] = Place(sim.peers["peer-1"].peer_id, 2)
+        add = sim.client("peer-2").get(object_id).add.options(direct=False)
+        for _ in range(2):
+            add.submit(1)
+
+        with pytest.raises(BusyError, match="2 requests wait for its move"):
+            add(1)
