@@ -196,7 +196,8 @@ class AliasExistsError(ActiveStoreError):
         self.object_id = object_id
 
     def __str__(self) -> str:
-        return f"alias {self.alias!r} already names object {self.object_id.hex()}"
+        named = f"alias {self.alias!r} already names object {self.object_id.hex()}"
+        return f"{named}; choose another, or delete that object"
 
 
 class AliasNotFoundError(ActiveStoreError):

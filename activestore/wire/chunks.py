@@ -65,7 +65,7 @@ CHUNKS = "chunks"
 WHOLE_BYTES_MAX = 64 * 1024
 # The first window of a connection: 0.5 s at 1 Mbit/s; at 100 Mbit/s and 200 ms it has
 # grown to the line's 2.5 MB after six round trips.
-WINDOW_BYTES_FIRST, WINDOW_BYTES_MIN = 64 * 1024, 32 * 1024
+WINDOW_BYTES_FIRST, WINDOW_BYTES_MIN = 64 * 1024, 16 * 1024
 WINDOW_BYTES_MAX = 32 * 1024 * 1024
 # A window has at least so many chunks, so that it is refilled while it is on the line.
 CHUNKS_PER_WINDOW = 8
@@ -211,6 +211,10 @@ class Lane:
             self.window_bytes = min(self.window_bytes + nbytes, WINDOW_BYTES_MAX)
         elif queued_s > QUEUE_S and now_s - self._shrunk_s > trip_s:
             self._shrunk_s = now_s
+            if self.window_bytes <= WINDOW_BYTES_MIN:
+                # So little cannot queue: the line itself has become longer.
+                self._shortest_s = trip_s
+                return
             # What the line carries in the time that a chunk may take.
             fitting = self.window_bytes * (self._shortest_s + QUEUE_S / 2) / trip_s
             self.window_bytes = max(int(fitting), WINDOW_BYTES_MIN)

@@ -183,6 +183,20 @@ def test_window_shrinks_where_the_line_becomes_slow():
     assert WINDOW_BYTES_MIN <= line.lane.window_bytes < WINDOW_BYTES_FIRST
 
 
+def test_window_grows_again_where_the_line_has_become_longer():
+    line = Line(1_250_000, 0.001)
+    line.put(large(1, 4 * MIB))
+    line.run()
+    line._delay_s = 0.3
+
+    for number in range(2, 5):
+        line.put(large(number, 4 * MIB))
+        began_s = line.now_s
+        line.run()
+
+    assert line.came[-1][0] - began_s < 1.3 * (4 * MIB / 1_250_000) + 0.3
+
+
 def test_request_that_waits_can_be_dropped_and_one_half_sent_too():
     line = Line(125_000)
     lane = line.lane
