@@ -268,9 +268,8 @@ class PermissionDeniedError(ActiveStoreError):
         self.needed = needed
 
     def __str__(self) -> str:
-        return (
-            f"{self.action} needs the role {self.needed}; this client has {self.role}"
-        )
+        needed = f"{self.action} needs the role {self.needed}"
+        return f"{needed}; this client has {self.role}"
 
 
 class StorageFullError(ActiveStoreError):
