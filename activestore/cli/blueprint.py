@@ -38,6 +38,9 @@ PEERS_MAX = 200
 # `up` itself decides about these.
 RESERVED = ("name", "listen", "advertise", "join", "data_dir", "cluster", "insecure")
 
+# Where nodes/ is: beside this file, copied there by an installation; in a checkout
+# a link stands for the copy, and the root has nodes/ even where links were lost.
+_HOMES = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[2])
 _TOP = {"description": str, "cluster": str, "settings": dict, "peers": list}
 _PEER = {"name": str, "count": int, "node": str, "settings": dict}
 _KIND_WORDS = {str: "a text", int: "a whole number", dict: "a table", list: "tables"}
@@ -84,12 +87,11 @@ def load_topology(text: str) -> Topology:
 
 
 def known_topologies() -> dict[str, Path]:
-    """Return those that are found by name: below here, else in the checkout."""
+    """Return those that are found by name: below here, else as they came with this."""
     found: dict[str, Path] = {}
-    checkout = Path(__file__).resolve().parents[2]
-    for root in (Path.cwd(), checkout):
+    for root in (Path.cwd(), *_HOMES):
         for path in sorted((root / "nodes" / "topologies").glob("*.toml")):
-            found.setdefault(path.stem, path)
+            found.setdefault(path.stem, path.resolve())
     return found
 
 

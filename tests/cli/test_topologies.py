@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,43 @@ def test_shipped_topologies_are_found_by_name(
     sizes = {name: len(load_topology(name).peers) for name in known_topologies()}
 
     assert sizes == {"edge-edge-cloud": 3, "five-edges": 5, "edges-and-clouds": 23}
+
+
+@pytest.mark.slow
+def test_shipped_topologies_are_found_where_only_a_wheel_was_installed(
+    tmp_path: Path,
+) -> None:
+    """With the profiles that they name; the checkout is out of reach."""
+    pytest.importorskip("setuptools", "77", reason="builds the wheel")
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("activestore", "nodes"):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=unwanted)
+    build = "import setuptools.build_meta as b; b.build_wheel('../wheels')"
+    shown = (
+        "from activestore.cli import blueprint as b; print(b.__file__); "
+        "print({n: len(b.load_topology(n).peers) for n in b.known_topologies()})"
+    )
+
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, timeout=120)
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    shutil.rmtree(source)
+    told = subprocess.run(
+        [sys.executable, "-c", shown],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=60,
+    ).stdout.splitlines()
+
+    assert told[0].startswith(str(site))
+    assert told[1] == "{'edge-edge-cloud': 3, 'edges-and-clouds': 23, 'five-edges': 5}"
 
 
 def test_settings_of_a_peer_stand_over_those_of_all_and_of_its_node(
