@@ -345,7 +345,6 @@ class Executor:
         "executor_id",
         "idle_since_s",
         "is_condemned",
-        "is_extra",
         "is_silent",
         "memory_bytes",
         "packages",
@@ -367,7 +366,6 @@ class Executor:
         self.packages: dict[str, bytes] = {}
         self.ping_sent_s = 0.0
         self.is_silent = False
-        self.is_extra = False
         # Killed by us for a call that did not end: nobody else is to blame.
         self.is_condemned = False
         self.idle_since_s = now_s

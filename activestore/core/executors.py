@@ -74,7 +74,6 @@ class Pool:
         """Order one more executor."""
         executor = Executor(self._next_executor, self.config.slots, now_s)
         self._next_executor += 1
-        executor.is_extra = len(self.executors) >= self.config.executors
         self.executors[executor.executor_id] = executor
         self.emit(SpawnExecutor(executor.executor_id))
         return executor
@@ -84,6 +83,13 @@ class Pool:
         for executor in self.executors.values():
             if executor.state is ExecutorState.READY:
                 yield executor
+
+    @property
+    def is_short(self) -> bool:
+        """Whether fewer executors stay than are configured."""
+        executors = self.executors.values()
+        kept = sum(one.state is not ExecutorState.RETIRING for one in executors)
+        return kept < self.config.executors
 
     def respawn_delay_s(self) -> float:
         """Return how long to wait before the next start after a death."""
@@ -261,12 +267,18 @@ class Pool:
         self.left.append(mailbox)
 
     def retire_idle(self, now_s: float) -> None:
-        """End extra executors that had no call for a while."""
-        for executor in list(self.ready()):
-            if not executor.is_extra or executor.busy_slots:
+        """End executors that had no call for a while, down to the configured number.
+
+        Whichever they are: one that was started beside another may have outlived it.
+        """
+        ready = list(self.ready())
+        extra_count = len(ready) - self.config.executors
+        for executor in reversed(ready):
+            if extra_count <= 0:
+                return
+            if executor.busy_slots or now_s - executor.idle_since_s < EXTRA_IDLE_S:
                 continue
-            if now_s - executor.idle_since_s < EXTRA_IDLE_S:
-                continue
+            extra_count -= 1
             for copy in self.idle_copies(executor):
                 self.passivate(copy)
             executor.state = ExecutorState.RETIRING

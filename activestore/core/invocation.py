@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 from activestore.core import effects, events
 from activestore.core.arrivals import Arrivals
-from activestore.core.calls import MailboxState
+from activestore.core.calls import ExecutorState, MailboxState
 from activestore.core.desk import InvocationConfig
 from activestore.core.endings import Endings
 from activestore.core.executors import PoolConfig
@@ -150,6 +150,12 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
             assert box.main or box.reader or not box.is_idle, "an empty mailbox is kept"
             readers = sum(1 for c in box.waiting if c.is_checked and c.is_readonly)
             assert box.readers_waiting == readers
+        executors = self.pool.executors.values()
+        kept = sum(e.state is not ExecutorState.RETIRING for e in executors)
+        is_started = self.timers.has(Timer.TIDY)
+        assert kept or not is_started or self.timers.has(Timer.RESPAWN), (
+            "no executor runs, and none will start"
+        )
         for executor in self.pool.executors.values():
             total = sum(copy.state_bytes for copy in executor.copies.values())
             assert executor.state_bytes == total

@@ -76,7 +76,8 @@ class Supervision(Deadlocks):
             touched[copy.mailbox.object_id] = copy.mailbox
             self.pool.forget(copy)
         if executor.state is not ExecutorState.RETIRING:
-            self._replace(executor, event.how)
+            self._note_death(executor, event.how)
+        self._replace()
         for box in touched.values():
             self._pump(box)
             self.boxes.tidy(box)
@@ -133,8 +134,7 @@ class Supervision(Deadlocks):
             self._requeue(box, call)
         return box
 
-    def _replace(self, executor: Executor, how: str) -> None:
-        """Start another executor for one that died, later if it died young."""
+    def _note_death(self, executor: Executor, how: str) -> None:
         lived_s = self._now_s - executor.born_s
         self.pool.deaths_in_a_row = (
             self.pool.deaths_in_a_row + 1 if lived_s < YOUNG_S else 0
@@ -146,7 +146,10 @@ class Supervision(Deadlocks):
                 f"lived_s={lived_s:.1f}",
             )
         )
-        if len(self.pool.executors) < self.pool.config.executors:
+
+    def _replace(self) -> None:
+        """Start another executor where there are too few, later if they die young."""
+        if self.pool.is_short:
             delay_s = self.pool.respawn_delay_s()
             self.timers.add(self._now_s + delay_s, Timer.RESPAWN)
 
@@ -273,7 +276,7 @@ class Supervision(Deadlocks):
         self.timers.add(self._now_s + self.config.beat_s, Timer.BEAT)
 
     def _on_respawn(self, _key: int) -> None:
-        if len(self.pool.executors) < self.pool.config.executors:
+        if self.pool.is_short:
             self.pool.spawn(self._now_s)
 
     def _on_tidy(self, _key: int) -> None:

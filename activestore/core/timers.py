@@ -66,6 +66,10 @@ class Timers:
         heapq.heapify(self._heap)
         self._crowded_from = max(CROWDED_MIN, 2 * len(self._heap))
 
+    def has(self, timer: Timer) -> bool:
+        """Whether a wake-up of a kind is due some time; it looks at all of them."""
+        return any(entry[1] == timer for entry in self._heap)
+
     def next_s(self) -> float | None:
         """Return the earliest wake-up, None where there is none."""
         return self._heap[0][0] if self._heap else None

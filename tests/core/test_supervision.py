@@ -147,6 +147,36 @@ def test_extra_executor_that_dies_is_not_replaced() -> None:
     assert len(stage.core.pool.executors) == 2, "it was needed again, not replaced"
 
 
+def test_executor_that_outlived_the_one_it_was_started_beside_stays() -> None:
+    stage = Stage(executors_max=2)
+    stage.run(1)
+    (spawn,) = only(stage.wait(2 * LONG_RUN_S), effects.SpawnExecutor)
+    stage.step(events.ExecutorStarted(spawn.executor))
+    die(stage, 1, "it did not end")
+
+    out = stage.wait(EXTRA_IDLE_S + 2 * TIDY_S)
+
+    assert only(out, effects.RetireExecutor) == []
+    assert [e.state for e in stage.core.pool.ready()] == [ExecutorState.READY]
+    assert stage.run(2, object_id=OTHER).slot is not None
+
+
+def test_executor_that_retires_while_the_other_dies_is_replaced() -> None:
+    stage = Stage(executors_max=2)
+    long = stage.run(1)
+    (spawn,) = only(stage.wait(2 * LONG_RUN_S), effects.SpawnExecutor)
+    stage.step(events.ExecutorStarted(spawn.executor))
+    stage.end(long)
+    out = stage.wait(EXTRA_IDLE_S + 2 * TIDY_S)
+    (retired,) = only(out, effects.RetireExecutor)
+    (left,) = [e.executor_id for e in stage.core.pool.ready()]
+
+    die(stage, left)
+    died = die(stage, retired.executor, "retired")
+
+    assert only([*died, *stage.wait(1.0)], effects.SpawnExecutor)
+
+
 def test_extra_executor_retires_after_a_while_without_calls() -> None:
     stage = Stage(executors_max=2)
     long = stage.run(1)
