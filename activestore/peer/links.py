@@ -356,6 +356,8 @@ class Links:
     def lose(self, route: bytes) -> None:
         """Note that a route is gone."""
         link = self._drop_route(route)
+        if link is not None and link.is_dialled:
+            self._table.transport.disconnect(route)
         if link is not None:
             self.on_lost(link)
 

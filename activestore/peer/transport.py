@@ -31,6 +31,9 @@ HEARTBEAT_MS = 2000
 HEARTBEAT_TIMEOUT_MS = 6000
 HEARTBEAT_TTL_MS = 8000
 HANDSHAKE_MS = 5000
+# All that it changes: ZeroMQ speaks no version 1 of its protocol. What web servers answer
+# looks like that, and libzmq 4.3.5 may end the process over it. It gives such a link up.
+ZAP_DOMAIN = b"activestore"
 # Messages per connection inside ZeroMQ; beyond it ours wait in the route's backlog.
 HIGH_WATER_MARK = 1000
 # Bytes that may wait for one client that does not read; more, and it is given up.
@@ -73,6 +76,7 @@ class RouterTransport:
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS)

@@ -588,7 +588,13 @@ def test_beat_names_what_clients_wait_for(stage: Stage) -> None:
 
 def test_executor_that_retires_takes_no_calls() -> None:
     stage = Stage(executors_max=2)
-    stage.core.pool.executors[1].state = ExecutorState.RETIRING
-    stage.call(1)
+    long = stage.run(1)
+    (spawn,) = only(stage.wait(2 * LONG_RUN_S), effects.SpawnExecutor)
+    stage.step(events.ExecutorStarted(spawn.executor))
+    stage.end(long)
+    (retired,) = only(stage.wait(EXTRA_IDLE_S + 2 * TIDY_S), effects.RetireExecutor)
 
-    assert only(stage.load(), effects.Dispatch) == []
+    call = stage.run(2, object_id=OTHER)
+
+    assert call.slot is not None
+    assert call.slot.executor.executor_id != retired.executor
