@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from activestore.cli.options import WORK_S, Target, peer_options
-from activestore.cli.output import echo, plain, show, size_text, table
+from activestore.cli.output import echo, plain, say, show, size_text, table
 from activestore.cli.waiting import ASK_S, Step, spinner, watched
 from activestore.client.client import Store
 from activestore.errors import ActiveStoreError, UnavailableError
@@ -146,10 +146,11 @@ def _machine_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
 @click.command()
 @peer_options()
 def drain(target: Target, *, as_json: bool) -> None:
-    """Move all objects to other peers, let running calls end, then stop the peer.
+    """Move all objects off to other peers, let running calls end, then stop the peer.
 
-    While one object cannot be moved the peer stays, and says why. A peer that is alone
-    stops with its objects on its disk.
+    It stops only once the last object is gone from it: while one cannot be moved the
+    peer stays, and says why. A peer that is alone stops with its objects on its disk.
+    Ctrl-C ends the waiting, not the drain.
     """
     _end(target, "drain", as_json=as_json)
 
@@ -162,21 +163,38 @@ def stop(target: Target, *, as_json: bool) -> None:
 
 
 def _end(target: Target, operation: str, *, as_json: bool) -> None:
-    with spinner(operation, quiet=as_json):
-        with target.connected() as store:
-            pid = store.status()["pid"]
-            store.request(operation)
-        until_s = time.monotonic() + target.timeout_s
-        while _answers(target):
-            if time.monotonic() > until_s:
-                raise UnavailableError(
-                    f"{operation} {target.endpoint}",
-                    f"it still answers after {target.timeout_s:g} s",
-                )
+    is_asked = False
+    try:
+        with spinner(operation, quiet=as_json):
+            with target.connected() as store:
+                peer = store.status()
+                is_asked = True
+                # Its id, for if it dies meanwhile, the next peer is asked.
+                moved = store.request(operation, peer_id=peer["peer_id"])
+            _wait_until_gone(target, operation)
+    except KeyboardInterrupt:
+        if is_asked:
+            say(f"the {operation} goes on; `status` shows how far it is")
+        raise
+    about = {"stopped": target.endpoint, "pid": peer["pid"]}
+    text = f"stopped the peer at {target.endpoint} (pid {peer['pid']})"
+    if moved is not None:  # How many objects a drain took to others.
+        about["moved"] = moved
+        text += f", {moved} object{'s' if moved != 1 else ''} moved off it first"
     if as_json:
-        show({"stopped": target.endpoint, "pid": pid}, as_json=True)
+        show(about, as_json=True)
     else:
-        echo(f"stopped the peer at {target.endpoint} (pid {pid})")
+        echo(text)
+
+
+def _wait_until_gone(target: Target, operation: str) -> None:
+    until_s = time.monotonic() + target.timeout_s
+    while _answers(target):
+        if time.monotonic() > until_s:
+            raise UnavailableError(
+                f"{operation} {target.endpoint}",
+                f"it still answers after {target.timeout_s:g} s",
+            )
 
 
 def _answers(target: Target) -> bool:

@@ -219,6 +219,8 @@ def move(
         moved = store.move(ref, peer, recursive=recursive)
     if as_json:
         show({"moved": moved, "peer": peer}, as_json=True)
+    elif not moved:
+        echo(f"nothing moved: it is at {peer} already")
     else:
         echo(f"moved {len(moved)} object{'s' if len(moved) != 1 else ''} to {peer}")
 

@@ -454,7 +454,8 @@ class Store:
         """Bring an object, given as stand-in, alias or id, to another peer.
 
         Calls in flight finish first, calls that come meanwhile wait; none is lost, none
-        runs twice. Returns the ids of what was moved, once the other peer has it.
+        runs twice. Returns the ids of what was moved, once the other peer has it; what
+        was there already is not among them.
 
         Args:
             obj: What to move.
@@ -468,17 +469,19 @@ class Store:
             RequirementError: the peer lacks what its class needs.
         """
         object_id, _ = self.identify(obj)
-        moved: dict[bytes, None] = {}
+        seen: set[bytes] = set()
+        moved: list[bytes] = []
         waiting = [bytes(object_id)]
         while waiting:
             one = waiting.pop()
-            if one in moved:
+            if one in seen:
                 continue
-            moved[one] = None
+            seen.add(one)
             refs = self.request("refs", object_id=one) if recursive else ()
-            self.request("move", object_id=one, peer=peer)
+            if self.request("move", object_id=one, peer=peer) is not False:
+                moved.append(one)
             waiting.extend(refs)
-        return list(moved)
+        return moved
 
     def delete(self, obj: Any) -> None:
         """Delete an object, given as stand-in, alias or id; durable on return.

@@ -249,17 +249,10 @@ class Connection(Waiting):
         while session.peer is None:
             left_s = deadline_s - _now()
             if left_s <= 0:
-                raise session.why_unreached() or self._unreached(wait_s)
+                raise session.why_unreached() or session.links.why_nobody(wait_s)
             self._turn(min(left_s, 0.1))
             if session.refusal is not None:
                 raise session.refusal
-
-    def _unreached(self, wait_s: float) -> UnavailableError:
-        given = self.session.links.given
-        what = f"no peer answered within {wait_s:g} s"
-        if len(given) == 1:
-            what += f"; start one with `activestore-node start --listen {given[0]}`"
-        return UnavailableError(", ".join(given), what)
 
     def close(self) -> None:
         """Say goodbye and close; open requests fail."""

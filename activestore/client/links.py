@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from activestore.errors import UnavailableError
 from activestore.wire.chunks import CHUNKS, is_local
 
 # A peer that `moved` named must welcome us within this, or it is not reachable from here.
@@ -200,6 +201,15 @@ class Links:
         return others
 
     # -- peers that hold objects -------------------------------------------------------
+
+    def why_nobody(self, wait_s: float) -> UnavailableError:
+        """Return the error that says that no peer answered, and what to do."""
+        what = f"no peer answered within {wait_s:g} s"
+        if len(self.given) == 1 and is_local(self.given[0]):
+            advice = f"start one with `activestore-node start --listen {self.given[0]}`"
+        else:
+            advice = "is the peer running and reachable?"
+        return UnavailableError(", ".join(self.given), f"{what}; {advice}")
 
     def note_unreachable(self, endpoint: str, now_s: float) -> None:
         """Do not go there for a while."""

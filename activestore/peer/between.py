@@ -32,7 +32,13 @@ from activestore.peer.collecting import is_kept
 from activestore.peer.draining import Draining
 from activestore.peer.loop import PeerLoop
 from activestore.peer.moving import in_memory
-from activestore.peer.requests import Origin, Requests, object_id_of, text_of
+from activestore.peer.requests import (
+    Origin,
+    Requests,
+    check_meant,
+    object_id_of,
+    text_of,
+)
 from activestore.storage.engine import Engine
 from activestore.wire.state import decode_states
 
@@ -91,6 +97,9 @@ class Between:
             raise UnavailableError(
                 f"peer {name!r}", f"it is not known, or does not answer; known: {known}"
             )
+        if target == self._loop.settings.peer_id:
+            self._requests.answer(origin, False)  # It is there already.
+            return
         self._moving.order(object_id, target, lambda error: self._then(origin, error))
 
     def _do_refs(self, origin: Origin, parameters: dict[str, Any]) -> None:
@@ -106,16 +115,19 @@ class Between:
 
         self._requests.read(origin, read, list)
 
-    def _do_drain(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+    def _do_drain(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        check_meant(parameters, self._loop.settings.peer_id)
         if not self._loop.cluster.alive():
-            self._requests.answer(origin, None)
+            self._requests.answer(origin, 0)
             self._stop()  # Nobody else is there: its objects stay on its disk.
             return
 
         def then(error: ActiveStoreError | None) -> None:
-            self._then(origin, error)
-            if error is None:
-                self._stop()
+            if error is not None:
+                self._requests.refuse(origin, error)
+                return
+            self._requests.answer(origin, self._draining.moved_count)
+            self._stop()
 
         self._draining.begin(then)
 

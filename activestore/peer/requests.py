@@ -403,7 +403,8 @@ class Requests:
             })  # fmt: skip
         self.answer(origin, rows)
 
-    def _do_stop(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+    def _do_stop(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        check_meant(parameters, self._loop.settings.peer_id)
         self.answer(origin, None)
         self._stop()
 
@@ -474,6 +475,23 @@ def text_of(parameters: dict[str, Any], name: str, default: str | None = None) -
 
 def _is_object_id(value: object) -> bool:
     return type(value) is bytes and len(value) == OBJECT_ID_BYTES
+
+
+def check_meant(parameters: dict[str, Any], me: bytes) -> None:
+    """Refuse what ends a peer where another peer was meant.
+
+    A client whose peer dies before it answered asks the next one.
+
+    Raises:
+        InvalidRequestError: `peer_id` is not this peer's.
+    """
+    meant = parameters.get("peer_id")
+    if meant is None or meant == me:
+        return
+    name = meant.hex() if isinstance(meant, bytes) else repr(meant)
+    reason = f"is {name}, which was lost before it answered; this is {me.hex()}"
+    advice = "see `activestore-node peers` for whether it is gone"
+    raise InvalidRequestError(f"{reason}, which goes on: {advice}", "peer_id")
 
 
 def object_id_of(parameters: dict[str, Any]) -> ObjectId:

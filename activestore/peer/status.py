@@ -61,7 +61,7 @@ class Status:
             "pid": os.getpid(),
             "data_dir": self._config.data_dir,
             "uptime_s": monotonic_s() - self._started_s,
-            "state": "draining" if core.is_draining else "serving",
+            "state": loop.state,
             "cluster": self._config.cluster,
             "discovery": self._about_discovery(),
             "cannot_join": loop.troubles.reasons(TroubleKind.JOIN),

@@ -187,6 +187,13 @@ class Table:
         self._effects: dict[type, Callable[[Any], None]] = {}
         self._messages: dict[type, Callable[[Session, Any], None]] = {}
 
+    @property
+    def state(self) -> str:
+        """What this peer does, in one word, as `status` shows it."""
+        if self.core.is_draining:
+            return "draining"  # running calls end, then the peer does
+        return "emptying" if self.is_emptying else "serving"
+
     def tell(self, session: Session, message: Message) -> None:
         """Send a message to a session, through the peer that it is behind, if any."""
         is_at_once = type(message) in AT_ONCE

@@ -396,7 +396,7 @@ class SimPeer:
             "endpoint": self.endpoint,
             "version": "simulated",
             "protocol_version": PROTOCOL_VERSION,
-            "state": "draining" if self.core.is_draining else "serving",
+            "state": self.loop.state,
             "sessions": len(self.loop.sessions),
             "classes": list(self.loop.classes.names()),
         }

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from activestore.client.client import Store
+
 pytestmark = pytest.mark.net
 
 
@@ -249,6 +251,32 @@ def test_doctor_asks_a_running_peer(peer: Any) -> None:
     assert document["is_well"] is True
 
 
+def test_object_that_is_there_already_is_not_said_to_be_moved(
+    peer: Any, gauge: str
+) -> None:
+    text = peer.run("move", gauge, "one")
+    document = peer.run("move", gauge, "one", "--json").json
+
+    assert (text.code, text.out) == (0, "nothing moved: it is at one already\n")
+    assert document == {"moved": [], "peer": "one"}
+
+
+@pytest.mark.parametrize("operation", ["stop", "drain"])
+def test_interrupt_says_that_the_peer_goes_on_with_it(
+    peer: Any, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "request", interrupted)
+    monkeypatch.setattr(Store, "status", lambda _: {"peer_id": b"", "pid": 1})
+
+    outcome = peer.run(operation)
+
+    assert outcome.code == 130
+    assert outcome.err.startswith(f"the {operation} goes on; `status` shows how far")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["stop", "drain"])
 def test_peer_is_gone_when_stop_and_drain_return(
@@ -258,7 +286,9 @@ def test_peer_is_gone_when_stop_and_drain_return(
 
     outcome = peer.run(operation, "--json")
 
-    assert outcome.json == {"stopped": peer.endpoint, "pid": peer.ready["pid"]}
+    moved = {"moved": 0} if operation == "drain" else {}
+    about = {"stopped": peer.endpoint, "pid": peer.ready["pid"]}
+    assert outcome.json == {**about, **moved}
     assert peer.process.wait(timeout=5) == 0
 
 

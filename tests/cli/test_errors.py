@@ -67,6 +67,21 @@ def test_where_no_peer_is_the_address_and_the_remedy_are_named(
 
 
 @pytest.mark.net
+@pytest.mark.slow
+def test_no_peer_is_to_be_started_for_an_address_of_another_machine(
+    cli: Callable[..., Any],
+) -> None:
+    # Kept for documentation, RFC 5737: no machine has it.
+    outcome = cli("status", "--connect-timeout", "0.1", endpoint="tcp://192.0.2.1:7400")
+
+    assert outcome.code == 3
+    assert outcome.err == (
+        "error: tcp://192.0.2.1:7400: no peer answered within 0.1 s; is the peer running "
+        "and reachable?\n"
+    )
+
+
+@pytest.mark.net
 def test_where_no_peer_is_json_says_so_too(cli: Callable[..., Any]) -> None:
     outcome = cli("peers", "--json", "--timeout", "0.1", endpoint=NOBODY)
 

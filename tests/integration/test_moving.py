@@ -93,7 +93,7 @@ def test_drained_peer_leaves_everything_to_others(cluster, models_file, eventual
     made = [here.create("models.Counter", n) for n in range(20)]
     ids = [id_of(counter) for counter in made]
 
-    here.request("drain")
+    assert here.request("drain") == 20
     assert peers[0].wait() == 0
 
     assert [there.get(object_id).peek() for object_id in ids] == list(range(20))
@@ -131,6 +131,7 @@ def test_moving_with_all_that_is_reached(cluster, models_file):
 
     assert len(moved) == 2
     assert here.locate(second)["peer"] == "peer-1"
+    assert here.move(first, "peer-1", recursive=True) == []
 
 
 def test_deleted_object_is_gone_for_its_home_too(cluster, models_file, eventually):
