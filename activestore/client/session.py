@@ -569,7 +569,8 @@ class Session:
     def _silent(self, request: Request, now_s: float) -> UnavailableError:
         link, silent_s = request.link, now_s - request.heard_s
         what = f"nothing was heard for {silent_s:.1f} s (timeout_s={self.silence_s:g})"
-        if now_s - link.heard_s < self._dead_s:
+        is_heard = now_s - link.heard_s < min(self._dead_s, silent_s / 2)
+        if is_heard and hasattr(request.message, "object_id"):
             why = f"{link.endpoint} answers, whoever has the object does not"
             what = f"{what}; {why}: see `activestore-node peers`"
             return UnavailableError(request.where, what)
