@@ -15,6 +15,7 @@ that it is asked to forward; with `is_frozen` it does nothing at all, like a sto
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import Any
@@ -98,6 +99,14 @@ class FakePeer:
         self._is_stopping = True
         self._thread.join()
         self._socket.close()
+        # ZeroMQ closes in its own time; who connects until then would talk to nobody, and
+        # what it sends would be lost.
+        until_s = time.monotonic() + 5.0
+        while time.monotonic() < until_s:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)):
+                    return
+            time.sleep(0.01)
 
     def freeze(self) -> None:
         """Do nothing any more, like a stopped process."""
