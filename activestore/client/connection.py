@@ -48,11 +48,6 @@ HIGH_WATER_MARK = 1000
 # A client wants its peer back fast; peers among themselves back off further.
 RECONNECT_MS, RECONNECT_MS_MAX = 50, 1000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 2000, 6000, 8000
-# All that it changes: ZeroMQ speaks no version 1 of its protocol. What web servers answer
-# looks like that, and libzmq 4.3.5 may end the process over it.
-ZAP_DOMAIN = b"activestore"
-# ZeroMQ never tries such a server again; we do, this often.
-REVIVE_S = 1.0
 # Submitted calls go out at once while fewer than this are open, else many in one frame.
 BATCH_FROM = 8
 BATCH_RECORDS = 32
@@ -79,7 +74,6 @@ _OPTIONS = (
     (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
     (zmq.RECONNECT_IVL, RECONNECT_MS),
     (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
-    (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
     (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
     (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
     (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
@@ -390,8 +384,7 @@ class Connection(Waiting):
                 self._rouse()  # The leader is to try again soon.
                 return False
             if error.errno == errno.EHOSTUNREACH:
-                self._revive(route)
-                return True
+                return True  # The link has ended.
             if error.errno in (zmq.ENOTSOCK, zmq.ETERM, errno.EBADF):
                 raise InvalidRequestError(
                     "the store is closed", self.endpoint
@@ -400,15 +393,6 @@ class Connection(Waiting):
         if self._leader and _get(socket, _EVENTS) & _POLLIN:
             self._rouse()
         return True
-
-    def _revive(self, route: bytes) -> None:
-        """Connect a link again that ZeroMQ gave up: what answered there was no peer."""
-        link, now_s = self.session.links.by_route.get(route), _now()
-        if link is None or now_s < link.revive_s:
-            return
-        link.revive_s = now_s + REVIVE_S
-        self._disconnect(route)
-        self._connect(link.endpoint, route, link.number)
 
     def _rouse(self) -> None:
         """End the poll of the leader, if there is one; under the lock."""

@@ -49,8 +49,7 @@ class Link:
     __slots__ = (
         "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "hello",
         "is_open",
-        "is_up", "number", "oldest_s", "opened_s", "peer", "probe", "probed",
-        "revive_s", "route",
+        "is_up", "number", "oldest_s", "opened_s", "peer", "probe", "probed", "route",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +67,6 @@ class Link:
         self.opened_s = now_s
         self.heard_s = now_s
         self.asked_s = 0.0
-        self.revive_s = 0.0  # before that it is not connected again
         self.greeted_s = float("-inf")
         self.oldest_s = now_s  # when the oldest request that waits here was sent
         self.probe: Link | None = None
