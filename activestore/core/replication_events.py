@@ -1,0 +1,98 @@
+"""What can happen to the core of replication: facts, in the past tense, immutable."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import ReplicaMessage
+
+
+class MessageCame(NamedTuple):
+    """A peer said this. `sender`: who the link says it is."""
+
+    sender: PeerId
+    message: ReplicaMessage
+
+
+class Stored(NamedTuple):
+    """What effect `Store` ordered is on disk, or why not; see `StoreProblem`."""
+
+    token: int
+    problem: str = ""  # "": done; "base", "space", "requirement"
+    text: str = ""
+
+
+class WriteStored(NamedTuple):
+    """A write that `begin_write` numbered is on this disk, or was refused there."""
+
+    object_id: ObjectId
+    number: int
+    is_refused: bool = False
+
+
+class PeerSeen(NamedTuple):
+    """Membership's word on a peer changed. `is_reachable`: alive, not even suspect."""
+
+    peer_id: PeerId
+    is_reachable: bool
+
+
+class LinkReady(NamedTuple):
+    """A link to a peer is there again; what was sent before may be lost."""
+
+    peer_id: PeerId
+
+
+class Touched(NamedTuple):
+    """Somebody wants the object now, and it is not led here."""
+
+    object_id: ObjectId
+
+
+class GroupWanted(NamedTuple):
+    """The group of an object that is led here shall be this.
+
+    `request`: told back by `GroupDone`. `wanted`: copies of the state; `candidates`: peers
+    that may take one, the best first; members that are not to stay are in `leaving`.
+    """
+
+    request: int
+    object_id: ObjectId
+    wanted: int
+    wants_witness: bool
+    candidates: tuple[PeerId, ...]
+    leaving: tuple[PeerId, ...] = ()
+
+
+class ForceOrdered(NamedTuple):
+    """An operator's order: this copy is the object from now on, in a new lineage."""
+
+    request: int
+    object_id: ObjectId
+
+
+class LeadHandedOver(NamedTuple):
+    """Another member shall lead; `request` as for GroupWanted."""
+
+    request: int
+    object_id: ObjectId
+    target: PeerId
+
+
+class TimerFired(NamedTuple):
+    """The time that `deadline_s` named has come."""
+
+
+ReplicationEvent: TypeAlias = (
+    MessageCame
+    | Stored
+    | WriteStored
+    | PeerSeen
+    | LinkReady
+    | Touched
+    | GroupWanted
+    | ForceOrdered
+    | LeadHandedOver
+    | TimerFired
+)
