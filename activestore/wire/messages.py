@@ -279,6 +279,14 @@ class Taken(NamedTuple):
     buffers: Sequence[Buffer | PartedBuffer] = ()
 
 
+class Replicate(NamedTuple):
+    """Peer to peer: what the members of replica groups say; see `wire.replicas`."""
+
+    extra: Extra = None
+    body: Buffer = b""
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
 class Welcome(NamedTuple):
     """Peer to client, the answer to Hello: the version spoken, who answers, its limits."""
 
@@ -409,6 +417,7 @@ Message: TypeAlias = (
     | AskOn
     | Chunk
     | Taken
+    | Replicate
     | Welcome
     | Reply
     | Failure
@@ -442,6 +451,7 @@ HEADERS: dict[type[Message], tuple[int, tuple[str, ...]]] = {
     AskOn: (16, ("u64", "u64", "bytes", "u64", "u64", "u64", "extra")),
     Chunk: (17, ("u64", "u64", "extra")),
     Taken: (18, ("u64", "u64", "extra")),
+    Replicate: (19, ("extra",)),
     Welcome: (32, ("u64", "id6", "id16", "text", "limits", "texts", "extra")),
     Reply: (33, ("u64", "extra")),
     Failure: (34, ("u64", "text", "extra")),

@@ -16,9 +16,13 @@ Source: reliability.md 3.2, 3.3; schemas/protocol.md section 14.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from activestore.ids import ObjectId, PeerId
+from activestore.errors import RemoteProtocolError
+from activestore.ids import OBJECT_ID_BYTES, PEER_ID_BYTES, ObjectId, PeerId
+from activestore.wire import packing
+from activestore.wire.messages import Buffer, PartedBuffer
 
 # Where a peer id stands for nobody.
 NOBODY = PeerId(b"")
@@ -233,3 +237,176 @@ ReplicaMessage: TypeAlias = (
     | Ask
     | Told
 )
+
+
+class Shipment(NamedTuple):
+    """A change in transit: what `peer.shipping` packs, and the blocks beside it."""
+
+    body: Buffer
+    buffers: Sequence[Buffer | PartedBuffer] = ()
+
+
+# -- as bytes --------------------------------------------------------------------------
+
+# What one Replicate carries at most, so that one object's large state delays few others.
+ENTRIES_MAX = 256
+ENTRIES_BYTES_MAX = 1024 * 1024
+# Members and witness of a group, and those before.
+VOTERS_MAX = 16
+_U64_MAX = 2**64 - 1
+
+
+def encode_entries(
+    messages: Sequence[ReplicaMessage],
+) -> tuple[bytes, list[Buffer | PartedBuffer]]:
+    """Return the body and the buffers of a Replicate."""
+    rows: list[Any] = []
+    buffers: list[Buffer | PartedBuffer] = []
+    for message in messages:
+        kind = _NUMBERS[type(message)]
+        change = getattr(message, "change", None)
+        if change is None:
+            rows.append((kind, *message))
+            continue
+        rows.append((kind, *message[:-1], (change.body, len(change.buffers))))
+        buffers.extend(change.buffers)
+    return bytes(packing.pack(rows)), buffers
+
+
+def decode_entries(
+    body: Buffer, buffers: Sequence[Buffer | PartedBuffer]
+) -> list[ReplicaMessage]:
+    """Return what a Replicate carries; changes as Shipments.
+
+    Raises:
+        RemoteProtocolError: whatever is wrong with the bytes.
+    """
+    try:
+        rows = packing.unpack(body, use_list=False)
+        if type(rows) is not tuple or len(rows) > ENTRIES_MAX:
+            raise ValueError(f"a list of at most {ENTRIES_MAX} entries expected")
+        found: list[ReplicaMessage] = []
+        used = 0
+        for row in rows:
+            cls, readers = _KINDS[row[0]]
+            values = [read(v) for read, v in zip(readers, row[1:], strict=False)]
+            if len(values) < len(readers):
+                raise ValueError(f"{cls.__name__} has {len(values)} fields")
+            if cls in _WITH_CHANGE and values[-1] is not None:
+                content, count = values[-1]
+                if count > len(buffers) - used:
+                    raise ValueError("a change lacks buffers")
+                values[-1] = Shipment(content, buffers[used : used + count])
+                used += count
+            found.append(cls(*values))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise RemoteProtocolError(
+            f"entries are malformed: {reason}", "Replicate"
+        ) from None
+    except packing.UNPACK_ERRORS as error:
+        raise RemoteProtocolError(
+            f"entries are no msgpack: {type(error).__name__}", "Replicate"
+        ) from None
+    return found
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _U64_MAX:
+        raise ValueError(f"{str(value)[:20]!r} is no number from 0 to {_U64_MAX}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{str(value)[:20]!r} is no bool")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError("a text expected")
+    return value
+
+
+def _object_id(value: Any) -> ObjectId:
+    if type(value) is not bytes or len(value) != OBJECT_ID_BYTES:
+        raise ValueError(f"an object id has {OBJECT_ID_BYTES} bytes")
+    return ObjectId(value)
+
+
+def _peer_id(value: Any) -> PeerId:
+    if type(value) is not bytes or len(value) not in (0, PEER_ID_BYTES):
+        raise ValueError(f"a peer id has {PEER_ID_BYTES} bytes")
+    return PeerId(value)
+
+
+def _peer_ids(value: Any) -> tuple[PeerId, ...]:
+    if type(value) is not tuple or len(value) > VOTERS_MAX:
+        raise ValueError(f"a list of at most {VOTERS_MAX} peers expected")
+    return tuple(map(_peer_id, value))
+
+
+def _ballot(value: Any) -> Ballot:
+    counter, leader = value[:2]
+    return Ballot(_number(counter), _peer_id(leader))
+
+
+def _point(value: Any) -> Point:
+    counter, number = value[:2]
+    return Point(_number(counter), _number(number))
+
+
+def _no_or(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def config_of(value: Any) -> Config:
+    """Return the config of a decoded row.
+
+    Raises:
+        ValueError, TypeError: it is malformed.
+    """
+    version, members, witness, before, wanted, wants_witness, lineage = value[:7]
+    return Config(
+        _number(version), _peer_ids(members), _peer_id(witness), _peer_ids(before),
+        _number(wanted), _flag(wants_witness), _number(lineage),
+    )  # fmt: skip
+
+
+def _reason(value: Any) -> Reason:
+    return Reason(_number(value))
+
+
+def _change(value: Any) -> Any:
+    if value is None:
+        return None
+    content, count = value[:2]
+    if type(content) is not bytes:
+        raise ValueError("a change is bytes")
+    return content, _number(count)
+
+
+_OC = (_object_id, _ballot)
+# By kind: the class, and what reads each of its fields. Numbers are never reused.
+_KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
+    1: (Prepare, (*_OC, _number, _number)),
+    2: (Promise, (*_OC, _point, config_of, _flag, _flag)),
+    3: (
+        Accept,
+        (*_OC, _number, _no_or(_point), config_of, _flag, _number, _flag, _change),
+    ),
+    4: (Accepted, (*_OC, _number)),
+    5: (Nack, (*_OC, _number, _reason, _ballot, _no_or(config_of), _text)),
+    6: (Confirm, (*_OC, _number, _number)),
+    7: (Confirmed, (*_OC, _number)),
+    8: (Committed, (*_OC, _number)),
+    9: (Fetch, (*_OC, _point)),
+    10: (State, (*_OC, _point, config_of, _flag, _change)),
+    11: (Drop, (*_OC, config_of)),
+    12: (Forget, (*_OC, _number)),
+    13: (Ask, (_object_id,)),
+    14: (Told, (*_OC, _point, _no_or(config_of), _flag)),
+}
+_NUMBERS: dict[type, int] = {cls: kind for kind, (cls, _) in _KINDS.items()}
+_WITH_CHANGE = frozenset({Accept, State})
