@@ -211,12 +211,14 @@ class Cluster:
                 self.on_class_hint(hint)
                 continue
             object_id = ObjectId(hint.object_id)
-            if self.location.hear(object_id, Place(PeerId(hint.peer_id), hint.epoch)):
+            others = tuple(map(PeerId, hint.others))
+            place = Place(PeerId(hint.peer_id), hint.epoch, others, hint.group_version)
+            if self.location.hear(object_id, place):
                 self.membership.tell_hint(hint, self._table.clock())
 
     def tell(self, object_id: ObjectId, place: Place) -> None:
-        """Gossip where an object is that is not at home."""
-        hint = Hint(object_id, place.peer_id, place.epoch)
+        """Gossip where an object is that is not at home, or has replicas."""
+        hint = Hint(object_id, *place)
         self.membership.tell_hint(hint, self._table.clock())
 
     def tell_class(self, hint: ClassHint) -> None:
@@ -324,9 +326,14 @@ class Cluster:
     def route(self, object_id: ObjectId) -> list[PeerId]:
         """Return whom to ask for an object that is not here, in order."""
         home = home_of(object_id)
+        buddies = self.buddies(home)
         place = self.location.place_of(object_id)
-        candidates = [home, *self.buddies(home)]
-        if place is not None:
-            candidates.append(place.peer_id)
-        reachable = [one for one in candidates if self.is_reachable(one)]
-        return self.location.route(object_id, reachable, self.buddies(home))
+        members = () if place is None else place.members
+        states = {one: self.state_of(one) for one in (home, *buddies, *members)}
+        reachable = [one for one, state in states.items() if state in _REACHABLE]
+        doubted = [one for one in members if states[one] is PeerState.SUSPECT]
+        return self.location.route(object_id, reachable, buddies, doubted)
+
+    def is_answering(self, peer_id: PeerId) -> bool:
+        """Whether a peer is believed to be there, and not even suspected."""
+        return self.state_of(peer_id) is PeerState.ALIVE

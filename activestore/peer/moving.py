@@ -481,7 +481,7 @@ def reply_of(  # noqa: PLR0913, PLR0917 - a record has that many parts
 
 
 def _packed_given(given: Given) -> bytes:
-    return bytes(packing.pack([*given.place, given.token]))
+    return bytes(packing.pack([*given.place[:2], given.token]))
 
 
 def _given(value: bytes) -> Given:

@@ -5,7 +5,8 @@ list, and a reader ignores elements behind those it knows, in the list and in ev
 
     update   [peer_id, incarnation, state, record or nil, accuser or nil]
     record   [name, endpoints, zone, profile, protocol, meta]
-    hint     [object_id, peer_id, epoch]
+    hint     [object_id, peer_id, epoch, others, group_version]; the last two only where
+             the object has replicas
     want     peer_id: "send me what you know of it"
     class    [class name, revision, stamp, peer_id]
 
@@ -49,6 +50,8 @@ REVISION_BYTES = 16
 STAMP_MAX = 1e12
 # Where a peer can be reached: a few interfaces, two protocols.
 ENDPOINTS_MAX = 8
+# Copies of an object beside its leader's that a hint names: a row of 100 bytes.
+OTHERS_MAX = 7
 # Names of DNS may have 253 signs; a record of 512 bytes has no room for those.
 ENDPOINT_CHARS_MAX = 200
 ZONE_CHARS_MAX = 64
@@ -99,11 +102,16 @@ class Update(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """Where an object was seen; of two the one with the higher epoch is newer."""
+    """Where an object was seen; of two the one with the higher epoch is newer.
+
+    `others`: that hold a copy too; of one epoch the higher `group_version` is newer.
+    """
 
     object_id: bytes
     peer_id: bytes
     epoch: int
+    others: tuple[bytes, ...] = ()
+    group_version: int = 0
 
 
 class ClassHint(NamedTuple):
@@ -157,7 +165,10 @@ def encode_update(update: Update) -> bytes:
 
 def encode_hint(hint: Hint | ClassHint) -> bytes:
     """Return the row of a hint."""
-    row: bytes = _pack(tuple(hint))
+    fields = tuple(hint)
+    if type(hint) is Hint and not (hint.others or hint.group_version):
+        fields = fields[:3]
+    row: bytes = _pack(fields)
     return row
 
 
@@ -259,10 +270,17 @@ def _text_of(value: Any, chars_max: int, what: str) -> str:
 def _hint_of(row: Any) -> Hint:
     if type(row) is not list or len(row) < 3:
         raise RemoteProtocolError("gossip: a hint is [object_id, peer_id, epoch]")
+    others = row[3] if len(row) > 3 else ()
+    if type(others) not in {list, tuple} or len(others) > OTHERS_MAX:
+        raise RemoteProtocolError(
+            f"gossip: others of a hint must be a list of at most {OTHERS_MAX} peers"
+        )
     return Hint(
         _id_of(row[0], OBJECT_ID_BYTES),
         _id_of(row[1], PEER_ID_BYTES),
         _number_of(row[2], "epoch"),
+        tuple([_id_of(one, PEER_ID_BYTES) for one in others]),
+        _number_of(row[4], "group version") if len(row) > 4 else 0,
     )
 
 

@@ -11,7 +11,9 @@ from activestore.errors import RemoteProtocolError, TooLargeError
 from activestore.wire.gossip import (
     EMPTY,
     GOSSIP_BODY_BYTES_MAX,
+    GOSSIP_BYTES_MAX,
     INCARNATION_MAX,
+    OTHERS_MAX,
     RECORD_BYTES_MAX,
     ClassHint,
     GossipBody,
@@ -86,12 +88,29 @@ def test_records_come_back() -> None:
 
 def test_elements_of_a_newer_version_are_ignored() -> None:
     row = [A, 7, 0, [*FIELDS, "new"], None, "new"]
-    data = msgpack.packb([[row], [[OBJECT, B, 3, "new"]], [B], [], ["new"], 5])
+    data = msgpack.packb([[row], [[OBJECT, B, 3, [], 0, "new"]], [B], [], ["new"], 5])
 
     body = decode_body(data)
 
     assert body.updates == [Update(A, 7, PeerState.ALIVE, RECORD)]
     assert body.hints == [Hint(OBJECT, B, 3)]
+
+
+def test_hint_of_an_object_with_replicas_names_its_members() -> None:
+    hint = Hint(OBJECT, B, 3, (A, b"c" * 6), 2)
+
+    assert decode_body(encode_body([], [encode_hint(hint)])).hints == [hint]
+
+
+def test_hint_of_an_object_without_replicas_is_as_short_as_ever() -> None:
+    assert msgpack.unpackb(encode_hint(Hint(OBJECT, B, 3))) == [OBJECT, B, 3]
+
+
+def test_largest_hint_fits_with_others_into_one_gossip() -> None:
+    others = tuple(bytes([n]) * 6 for n in range(OTHERS_MAX))
+    row = encode_hint(Hint(OBJECT, B, 2**40, others, 2**20))
+
+    assert 10 * len(row) < GOSSIP_BYTES_MAX
 
 
 def test_state_of_a_newer_version_is_skipped_alone() -> None:
@@ -124,7 +143,10 @@ def test_record_that_breaks_a_bound_is_refused(field: int, value: object) -> Non
         packed([[A, -1, 0]]), packed([[A, INCARNATION_MAX + 1, 0]]),
         packed([[A, 1.5, 0]]), packed([[A, 1, -1]]), packed([[A, 1, 1, None, b"x"]]),
         packed([[A, 1, 0, []]]), packed([[A, 1, 0, "record"]]), packed((), [[OBJECT, B]]),
-        packed((), [[B, B, 1]]), packed((), [[OBJECT, B, -1]]), packed((), (), [OBJECT]),
+        packed((), [[B, B, 1]]), packed((), [[OBJECT, B, -1]]),
+        packed((), [[OBJECT, B, 1, [A] * 8]]), packed((), [[OBJECT, B, 1, [b"short"]]]),
+        packed((), [[OBJECT, B, 1, 5]]), packed((), [[OBJECT, B, 1, [A], -1]]),
+        packed((), (), [OBJECT]),
         packed(5), packed((), None), msgpack.packb({}), b"\xc1", VALID[:-1], VALID + b"\0",
         b"\x90" * (GOSSIP_BODY_BYTES_MAX + 1), b"\x91" * 2000,
     ],
