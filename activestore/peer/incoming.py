@@ -11,31 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from activestore.core import effects, events
+from activestore.core import events
 from activestore.core.calls import Client, Kind, Nested, Waiter
 from activestore.core.location import Location
 from activestore.errors import (
-    ActiveStoreError,
-    InvalidRequestError,
     RemoteProtocolError,
-    TooLargeError,
-    UnavailableError,
 )
 from activestore.ids import (
     ObjectId,
-    PeerId,
     SessionId,
-    check_alias,
-    home_of,
 )
 from activestore.peer import chunking, extras, greeting, relays
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
+from activestore.peer.making import Making
 from activestore.peer.moving import Moving
 from activestore.peer.naming import Naming
 from activestore.peer.relays import Relays
-from activestore.peer.table import Session, Table
+from activestore.peer.table import Session
 from activestore.wire import codec
 from activestore.wire.chunks import CHUNKS
 from activestore.wire.limits import (
@@ -70,7 +64,6 @@ from activestore.wire.messages import (
     Taken,
     Welcome,
 )
-from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
 # Sessions known at once; beyond it the idle one that was silent longest goes.
 SESSIONS_MAX = 16_384
@@ -92,7 +85,7 @@ _OF_PEERS = frozenset(
 _OF_LINKS = _OF_PEERS | {Welcome, Refused, Pong}
 
 
-class Incoming(Table):
+class Incoming(Making):
     """Handlers of messages from clients and of requests of running methods."""
 
     _messages: dict[type, Callable[[Session, Any], None]]
@@ -103,9 +96,6 @@ class Incoming(Table):
     moving: Moving
     fetching: Fetching
     naming: Naming
-
-    def _refuse(self, origin: Client | Nested, error: ActiveStoreError) -> None:
-        self.carry_out([effects.Refuse(origin, error)])
 
     def _take_frames(self, route: bytes, frames: Sequence[Buffer]) -> None:
         try:
@@ -305,14 +295,6 @@ class Incoming(Table):
         self.naming.end_session(session.session_id)
         self.step(events.SessionEnded(session.session_id))
 
-    def _is_too_large(self, origin: Client | Nested, message: Any) -> bool:
-        size = len(message.body) + sum(map(buffer_bytes_count, message.buffers))
-        limit = self.settings.message_bytes_max
-        if size <= limit:
-            return False
-        self._refuse(origin, TooLargeError("message", size, limit, "message_bytes_max"))
-        return True
-
     def _on_call(self, session: Session, message: Call) -> None:
         if message.sequence > session.highest:
             session.highest = message.sequence
@@ -363,32 +345,6 @@ class Incoming(Table):
             return
         self._create(Client(session.session_id, message.sequence), message)
 
-    def _create(self, origin: Client | Nested, message: Create) -> None:
-        if self._is_too_large(origin, message):
-            return
-        refused = _why_no_alias(message.alias) or self._why_nothing_new()
-        if refused is not None:
-            self._refuse(origin, refused)
-            return
-        if not self.fetching.has(message.class_name):
-            self._fetch(
-                origin, message, message.class_name, b"",
-                lambda: self._create(origin, message),
-            )  # fmt: skip
-            return
-        lacking = self.classes.missing_for(message.class_name)
-        if lacking is not None:
-            self._refuse(origin, lacking)
-            return
-        age_s = extras.number(message.extra, "age_ms") / 1000 if message.extra else 0.0
-        arrived = events.CallArrived(
-            origin, ObjectId(message.object_id), Kind.CREATE, "__init__", message,
-            message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
-            0, message.class_name, message.alias, (), *extras.callers(message.extra),
-        )  # fmt: skip
-        wants = {message.alias: arrived.object_id} if message.alias else {}
-        self.naming.claim(origin, wants, lambda: self.step(arrived))
-
     def _on_delete(self, session: Session, message: Delete) -> None:
         message = session.numbered(message)
         if not self.location.is_here(ObjectId(message.object_id)):
@@ -416,97 +372,6 @@ class Incoming(Table):
             self._elsewhere(session, message, first)
             return
         self._persist(origin, message, states)
-
-    def _states_of(
-        self, origin: Client | Nested, message: Persist
-    ) -> list[NamedState] | None:
-        """Return the states of a Persist; None where it is refused."""
-        if self._is_too_large(origin, message):
-            return None
-        try:
-            states = decode_states(message.body, message.buffers)
-            if not states:
-                raise RemoteProtocolError("a Persist without states", "Persist")
-        except RemoteProtocolError as error:
-            self._refuse(origin, error)
-            return None
-        homes = {home_of(ObjectId(named.object_id)) for named in states}
-        if len(homes) > 1:
-            mixed = InvalidRequestError(
-                f"one Persist has objects of {len(homes)} peers, expected of one",
-                "Persist",
-            )
-            self._refuse(origin, mixed)
-            return None
-        return states
-
-    def _persist(
-        self, origin: Client | Nested, message: Persist, states: list[NamedState]
-    ) -> None:
-        for named in states:
-            state = named.state
-            if not self.fetching.has(state.class_name, state.revision):
-                self._fetch(
-                    origin, message, state.class_name, state.revision,
-                    lambda: self._persist(origin, message, states),
-                )  # fmt: skip
-                return
-        refused = self._why_not_persisted(states)
-        if refused is not None:
-            self._refuse(origin, refused)
-            return
-        age_s = extras.number(message.extra, "age_ms") / 1000 if message.extra else 0.0
-        arrived = events.PersistArrived(
-            origin, states, message.attempt, message.first_unacked, age_s
-        )
-        wants = {one.alias: ObjectId(one.object_id) for one in states if one.alias}
-        self.naming.claim(origin, wants, lambda: self.step(arrived))
-
-    def _why_nothing_new(self) -> ActiveStoreError | None:
-        if self.is_emptying:
-            return UnavailableError("peer", "it is being drained; create it elsewhere")
-        return None
-
-    def _why_not_persisted(self, states: list[NamedState]) -> ActiveStoreError | None:
-        for named in states:
-            refused = _why_no_alias(named.alias) or self._why_nothing_new()
-            if refused is not None:
-                return refused
-            lacking = self.classes.missing_for(named.state.class_name)
-            if lacking is not None:
-                return lacking
-        return None
-
-    def _fetch(
-        self,
-        origin: Client | Nested,
-        message: Create | Persist,
-        class_name: str,
-        revision: bytes,
-        go_on: Callable[[], None],
-    ) -> None:
-        """Fetch a class that a request needs, then go on with it, or refuse it."""
-        first = []
-        hint = message.extra.get("code_at") if message.extra else None
-        if type(hint) is bytes:
-            first.append(PeerId(hint))
-        client = origin if type(origin) is Client else None
-        session = self.sessions.get(client.session) if client is not None else None
-        link = self.links.by_route.get(session.route) if session is not None else None
-        if link is not None:
-            first.append(link.peer_id)
-        if client is not None:
-            self.step(events.ErrandBegan(client))
-
-        def then(error: ActiveStoreError | None) -> None:
-            if client is not None:
-                self.step(events.ErrandEnded(client))
-            if error is not None:
-                self._refuse(origin, error)
-            else:
-                go_on()
-
-        self.fetching.bring(class_name, revision, first, then)
 
     def _on_request(self, session: Session, message: Request) -> None:
         self.request_handler(Client(session.session_id, message.sequence), message)
@@ -570,16 +435,6 @@ class Incoming(Table):
             self._persist(origin, message, states)
         else:
             self._leave(origin, message, first)
-
-
-def _why_no_alias(alias: str) -> ActiveStoreError | None:
-    """Return why an alias cannot be one, None where it can or there is none."""
-    try:
-        if alias:
-            check_alias(alias)
-    except ActiveStoreError as error:
-        return error
-    return None
 
 
 def _sequence(origin: Any) -> int:
