@@ -19,7 +19,7 @@ from activestore.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
 )
-from activestore.ids import ObjectId, PeerId, SessionId, check_alias
+from activestore.ids import ObjectId, PeerId, check_alias
 from activestore.storage.engine import (
     EPOCH_FIRST,
     EPOCH_MAX,
@@ -33,12 +33,12 @@ from activestore.storage.records import (
     Document,
     chunk_key,
     decode_document,
-    decode_reply,
     encode_document,
     encode_reply,
     reply_key,
     seal,
 )
+from activestore.storage.replies import telling_reply, too_late
 from activestore.storage.room import RECORD_BYTES, Room
 from activestore.storage.work import (
     PartPlaces,
@@ -207,7 +207,7 @@ class Batch:
             )
         if not exists and _needs_object(change):
             raise _Refused(ObjectNotFoundError(change.object_id, (self._peer_id,)))
-        if change.alias:
+        if change.alias and not change.is_copy:
             check_alias(change.alias)
             holder = self._holder(change.alias, aliases)
             if holder is not None and holder != change.object_id:
@@ -303,12 +303,12 @@ class Batch:
 
     def _apply_to_object(self, work: Work, change: Change) -> None:
         if change.is_delete:
-            self._rename(work, change.object_id, "")
+            self._rename(work, change, "")
             if work.document is not None:
                 work.removed.extend(work.document.parts())
             work.document = None
         elif change.state is not None:
-            self._rename(work, change.object_id, change.alias)
+            self._rename(work, change, change.alias)
             self._apply_state(work, change)
         elif change.delta is not None:
             self._apply_delta(work, change)
@@ -317,15 +317,22 @@ class Batch:
         if change.epoch:
             work.document = work.document._replace(epoch=change.epoch)
         if change.is_rename:
-            self._rename(work, change.object_id, change.alias)
+            self._rename(work, change, change.alias)
             work.document = work.document._replace(alias=change.alias)
 
-    def _rename(self, work: Work, object_id: ObjectId, alias: str) -> None:
-        """Give the name of an object back, and take the new one for it, if any."""
-        if work.document is not None and work.document.alias:
-            self._aliases[work.document.alias] = None
+    def _rename(self, work: Work, change: Change, alias: str) -> None:
+        """Give the name of an object back, and take the new one for it, if any.
+
+        What a copy is called may be the name of another object here, which keeps it.
+        """
+        known, object_id = self._aliases, change.object_id
+        old = work.document.alias if work.document is not None else ""
+        if old and self._holder(old, known) == object_id:
+            known[old] = None
         if alias:
-            self._aliases[alias] = object_id
+            holder = self._holder(alias, known) if change.is_copy else None
+            if holder in {None, object_id}:
+                known[alias] = object_id
 
     def _make_way(
         self, change: Change, damage: CorruptRecordError
@@ -501,45 +508,14 @@ class Batch:
 
 def _needs_object(change: Change) -> bool:
     """Whether a change is one of an object that exists."""
+    if change.is_copy:
+        return change.delta is not None
     is_step = change.delta is not None or change.is_delete
     return is_step or (change.state is None and bool(change.epoch or change.is_rename))
 
 
 def _reply_bytes(reply: ReplyRecord) -> int:
     return len(reply.body) + sum(map(len, reply.buffers)) + RECORD_BYTES
-
-
-def telling_reply(
-    transaction: Any,
-    tables: Mapping[str, Any],
-    object_id: ObjectId,
-    session: SessionId,
-    sequence: int,
-) -> ReplyRecord | None:
-    """Return the answer to a request, or to a later one that tells that it is over.
-
-    Raises:
-        CorruptRecordError: a record that tells it is damaged.
-    """
-    cursor = transaction.cursor(db=tables["replies"])
-    if not cursor.set_range(reply_key(object_id, session, sequence)):
-        return None
-    for key, value in cursor:
-        if not bytes(key).startswith(object_id + session):
-            return None
-        record = decode_reply(key, value)
-        if record.sequence == sequence or record.is_over(sequence):
-            return record
-    return None
-
-
-def too_late(sequence: int, later: int) -> InvalidRequestError:
-    """Return the refusal of a request that is over, as a later one of its client told."""
-    return InvalidRequestError(
-        f"request {sequence} came after its client had the answer, as its request {later} "
-        "told; it was not run again",
-        "reply",
-    )
 
 
 def keys_of(transaction: Any, table: Any, object_id: bytes) -> list[bytes]:

@@ -31,8 +31,9 @@ EPOCH_MAX = 2**63 - 1
 
 # What rows tell: where an object that left its home is; who claims an alias; that a copy is
 # not the object (keyed by its id); that an object moved from here, until those who must
-# know it do; what a peer of a cluster must remember over a restart.
-ROW_KINDS = frozenset({"place", "name", "staged", "forward", "cluster"})
+# know it do; what a peer of a cluster must remember over a restart; what a replica
+# promised and accepted of an object (keyed by its id).
+ROW_KINDS = frozenset({"place", "name", "staged", "forward", "cluster", "register"})
 # The longest alias fits, and with its kind it fits what LMDB takes as a key.
 ROW_KEY_BYTES_MAX = 500
 # Rows are facts, not states: a whole kind may be read into memory at a start.
@@ -109,6 +110,10 @@ class Change:
     kept until now go, as with an object that moves away; without it they stay until they
     expire, also after a delete. `created_s`: when the object was made, wall clock, where
     that is not now.
+
+    `is_copy`: of an object that another peer leads, which has decided: its name never
+    refuses it (where that is another object's here, the name goes on naming the other),
+    and a delete, epoch or new name of a missing object is done already.
     """
 
     object_id: ObjectId
@@ -128,6 +133,7 @@ class Change:
     forgets_replies: bool = False
     is_rename: bool = False
     created_s: float = 0.0
+    is_copy: bool = False
 
     @property
     def has_effect(self) -> bool:
@@ -165,6 +171,20 @@ class Head:
     fields: Mapping[str, int] = field(default_factory=dict)  # name to encoded bytes
     graph_fields: Sequence[str] = ()
     damage: str = ""
+
+
+class Snapshot(NamedTuple):
+    """All that is kept of one object, as it was at one moment.
+
+    `row`: the one of the kind that was asked for, None where there is none. `head` and
+    `state`: None where the object does not exist. Large buffers come as FileBuffer with
+    an open descriptor that the caller owns.
+    """
+
+    row: bytes | None
+    head: Head | None
+    state: ObjectState | None
+    replies: Sequence[ReplyRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +312,13 @@ class Engine(Protocol):
 
         Raises:
             CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
+        """
+
+    def snapshot(self, object_id: ObjectId, kind: str) -> Snapshot:
+        """Return state, replies and the row of `kind` of an object, of one moment.
+
+        Raises:
+            CorruptRecordError: a checksum fails.
         """
 
     def foreign_ids(self) -> Iterator[ObjectId]:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from activestore.errors import CorruptRecordError, InvalidRequestError
-from activestore.ids import OBJECT_ID_BYTES
+from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.storage.engine import (
     CHANGE_ROWS_MAX,
     ROW_KEY_BYTES_MAX,
@@ -98,6 +98,11 @@ def row_of(transaction: Any, table: Any, kind: str, key: bytes) -> bytes | None:
     return None if value is None else unseal(value, b"", _name(place))
 
 
+def has_row(transaction: Any, table: Any, kind: str, key: bytes) -> bool:
+    """Return whether there is such a row, whatever its value."""
+    return transaction.get(_prefix(kind) + key, db=table) is not None
+
+
 def rows_of(
     begin: Begin, table: Any, kind: str, on_damage: Callable[[Damage], None] | None
 ) -> Iterator[tuple[bytes, bytes]]:
@@ -108,7 +113,7 @@ def rows_of(
             content = unseal(value, b"", _name(key))
         except CorruptRecordError as error:
             if on_damage is not None:
-                on_damage(Damage(error.where, None, error.reason))
+                on_damage(_damage(key, error))
             continue
         yield key[len(prefix) :], content
 
@@ -119,7 +124,7 @@ def verify_rows(begin: Begin, table: Any) -> Iterator[Damage | int]:
         try:
             unseal(value, b"", _name(key))
         except CorruptRecordError as error:
-            yield Damage(error.where, None, error.reason)
+            yield _damage(key, error)
         yield len(value)
 
 
@@ -173,6 +178,14 @@ def _prefix(kind: str) -> bytes:
             f"no row is of this kind, only {', '.join(sorted(ROW_KINDS))}", kind[:80]
         )
     return kind.encode() + b"\x00"
+
+
+def _damage(place: bytes, error: CorruptRecordError) -> Damage:
+    """Return what is told of a damaged row: a register is one object's."""
+    kind, _, key = place.partition(b"\x00")
+    is_of_object = kind == b"register" and len(key) == OBJECT_ID_BYTES
+    object_id = ObjectId(key) if is_of_object else None
+    return Damage(error.where, object_id, error.reason)
 
 
 def _name(place: bytes) -> str:

@@ -29,7 +29,7 @@ from activestore.storage.directory import (
     write_format,
 )
 from activestore.storage.engine import Damage
-from activestore.storage.facts import verify_rows
+from activestore.storage.facts import has_row, verify_rows
 from activestore.storage.records import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -132,7 +132,11 @@ def _verify_object(  # noqa: C901 - one branch per kind
         checked += part_bytes(part)
     if document.alias:
         named = transaction.get(document.alias.encode(), db=tables["aliases"])
-        if named is None or bytes(named) != object_id:
+        # A copy goes without its name where that is another object's here.
+        is_wrong = named is None or bytes(named) != object_id
+        if is_wrong and not has_row(
+            transaction, tables["facts"], "register", object_id
+        ):
             yield Damage(
                 f"alias {document.alias!r}", object_id, "does not name the object"
             )

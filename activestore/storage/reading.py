@@ -15,7 +15,7 @@ from typing import Any
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import OBJECT_ID_BYTES, ObjectId, SessionId
-from activestore.storage.batch import aliases_of, keys_of, telling_reply, too_late
+from activestore.storage.batch import aliases_of, keys_of
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import ClassRecord, Durability, Head, ReplyRecord
 from activestore.storage.records import (
@@ -29,6 +29,7 @@ from activestore.storage.records import (
     head_of,
     unseal,
 )
+from activestore.storage.replies import telling_reply, too_late
 from activestore.wire.state import AnyBuffer, FileBuffer, ObjectState
 from activestore.wire.values import encode_error
 

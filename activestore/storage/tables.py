@@ -22,39 +22,32 @@ from __future__ import annotations
 
 import abc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from activestore.errors import (
     ActiveStoreError,
-    CorruptRecordError,
     InvalidRequestError,
     StorageFullError,
 )
-from activestore.ids import ObjectId, PeerId, SessionId
-from activestore.storage import facts, reading, upkeep
+from activestore.ids import ObjectId
+from activestore.storage import upkeep
 from activestore.storage.batch import Batch, only_shrinks, units_of
-from activestore.storage.blobs import FILE_MISSING, NO_SPACE
+from activestore.storage.blobs import NO_SPACE
 from activestore.storage.engine import (
     Change,
     ClassRecord,
-    Damage,
-    Head,
-    ReplyRecord,
 )
 from activestore.storage.reading import KEY_BYTES_MAX, as_key
 from activestore.storage.records import (
     CHUNKED_BYTES_MAX,
     Document,
-    decode_class,
     encode_class,
-    head_of,
     seal,
-    unseal,
 )
 from activestore.storage.room import Room
-from activestore.wire.state import AnyBuffer, ObjectState, buffer_bytes_count
+from activestore.storage.table_reader import Files, TableReader
+from activestore.wire.state import AnyBuffer, buffer_bytes_count
 
 TABLES = (
     "heads", "parts", "aliases", "blobs", "replies", "classes", "latest", "packages",
@@ -76,23 +69,7 @@ LOADS_MAX = 3
 _T = TypeVar("_T")
 
 
-class Files(Protocol):
-    """Where large buffers lie, each at the digest of its content."""
-
-    def write(self, buffer: AnyBuffer) -> bytes:
-        """Keep a buffer and return its address; durable on return."""
-
-    def open(self, digest: bytes, size: int, object_id: bytes) -> AnyBuffer:
-        """Return the content; CorruptRecordError where it is not there or damaged."""
-
-    def remove(self, digest: bytes) -> None:
-        """Remove what nothing references."""
-
-    def unnamed_before(self, before_s: float) -> Iterator[tuple[bytes, int]]:
-        """Yield address and size of what was written before a wall-clock time."""
-
-
-class TableEngine(abc.ABC):
+class TableEngine(TableReader):
     """Keeps objects, aliases, replies and published code of one peer in tables."""
 
     def __init__(
@@ -102,8 +79,7 @@ class TableEngine(abc.ABC):
         room: Room,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._tables = tables
-        self._files = files
+        super().__init__(tables, files)
         self._room = room
         self._wall_clock = wall_clock
         self._documents: OrderedDict[bytes, Document] = OrderedDict()
@@ -116,16 +92,7 @@ class TableEngine(abc.ABC):
         with self._reading() as transaction:
             room.blob_bytes, room.dead_bytes = upkeep.sum_files(transaction, tables)
 
-    @property
-    @abc.abstractmethod
-    def peer_id(self) -> PeerId:
-        """The id made with the data."""
-
     # -- what a subclass gives ---------------------------------------------------------
-
-    @abc.abstractmethod
-    def _reading(self, object_id: bytes = b"") -> AbstractContextManager[Any]:
-        """Return a read transaction."""
 
     @abc.abstractmethod
     def _write(self, work: Callable[[Any], _T]) -> _T:
@@ -303,146 +270,6 @@ class TableEngine(abc.ABC):
         self._documents.move_to_end(object_id)
         if len(self._documents) > HEADS_CACHED_MAX:
             self._documents.popitem(last=False)
-
-    # -- reading -----------------------------------------------------------------------
-
-    def load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
-        """Return the last committed state, None where the object does not exist.
-
-        Raises:
-            CorruptRecordError: a checksum fails.
-        """
-        for _ in range(LOADS_MAX - 1):
-            try:
-                return self._load(object_id)
-            except CorruptRecordError as error:  # noqa: PERF203 - three times at most
-                # The writer may have replaced the state, and removed its file, between
-                # the look at the record and the look for the file.
-                if error.reason != FILE_MISSING:
-                    raise
-        return self._load(object_id)
-
-    def _load(self, object_id: ObjectId) -> tuple[Head, ObjectState] | None:
-        with self._reading(object_id) as transaction:
-            return reading.load(transaction, self._tables, object_id, self._files.open)
-
-    def head(self, object_id: ObjectId) -> Head | None:
-        """Return what is known of an object without its fields.
-
-        Raises:
-            CorruptRecordError: a checksum fails.
-        """
-        with self._reading(object_id) as transaction:
-            found = reading.document_of(transaction, self._tables, object_id)
-            return None if found is None else head_of(object_id, found)
-
-    def resolve(self, alias: str) -> ObjectId | None:
-        """Return the object that `alias` names."""
-        value = self._get("aliases", as_key(alias))
-        return None if value is None else ObjectId(value)
-
-    def heads(
-        self,
-        *,
-        after: ObjectId | None = None,
-        alias_prefix: str = "",
-        limit: int = 1000,
-    ) -> list[Head]:
-        """Return up to `limit` heads after `after`: in id order, or by alias."""
-        with self._reading() as transaction:
-            return reading.heads(transaction, self._tables, after, alias_prefix, limit)
-
-    def names(
-        self, after: str = "", limit: int = 1000
-    ) -> list[tuple[str, ObjectId, float]]:
-        """Return up to `limit` aliases behind `after`: alias, object, when it was made."""
-        with self._reading() as transaction:
-            return reading.names(transaction, self._tables, after, limit)
-
-    def reply(
-        self, object_id: ObjectId, session: SessionId, sequence: int
-    ) -> ReplyRecord | None:
-        """Return the recorded answer to a request, or the refusal of one that is over.
-
-        Raises:
-            CorruptRecordError: a record that tells it is damaged.
-        """
-        with self._reading(object_id) as transaction:
-            return reading.reply(
-                transaction, self._tables, object_id, session, sequence
-            )
-
-    def replies_of(self, object_id: ObjectId) -> list[ReplyRecord]:
-        """Return every reply that is kept of an object, with its buffers.
-
-        Raises:
-            CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
-        """
-        with self._reading(object_id) as transaction:
-            return reading.replies_of(transaction, self._tables, object_id)
-
-    def foreign_ids(self) -> Iterator[ObjectId]:
-        """Yield the ids of objects kept here whose home is another peer, in order."""
-        page: list[ObjectId] = []
-        while True:
-            after = page[-1] if page else b""
-            with self._reading() as transaction:
-                page = reading.foreign_ids(
-                    transaction, self._tables, self.peer_id, after, IDS_PER_READ
-                )
-            yield from page
-            if len(page) < IDS_PER_READ:
-                return
-
-    def row(self, kind: str, key: bytes) -> bytes | None:
-        """Return the value of a row, None where there is none.
-
-        Raises:
-            CorruptRecordError: its checksum fails.
-        """
-        with self._reading() as transaction:
-            return facts.row_of(transaction, self._tables["facts"], kind, key)
-
-    def rows(
-        self, kind: str, on_damage: Callable[[Damage], None] | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield key and value of every row of a kind; damaged ones go to `on_damage`."""
-        return facts.rows_of(self._reading, self._tables["facts"], kind, on_damage)
-
-    def _objects_count(self, transaction: Any, heads_count: int) -> int:
-        tables = self._tables
-        return heads_count - facts.staged_count(
-            transaction, tables["facts"], tables["heads"]
-        )
-
-    def code(self, package: bytes) -> bytes | None:
-        """Return the archive of a package."""
-        value = self._get("packages", package)
-        where = f"package {package.hex()}"
-        return None if value is None else unseal(value, b"", where)
-
-    def classes(self) -> list[ClassRecord]:
-        """Return the latest published revision of every class that can be read."""
-        with self._reading() as transaction:
-            return reading.classes(transaction, self._tables)[0]
-
-    def damaged_classes(self) -> dict[str, CorruptRecordError]:
-        """Return what is wrong with each class that cannot be read, by name."""
-        with self._reading() as transaction:
-            return reading.classes(transaction, self._tables)[1]
-
-    def class_revision(self, class_name: str, revision: bytes) -> ClassRecord | None:
-        """Return one revision of a class."""
-        name = as_key(class_name)
-        value = self._get("classes", name and name + b"\x00" + revision)
-        return None if value is None else decode_class(value)
-
-    def _get(self, table: str, key: bytes | None) -> bytes | None:
-        if not key or len(key) > KEY_BYTES_MAX:
-            return None  # LMDB would take it for an error; it is only not there.
-        with self._reading() as transaction:
-            value = transaction.get(key, db=self._tables[table])
-            return None if value is None else bytes(value)
 
     # -- code --------------------------------------------------------------------------
 
