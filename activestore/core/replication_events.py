@@ -80,6 +80,17 @@ class LeadHandedOver(NamedTuple):
     target: PeerId
 
 
+class StateLost(NamedTuple):
+    """The state of the copy here is damaged on disk; its register is not.
+
+    It is `Register.is_lost` from now on: it votes as a witness does, answers a delta with
+    Nack BASE, and is whole again after an Accept without a base. A leader hands the lead
+    over first: its state in memory, if any, is committed, but no longer on this disk.
+    """
+
+    object_id: ObjectId
+
+
 class TimerFired(NamedTuple):
     """The time that `deadline_s` named has come."""
 
@@ -94,5 +105,6 @@ ReplicationEvent: TypeAlias = (
     | GroupWanted
     | ForceOrdered
     | LeadHandedOver
+    | StateLost
     | TimerFired
 )
