@@ -1,4 +1,4 @@
-"""The examples of docs/how-to/simulate.md run as they stand there."""
+"""The examples of docs/how-to/simulate.md and check-histories.md run as they stand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "how-to" / "simulate.md"
+PAGES = ROOT / "docs" / "how-to"
 BLOCK = re.compile(r"^```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)^```", re.M | re.S)
 
 
 @pytest.mark.slow
-def test_examples_of_the_page_pass(tmp_path: Path) -> None:
-    files = {found["name"]: found["code"] for found in BLOCK.finditer(PAGE.read_text())}
-    assert set(files) == {"bank.py", "test_bank.py", "test_histories.py"}
+@pytest.mark.parametrize(
+    ("page", "names", "passed"),
+    [
+        ("simulate.md", {"bank.py", "test_bank.py", "test_histories.py"}, 23),
+        ("check-histories.md", {"test_account.py"}, 20),
+    ],
+)
+def test_examples_of_the_page_pass(
+    tmp_path: Path, page: str, names: set[str], passed: int
+) -> None:
+    text = (PAGES / page).read_text()
+    files = {found["name"]: found["code"] for found in BLOCK.finditer(text)}
+    assert set(files) == names
     for name, code in files.items():
         (tmp_path / name).write_text(code)
 
@@ -32,4 +42,4 @@ def test_examples_of_the_page_pass(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "23 passed" in done.stdout
+    assert f"{passed} passed" in done.stdout
