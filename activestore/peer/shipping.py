@@ -298,7 +298,7 @@ def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[str]:
         changes.append(_change_with_row(copy, at))
         ordered.append(index)
     for index, error in zip(ordered, engine.commit(changes), strict=True):
-        found[index] = "" if error is None else _problem(copies[index], error)
+        found[index] = "" if error is None else problem_of(error)
     return found
 
 
@@ -361,13 +361,31 @@ def _change_with_row(copy: Copy, at: Point | None) -> Change:
     )  # fmt: skip
 
 
-def _problem(copy: Copy, error: ActiveStoreError) -> str:
+def problem_of(error: ActiveStoreError) -> str:
+    """Return what the refusal of a step means: "base" or "space", see `apply_copies`."""
     if isinstance(error, StorageFullError):
         return "space"
     if isinstance(error, (ObjectNotFoundError, UnavailableError, CorruptRecordError)):
         return "base"
-    _log.error("copy refused object=%s reason=%s", copy.object_id.hex(), error)
+    # Ours to find: what came was checked, and a copy is refused for nothing else.
+    _log.error("copy refused reason=%s", error)
     return "space"
+
+
+def remove_copy(engine: Engine, object_id: ObjectId) -> None:
+    """Remove register, state and answers of an object that is not kept here any more.
+
+    Raises:
+        OSError: the disk failed.
+        StorageFullError: it is too full even for that; nothing is removed.
+    """
+    change = Change(
+        object_id, is_delete=True, forgets_replies=True, is_copy=True,
+        rows=(register_row(object_id, None),),
+    )  # fmt: skip
+    (refused,) = engine.commit((change,))
+    if refused is not None:
+        raise refused
 
 
 # -- the whole of an object ------------------------------------------------------------

@@ -20,6 +20,7 @@ from activestore.peer.shipping import (
     read_whole,
     register_row,
     registers_of,
+    remove_copy,
     unpack_change,
 )
 from activestore.storage.engine import Change, Damage, Engine
@@ -227,6 +228,21 @@ def test_delete_that_is_done_again_is_done(engine: Engine) -> None:
 
     assert again == ""
     assert engine.head(oid(1)) is None
+
+
+def test_copy_that_is_removed_leaves_nothing(engine: Engine) -> None:
+    engine.commit([new(1, alias="hits")])
+    keep(engine, 2, alias="hits", reply=reply(1))
+    damage(engine, "heads", keep(engine, 3, alias="other"))
+
+    for number in (2, 3, 4):
+        remove_copy(engine, oid(number))
+
+    for number in (2, 3, 4):
+        assert register_of(engine, oid(number)) is None
+        assert engine.replies_of(oid(number)) == []
+    assert [head.object_id for head in engine.heads()] == [oid(1)]
+    assert (engine.resolve("hits"), engine.resolve("other")) == (oid(1), None)
 
 
 # -- names -----------------------------------------------------------------------------
