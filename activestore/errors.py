@@ -22,6 +22,7 @@ pickle or a journey; the text is made from the fields. Fields are only ever appe
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -67,9 +68,7 @@ class UnsupportedValueError(InvalidRequestError):
 
     def __init__(self, type_name: str, path: str, reason: str = "") -> None:
         Exception.__init__(self, type_name, path, reason)
-        self.type_name = type_name
-        self.path = path
-        self.reason = reason
+        self.type_name, self.path, self.reason = type_name, path, reason
 
     def __str__(self) -> str:
         why = self.reason or "no wire form for this type; convert it first"
@@ -84,10 +83,7 @@ class TooLargeError(InvalidRequestError):
 
     def __init__(self, what: str, size: int, limit: int, setting: str = "") -> None:
         Exception.__init__(self, what, size, limit, setting)
-        self.what = what
-        self.size = size
-        self.limit = limit
-        self.setting = setting
+        self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
         where = f" (setting {self.setting})" if self.setting else ""
@@ -393,18 +389,24 @@ class NoQuorumError(UnavailableError):
 class MovedError(UnavailableError):
     """The object is at another peer. Ask there; clients and peers do so by themselves.
 
-    `endpoint`: where that peer is reached. `epoch`: how new this is; the highest counts.
+    `endpoint`: where that is. The word with the highest (epoch, group_version) is newest;
+    `others` have a copy. `is_doubtful`: the request may have run; ask by its next attempt.
     """
 
     code = "moved"
-    FIELDS: ClassVar[tuple[str, ...]] = ("object_id", "peer_id", "endpoint", "epoch")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "object_id", "peer_id", "endpoint", "epoch", "others", "group_version",
+        "is_doubtful",
+    )  # fmt: skip
 
-    def __init__(
-        self, object_id: bytes, peer_id: bytes, endpoint: str = "", epoch: int = 0
-    ) -> None:
-        Exception.__init__(self, object_id, peer_id, endpoint, epoch)
-        self.object_id, self.peer_id = object_id, peer_id
-        self.endpoint, self.epoch = endpoint, epoch
+    def __init__(  # noqa: PLR0913, PLR0917 - an error has that many fields
+        self, object_id: bytes, peer_id: bytes, endpoint: str = "", epoch: int = 0,
+        others: Sequence[bytes] = (), group_version: int = 0, is_doubtful: bool = False,
+    ) -> None:  # fmt: skip
+        told = (object_id, peer_id, endpoint, epoch, others, group_version, is_doubtful)
+        Exception.__init__(self, *told)
+        self.object_id, self.peer_id, self.endpoint, self.epoch = told[:4]
+        self.others, self.group_version, self.is_doubtful = told[4:]
 
     def __str__(self) -> str:
         where = self.endpoint or "address unknown"
@@ -512,11 +514,8 @@ class MethodError(ActiveStoreError):
         builtin: str = "",
     ) -> None:  # fmt: skip
         Exception.__init__(self, type_name, message, where, remote_traceback, builtin)
-        self.type_name = type_name
-        self.message = message
-        self.where = where
-        self.remote_traceback = remote_traceback
-        self.builtin = builtin
+        self.type_name, self.message, self.where = type_name, message, where
+        self.remote_traceback, self.builtin = remote_traceback, builtin
 
     def __str__(self) -> str:
         text = f"{self.where}: " if self.where else ""
@@ -554,9 +553,9 @@ def method_error(
         cls = MethodError
         is_error = isinstance(base, type) and issubclass(base, Exception)
         if is_error and base is not Exception:
-            name = f"{builtin}MethodError"
+            bases = (MethodError, base)
             try:
-                cls = type(name, (MethodError, base), {"__module__": __name__})
+                cls = type(f"{builtin}MethodError", bases, {"__module__": __name__})
                 cls("", "")  # Some, as ExceptionGroup, need arguments of their own.
             except (TypeError, ValueError):
                 cls = MethodError

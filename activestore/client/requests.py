@@ -14,6 +14,7 @@ from activestore.errors import (
     ExecutorCrashedError,
     MovedError,
     RemoteProtocolError,
+    UnavailableError,
     error_from_wire,
 )
 from activestore.wire import values
@@ -114,6 +115,22 @@ class Request:
         ):
             return False
         return self.attempt + 1 < ATTEMPTS_MAX
+
+    def why_silent(
+        self, now_s: float, silence_s: float, dead_s: float
+    ) -> UnavailableError:
+        """Return what it fails with when nothing was heard of it for too long."""
+        link, silent_s = self.link, now_s - self.heard_s
+        what = f"nothing was heard for {silent_s:.1f} s (timeout_s={silence_s:g})"
+        is_heard = now_s - link.heard_s < min(dead_s, silent_s / 2)
+        if is_heard and hasattr(self.message, "object_id"):
+            why = f"{link.endpoint} answers, whoever has the object does not"
+            what = f"{what}; {why}: see `activestore-node peers`"
+            return UnavailableError(self.where, what)
+        ask = (
+            "is the peer running and reachable? start one with `activestore-node start`"
+        )
+        return UnavailableError(link.endpoint, f"{what}; {ask}")
 
     def ask_to_forward(self) -> None:
         """Have whoever gets the request forward it, instead of naming another peer."""

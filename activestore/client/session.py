@@ -281,11 +281,13 @@ class Session:
     def _follow(
         self, request: Request, error: MovedError, now_s: float, link: Link
     ) -> Out:
-        """Send a request to where its object has moved; it did not run yet."""
+        """Send a request to where its object has moved."""
         if request.link is not link:
             return []  # It went elsewhere meanwhile.
         request.heard_s = now_s
         request.redirects += 1
+        if error.is_doubtful is True:  # It may have run, under a leader of before.
+            request.attempt = max(request.attempt, 1)
         place = Place(error.peer_id, error.endpoint, error.epoch)
         is_news = self.links.remember(error.object_id, place)
         target: Link | None = None
@@ -296,7 +298,7 @@ class Session:
         return self._send_to(request, target, now_s, is_again=False)
 
     def _forward(self, request: Request, now_s: float) -> Out:
-        """Have the connected peer carry a request to its object; it did not run yet."""
+        """Have the connected peer carry a request to its object."""
         request.ask_to_forward()
         return self._send_to(request, self.links.main, now_s, is_again=False)
 
@@ -312,7 +314,7 @@ class Session:
         if link.expected_id and link.expected_id != message.peer_id:
             raise RemoteProtocolError("another peer has that address", link.endpoint)
         links, extra = self.links, message.extra or {}
-        if link is links.main or link in links.candidates:
+        if link in (links.main, *links.candidates):
             cluster = extra.get("cluster")
             if None not in (cluster, self._cluster) and cluster != self._cluster:
                 raise RemoteProtocolError(
@@ -485,7 +487,7 @@ class Session:
                 if request.is_sent:
                     out.append((link, Cancel(request.sequence)))
             elif now_s - request.heard_s >= self.silence_s:
-                error = self._silent(request, now_s)
+                error = request.why_silent(now_s, self.silence_s, self._dead_s)
                 ended.append(self._fail(request, error))
             elif request.retry_s and now_s >= request.retry_s:
                 request.retry_s = 0.0
@@ -565,19 +567,6 @@ class Session:
                 links.candidates.append(link)
         self._next_tick_s = min(self._next_tick_s, links.look_s)
         return out
-
-    def _silent(self, request: Request, now_s: float) -> UnavailableError:
-        link, silent_s = request.link, now_s - request.heard_s
-        what = f"nothing was heard for {silent_s:.1f} s (timeout_s={self.silence_s:g})"
-        is_heard = now_s - link.heard_s < min(self._dead_s, silent_s / 2)
-        if is_heard and hasattr(request.message, "object_id"):
-            why = f"{link.endpoint} answers, whoever has the object does not"
-            what = f"{what}; {why}: see `activestore-node peers`"
-            return UnavailableError(request.where, what)
-        ask = (
-            "is the peer running and reachable? start one with `activestore-node start`"
-        )
-        return UnavailableError(link.endpoint, f"{what}; {ask}")
 
     def _fail(self, request: Request, error: ActiveStoreError) -> Request:
         self.requests.pop(request.sequence, None)

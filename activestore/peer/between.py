@@ -40,6 +40,7 @@ from activestore.peer.requests import (
     text_of,
 )
 from activestore.storage.engine import Engine
+from activestore.wire.gossip import OTHERS_MAX
 from activestore.wire.state import decode_states
 
 
@@ -170,15 +171,23 @@ class Between:
         peer_id = parameters.get("peer_id")
         if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
             raise RemoteProtocolError("peer_id must be 6 bytes", "place")
-        self._loop.places.learn(
-            object_id_of(parameters), Place(PeerId(peer_id), _epoch(parameters)),
-            lambda error: self._then(origin, error),
+        others = parameters.get("others", [])
+        if not _are_peer_ids(others) or len(others) > OTHERS_MAX:
+            raise RemoteProtocolError(
+                f"others must be a list of at most {OTHERS_MAX} ids of 6 bytes", "place"
+            )
+        place = Place(
+            PeerId(peer_id), _number(parameters, "epoch"), tuple(map(PeerId, others)),
+            _number(parameters, "group_version", 0),
         )  # fmt: skip
+        self._loop.places.learn(
+            object_id_of(parameters), place, lambda error: self._then(origin, error)
+        )
 
     def _do_keeps(self, origin: Origin, parameters: dict[str, Any]) -> None:
         """Tell a former keeper whether what it keeps of an object is known here."""
         self._asker(origin, "keeps")
-        object_id, epoch = object_id_of(parameters), _epoch(parameters)
+        object_id, epoch = object_id_of(parameters), _number(parameters, "epoch")
         location, me = self._loop.location, self._loop.settings.peer_id
 
         def answer(found: tuple[bool, bool]) -> object:
@@ -198,6 +207,12 @@ def _token(parameters: dict[str, Any]) -> bytes:
     return token
 
 
+def _are_peer_ids(value: Any) -> bool:
+    return type(value) is list and all(
+        type(one) is bytes and len(one) == PEER_ID_BYTES for one in value
+    )
+
+
 def _class_of(parameters: dict[str, Any]) -> tuple[str, bytes]:
     """Return class and revision of the object that comes."""
     try:
@@ -209,8 +224,8 @@ def _class_of(parameters: dict[str, Any]) -> tuple[str, bytes]:
     return named.state.class_name, named.state.revision
 
 
-def _epoch(parameters: dict[str, Any]) -> int:
-    epoch = parameters.get("epoch")
-    if type(epoch) is not int or epoch < 0:
-        raise InvalidRequestError(f"epoch is {epoch!r}, expected 0 or more", "epoch")
-    return epoch
+def _number(parameters: dict[str, Any], name: str, default: int | None = None) -> int:
+    number = parameters.get(name, default)
+    if type(number) is not int or number < 0:
+        raise InvalidRequestError(f"{name} is {number!r}, expected 0 or more", name)
+    return number

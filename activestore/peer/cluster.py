@@ -66,6 +66,10 @@ class Cluster:
         self._due_s = 0.0
         # Called when a peer is dead or has left.
         self.on_gone: Callable[[PeerId], None] = lambda peer_id: None
+        # Called when a peer begins to answer, or is suspected; with whether it answers.
+        self.on_seen: list[Callable[[PeerId, bool], None]] = []
+        # Called with an object of which it was heard where it is.
+        self.on_heard: Callable[[ObjectId], None] = lambda object_id: None
         # Called when the set of peers that live has changed.
         self.on_changed: Callable[[], None] = lambda: None
         # Called with what a peer says to be the newest code of a class.
@@ -196,6 +200,7 @@ class Cluster:
             self._remember_soon()
             if effect.old_state not in _REACHABLE:
                 self.on_changed()
+            self._tell_seen(peer_id, effect)
             return
         self._table.troubles.end(TroubleKind.CLOCK, self.title_of(peer_id))
         self.location.doubt_peer(peer_id)
@@ -204,6 +209,15 @@ class Cluster:
         self.on_gone(peer_id)
         self._links.close_all_to(peer_id)
         self.on_changed()
+        self._tell_seen(peer_id, effect)
+
+    def _tell_seen(
+        self, peer_id: PeerId, effect: cluster_effects.MemberChanged
+    ) -> None:
+        is_answering = effect.new_state is PeerState.ALIVE
+        if is_answering != (effect.old_state is PeerState.ALIVE):
+            for seen in self.on_seen:
+                seen(peer_id, is_answering)
 
     def _do_hints_heard(self, effect: cluster_effects.HintsHeard) -> None:
         for hint in effect.hints:
@@ -215,6 +229,7 @@ class Cluster:
             place = Place(PeerId(hint.peer_id), hint.epoch, others, hint.group_version)
             if self.location.hear(object_id, place):
                 self.membership.tell_hint(hint, self._table.clock())
+                self.on_heard(object_id)
 
     def tell(self, object_id: ObjectId, place: Place) -> None:
         """Gossip where an object is that is not at home, or has replicas."""

@@ -21,7 +21,7 @@ from activestore.ids import (
     ObjectId,
     SessionId,
 )
-from activestore.peer import chunking, extras, greeting, relays
+from activestore.peer import chunking, extras, greeting, travelling
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link, Links
@@ -164,7 +164,7 @@ class Incoming(Making):
 
     def _on_relay(self, link: Link, message: Relay) -> None:
         """Take a message of a session that is behind another peer."""
-        inner = relays.opened(message)
+        inner = travelling.opened(message)
         handler = self._messages.get(type(inner))
         if handler is None:
             raise RemoteProtocolError(

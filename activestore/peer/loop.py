@@ -160,6 +160,8 @@ class PeerLoop(Incoming, Outgoing):
         self.searching = Searching(self, self.cluster, self.relays, searches)
         self.relays.search = self.searching.begin
         self.cluster.on_gone = self.relays.lose_peer
+        self.cluster.on_heard = self.relays.heard
+        self.cluster.on_seen.append(self.relays.peer_seen)
         self.relays.on_restarted = self._end_start
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)

@@ -450,11 +450,14 @@ class Moving:
         self.on_look(now_s)
 
     def send_on(self, effect: effects.SendOn) -> None:
-        """Send a client's request after its object."""
+        """Send a client's request after its object; under a leader it may have run."""
         origin: Client = effect.origin
         session = self._table.sessions.get(origin.session)
         if session is not None:
-            self._table.receive(session, effect.payload)  # type: ignore[arg-type]
+            message: Any = effect.payload
+            if message.attempt == 0:
+                message = message._replace(attempt=1)
+            self._table.receive(session, message)
 
     @property
     def is_idle(self) -> bool:

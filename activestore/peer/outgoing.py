@@ -88,7 +88,10 @@ class Outgoing(Table):
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
             self.storage.commit(effect.token, (change,))
-            if effect.is_delete and effect.object_id in self.location.guests:
+            is_guest = effect.object_id in self.location.guests
+            if effect.is_delete and (
+                is_guest or self.places.tells_of(effect.object_id)
+            ):
                 self.places.note_delete(effect.object_id)
             return
         made = [self._new(named, effect.token) for named in effect.created]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core.location import Place
-from activestore.errors import ActiveStoreError
+from activestore.errors import ActiveStoreError, CorruptRecordError
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, home_of
 from activestore.peer.cluster import Cluster
 from activestore.peer.publishing import as_error
@@ -22,6 +22,7 @@ from activestore.peer.relays import Relays
 from activestore.peer.table import Table
 from activestore.storage.engine import ZERO_ID, Change, Engine, Head, Row
 from activestore.wire import packing
+from activestore.wire.gossip import OTHERS_MAX
 
 # Where an object is that was deleted; its id is never used again.
 NOWHERE = PeerId(bytes(PEER_ID_BYTES))
@@ -33,7 +34,11 @@ Then = Callable[[ActiveStoreError | None], None]
 
 
 class Places:
-    """What one peer tells and keeps of where objects are."""
+    """What one peer tells and keeps of where objects are.
+
+    An object that is led here and has replicas is told of like one that is not at home:
+    its home and the home's buddies are to know all that have it.
+    """
 
     def __init__(self, table: Table, cluster: Cluster, relays: Relays) -> None:
         self._table = table
@@ -51,19 +56,60 @@ class Places:
     def restore(self, engine: Engine) -> None:
         """Read from disk what was kept for others."""
         for key, value in engine.rows("place"):
-            self._location.learn_place(ObjectId(key), unpacked_place(value))
+            object_id, place = ObjectId(key), unpacked_place(value)
+            if not self._is_older(engine, object_id, place):
+                self._location.learn_place(object_id, place)
+
+    def _is_older(self, engine: Engine, object_id: ObjectId, place: Place) -> bool:
+        """Whether the object is at home here, in an epoch after that of its place."""
+        if home_of(object_id) != self._table.settings.peer_id:
+            return False
+        if engine.row("staged", object_id) is not None:
+            return False
+        try:
+            head = engine.head(object_id)
+        except (CorruptRecordError, *packing.UNPACK_ERRORS):
+            return False
+        return head is not None and head.epoch > place.epoch
 
     def came(self, object_id: ObjectId, place: Place, *, is_new: bool = True) -> None:
-        """An object is here now; `is_new` False: it was so when this peer ended."""
+        """An object is here now, or has other members than it had.
+
+        Args:
+            object_id: It is led here.
+            place: This peer, and who else has it.
+            is_new: False: it was so when this peer ended.
+        """
         self._untold[object_id] = self._held[object_id] = place
         self._told.pop(object_id, None)
         if is_new:
             self._tell(object_id)
+            self._relays.heard(object_id)
 
     def left(self, object_id: ObjectId) -> None:
         """An object is not here any more: whoever has it tells of it."""
         for table in (self._untold, self._held, self._told):
             table.pop(object_id, None)
+
+    def followed(self, object_id: ObjectId, place: Place) -> None:
+        """An object of which a copy is here is led by another peer, or by nobody."""
+        self.left(object_id)
+        self._location.follow(object_id, place)
+        self._relays.heard(object_id)
+
+    def tells_of(self, object_id: ObjectId) -> bool:
+        """Whether others are told that the object is here."""
+        return object_id in self._held
+
+    def kept_rows(self, object_id: ObjectId) -> list[Row]:
+        """Return what is to be written where a copy goes and its object goes on.
+
+        Without it, this home would say after a restart that there is no such object.
+        """
+        place = self._location.place_of(object_id)
+        if place is None or home_of(object_id) != self._table.settings.peer_id:
+            return []
+        return [Row("place", object_id, packed_place(place))]
 
     def look(self) -> None:
         """Tell again what was not heard."""
@@ -95,10 +141,10 @@ class Places:
                 told.add(keeper)
             if not open_ones:
                 self._asked.discard(object_id)
+                if self._untold.get(object_id, place) != place:
+                    self._tell(object_id)  # It has other members meanwhile.
 
-        parameters = {
-            "object_id": object_id, "peer_id": place.peer_id, "epoch": place.epoch,
-        }  # fmt: skip
+        parameters = _parameters(object_id, place)
         for keeper in asked:
             self._relays.ask(
                 keeper, "place", parameters,
@@ -130,7 +176,7 @@ class Places:
                 self._untold[object_id] = place
 
     def note_delete(self, object_id: ObjectId) -> None:
-        """An object that came from elsewhere is being deleted: tell its keepers."""
+        """An object that others were told of is being deleted: tell its keepers."""
 
         def then(head: Head | None, error: BaseException | None) -> None:
             if head is None and error is None:
@@ -173,10 +219,10 @@ class Places:
             refused = error if error is not None else results and results[0]
             if refused is None and results is not None and not self._is_held(object_id):
                 self._location.learn_place(object_id, place)
+                self._relays.heard(object_id)
             then(None if refused is None else as_error(refused))
 
-        known = self._location.places.get(object_id)
-        if known is not None and known.epoch >= place.epoch:
+        if not place.is_newer(self._location.places.get(object_id)):
             then(None)
         else:
             self._table.storage.write(keep, kept)
@@ -186,12 +232,29 @@ class Places:
         return object_id in self._untold
 
 
+def _parameters(object_id: ObjectId, place: Place) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "object_id": object_id, "peer_id": place.peer_id, "epoch": place.epoch,
+    }  # fmt: skip
+    if place.others or place.group_version:
+        parameters["others"] = list(place.others[:OTHERS_MAX])
+        parameters["group_version"] = place.group_version
+    return parameters
+
+
 def packed_place(place: Place) -> bytes:
     """Return a place as it is kept in a row."""
-    return bytes(packing.pack([place.peer_id, place.epoch]))
+    fields: list[Any] = [place.peer_id, place.epoch]
+    if place.others or place.group_version:
+        fields += [list(place.others), place.group_version]
+    return bytes(packing.pack(fields))
 
 
 def unpacked_place(value: bytes) -> Place:
-    """Return the place that a row keeps."""
-    peer_id, epoch = packing.unpack(value)[:2]
-    return Place(PeerId(bytes(peer_id)), int(epoch))
+    """Return the place that a row keeps; one of an earlier version names one peer."""
+    fields = packing.unpack(value)
+    others = tuple(PeerId(bytes(one)) for one in fields[2]) if len(fields) > 2 else ()
+    return Place(
+        PeerId(bytes(fields[0])), int(fields[1]), others,
+        int(fields[3]) if len(fields) > 3 else 0,
+    )  # fmt: skip

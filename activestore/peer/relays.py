@@ -6,6 +6,8 @@ whichever way, it is asked.
 
     forward | depart | ask -> Relay -> (moved -> Relay ...) -> Relayed -> answered
     link lost, or its end restarted: sent again with the next attempt
+    the leader of a group may be gone: sent to another member, and the old one may answer
+    nobody leads a copy that is here: it waits until somebody does, or it is refused
 
 Rules of this file: a request that was relayed to us is never relayed on; a stream is not
 sent again; whoever asks hears an end of it, always.
@@ -15,44 +17,36 @@ Source: design section 7; reliability.md 2.2; schemas/protocol.md section 10.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
 from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
-    CancelledError,
     MovedError,
-    ObjectNotFoundError,
+    NoQuorumError,
     RemoteProtocolError,
     UnavailableError,
-    error_from_wire,
 )
-from activestore.ids import ObjectId, PeerId, SessionId, home_of
+from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.cluster import Cluster
-from activestore.peer.doubts import in_doubt
 from activestore.peer.links import Link, Links
+from activestore.peer.routing import Routing
 from activestore.peer.table import Session, Table
+from activestore.peer.travelling import Travelling, opened, place_in
 from activestore.peer.trips import Then, Trip
-from activestore.wire import codec, values
+from activestore.wire import values
 from activestore.wire.messages import (
-    AskOn,
     Beat,
-    Buffer,
-    Cancel,
     Create,
-    Credit,
     Failure,
     Item,
-    Message,
     Persist,
     Ping,
-    Relay,
     Relayed,
     Reply,
     Request,
-    whole,
 )
 
 # Redirects that one request follows before it is given up.
@@ -61,36 +55,42 @@ REDIRECTS_MAX = 3
 STARTS_MAX = 4096
 # So long a question is asked again of peers that name each other.
 REST_S = 2.0
+# So long members of a group are asked again while nobody is found to lead it: a take-over
+# takes seconds, and a client that set no bound gives up after as long a silence.
+LEADERLESS_S = 30.0
 # How long a question of our own may stay unanswered and unnamed, in seconds.
 ASK_S = 10.0
 # A peer names in a beat every 2 s what it has not answered. What it has not named in
 # three of them it never got, or its answer was lost with one of several links.
 UNNAMED_S = 7.0
-# How often a client is told of a request that is long on its way, or its answer is.
-BEAT_S = 2.0
 # A peer that was heard so lately would have named it. Others are asked for a sign.
 HEARD_S = 2.0
 
 _NIL = b"\xc0"
 
+# Called once somebody leads an object, or with why nobody can.
+Decided = Callable[[ActiveStoreError | None], None]
 
-class Relays:
-    """All trips of one peer."""
+
+class Relays(Travelling):
+    """All trips of one peer, and where they go."""
 
     def __init__(self, table: Table, links: Links, cluster: Cluster) -> None:
-        self._table = table
-        self._links = links
+        super().__init__(table, links)
         self._cluster = cluster
         self._location = cluster.location
-        self._trips: dict[tuple[SessionId, int], Trip] = {}
-        self._away: dict[int, Trip] = {}
-        self._next_sequence = 1
+        self._routing = Routing(cluster, PeerId(table.settings.peer_id))
         # The last start that was seen of each peer; its methods' calls carry it.
         self._starts: dict[PeerId, bytes] = {}
         # Called with the session of a start that is over.
         self.on_restarted: Callable[[SessionId], None] = lambda session_id: None
         # Looks for an object everywhere; False where that is not done now.
         self.search: Callable[[ObjectId, Callable[[], None]], bool] = (
+            lambda object_id, then: False
+        )
+        # Has somebody lead an object of which a copy is here, and calls back when
+        # somebody does, or with why nobody can; False where that is nobody's task.
+        self.replicas_wanted: Callable[[ObjectId, Decided], bool] = (
             lambda object_id, then: False
         )
         links.on_up = self._on_link_up
@@ -101,7 +101,8 @@ class Relays:
     def forward(self, session: Session, message: Any, object_id: ObjectId) -> None:
         """See to a client's request for an object that is not here."""
         if session.is_relayed:
-            self._table.tell(session, self._redirect(message.sequence, object_id))
+            if not self._wait_for_leader(session, message, object_id):
+                self._table.tell(session, self._redirect(message, object_id))
             return
         known = self._trips.get((session.session_id, message.sequence))
         if known is not None:
@@ -111,37 +112,42 @@ class Relays:
             return
         extra = message.extra or {}
         if session.can_follow and extra.get("direct", True):
-            place = self._first_place(object_id)
-            if place is not None and self._cluster.endpoint_of(place.peer_id):
-                self._table.tell(
-                    session, self._failure(message.sequence, place, object_id)
-                )
+            place = self._routing.first_place(object_id)
+            is_here = self._routing.is_leaderless(object_id)
+            if place and not is_here and self._cluster.endpoint_of(place.peer_id):
+                self._table.tell(session, self._redirect(message, object_id, place))
                 return
         trip = Trip(session.session_id, message, object_id, self._table.clock())
         trip.session = session
         self._trips[trip.session_id, trip.sequence] = trip
         self._go_on(trip)
 
-    def _first_place(self, object_id: ObjectId) -> Place | None:
-        for peer_id in self._cluster.route(object_id):
-            place = self._location.place_of(object_id)
-            epoch = place.epoch if place is not None and place.peer_id == peer_id else 0
-            return Place(peer_id, epoch)
-        return None
+    def _redirect(
+        self, message: Any, object_id: ObjectId, place: Place | None = None
+    ) -> Failure:
+        """Return the answer to a request that came to the wrong peer."""
+        # A later attempt may be of a call that ran, under a leader that was deposed.
+        error = self._routing.moved(object_id, place, is_doubtful=message.attempt > 0)
+        body = values.encode_error(error)
+        return Failure(message.sequence, error.code, None, body)
 
-    def _redirect(self, sequence: int, object_id: ObjectId) -> Failure:
-        """Return the answer to a request that was relayed to the wrong peer.
+    def _wait_for_leader(
+        self, session: Session, message: Any, object_id: ObjectId
+    ) -> bool:
+        """Keep a request that was relayed to a copy until somebody leads its object."""
 
-        Where nothing is known it names the home: whoever asked there already knows that
-        we do not know either.
-        """
-        place = self._location.place_of(object_id) or Place(home_of(object_id), 0)
-        return self._failure(sequence, place, object_id)
+        def decided(error: ActiveStoreError | None) -> None:
+            if session.session_id not in self._table.sessions:
+                return
+            if error is None:
+                self._table.receive(session, message)
+                return
+            body = values.encode_error(error)
+            failure = Failure(message.sequence, error.code, None, body)
+            self._table.tell(session, failure)
 
-    def _failure(self, sequence: int, place: Place, object_id: ObjectId) -> Failure:
-        endpoint = self._cluster.endpoint_of(place.peer_id)
-        error = MovedError(object_id, place.peer_id, endpoint, place.epoch)
-        return Failure(sequence, error.code, None, values.encode_error(error))
+        is_leaderless = self._routing.is_leaderless(object_id)
+        return is_leaderless and self.replicas_wanted(object_id, decided)
 
     def depart(self, effect: effects.SendAway) -> None:
         """Send a call of a method to the peer of its object."""
@@ -184,169 +190,160 @@ class Relays:
         trip.due_s = trip.began_s + wait_s
         link = self._cluster.reach(peer_id)
         if link is None:
-            self._end(trip, self._unreachable(trip, peer_id))
+            self._end(trip, self._routing.unreachable(trip, peer_id))
             return
         trip.target, trip.link = peer_id, link
         self._send(trip)
 
     def ask_about(
         self, object_id: ObjectId, operation: str, parameters: dict[str, Any], then: Then,
-        is_relayed: bool,
+        is_relayed: bool, again: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """Ask the peer of an object; one that was asked so itself says where to ask."""
+        """Ask the peer of an object; one that was asked so itself says where to ask.
+
+        `again`: has the question answered here, where the object has come here meanwhile.
+        """
         if is_relayed:
-            place = self._location.place_of(object_id) or Place(home_of(object_id), 0)
-            endpoint = self._cluster.endpoint_of(place.peer_id)
-            then(None, MovedError(object_id, place.peer_id, endpoint, place.epoch))
+
+            def decided(error: ActiveStoreError | None) -> None:
+                if error is None and again is not None:
+                    again()
+                else:
+                    then(None, error or self._routing.moved(object_id))
+
+            is_leaderless = self._routing.is_leaderless(object_id)
+            if not (is_leaderless and self.replicas_wanted(object_id, decided)):
+                then(None, self._routing.moved(object_id))
             return
         body, buffers = values.encode(parameters)
         message = Request(self._next_sequence, operation, None, body, buffers)
         trip = self._own_trip(message, object_id)
-        trip.then = then
+        trip.then, trip.again = then, again
         trip.due_s = trip.began_s + ASK_S
         self._go_on(trip)
-
-    def _own_trip(self, message: Any, object_id: ObjectId) -> Trip:
-        self._next_sequence += 1
-        trip = Trip(self._links.session_id, message, object_id, self._table.clock())
-        self._trips[trip.session_id, trip.sequence] = trip
-        return trip
-
-    def _first_open(self) -> int:
-        """Return the lowest number of our own that is not answered."""
-        mine = self._links.session_id
-        for session_id, sequence in self._trips:
-            if session_id == mine:
-                return sequence
-        return self._next_sequence
 
     # -- on the way --------------------------------------------------------------------
 
     def _go_on(self, trip: Trip) -> None:
         """Send a trip to the next peer that may hold its object, or give it up."""
-        place = self._location.place_of(trip.object_id)
-        for peer_id in self._cluster.route(trip.object_id):
-            epoch = place.epoch if place is not None and place.peer_id == peer_id else 0
-            if trip.asked.get(peer_id, -1) >= epoch:
-                continue
-            link = self._cluster.reach(peer_id)
-            if link is None:
-                continue
-            trip.asked[peer_id] = epoch
-            trip.target, trip.link = peer_id, link
-            self._send(trip)
+        if self._location.is_here(trip.object_id):
+            self._come_home(trip)
+            return
+        if self._routing.is_leaderless(trip.object_id) and self._park(trip):
+            return
+        found = self._routing.next_for(trip)
+        if found is not None:
+            trip.target, trip.link = found
+            if trip.is_again:
+                self._send_next(trip)
+            else:
+                self._send(trip)
             return
         trip.target, trip.link = PeerId(b""), None
-        if not self.search(trip.object_id, lambda: self._searched(trip)):
+        if self._routing.has_others(trip.object_id) or not self.search(
+            trip.object_id, lambda: self._searched(trip)
+        ):
             self._give_up(trip)
+
+    def _park(self, trip: Trip) -> bool:
+        """Keep a trip while nobody leads its object, of which a copy is here."""
+        if trip.is_parked:
+            return True
+
+        def decided(error: ActiveStoreError | None) -> None:
+            trip.is_parked = False
+            if (trip.session_id, trip.sequence) not in self._trips:
+                return
+            if error is not None:
+                self._end(trip, error)
+            else:
+                trip.asked.clear()
+                self._go_on(trip)
+
+        trip.is_parked = True
+        trip.target, trip.link = PeerId(b""), None
+        trip.is_parked = self.replicas_wanted(trip.object_id, decided)
+        return trip.is_parked
 
     def _give_up(self, trip: Trip) -> None:
         """End a trip for which nobody is left to ask; a question rests first.
 
         Between two peers that move an object each names the other for a moment. A call
-        waits there for the copy to become the object, a question does not.
+        waits there for the copy to become the object, a question does not. Members of a
+        group name each other, or who is gone, until one of them has taken over.
         """
         place = self._location.place_of(trip.object_id)
         is_between = place is not None and place.peer_id in trip.asked
         rested_s = self._table.clock() - trip.began_s
-        if not (trip.due_s and trip.redirects and is_between) or rested_s > REST_S:
-            self._end(trip, self._why_lost(trip))
+        if self._routing.has_others(trip.object_id):
+            may_rest = rested_s <= LEADERLESS_S
+        else:
+            is_asked = bool(trip.due_s and trip.redirects)
+            may_rest = is_asked and is_between and rested_s <= REST_S
+        if not may_rest:
+            self._end(trip, self._routing.why_lost(trip))
             return
+        trip.target, trip.link = PeerId(b""), None
         trip.is_resting = True
         trip.redirects = 0
         trip.asked.clear()
+
+    def _pass_by(self, trip: Trip) -> None:
+        """Ask another member of a group than one that may be gone; it may still answer."""
+        trip.passed.add(trip.target)
+        trip.asked.clear()
+        trip.is_again = True
+        self._go_on(trip)
+
+    def _may_pass_by(self, trip: Trip) -> bool:
+        return bool(
+            trip.object_id
+            and not trip.is_stream
+            and self._routing.has_others(trip.object_id)
+        )
+
+    def heard(self, object_id: ObjectId) -> None:
+        """Something newer was heard of an object: what rests goes on."""
+        for trip in list(self._trips.values()):
+            if trip.is_resting and trip.object_id == object_id:
+                trip.is_resting = False
+                self._go_on(trip)
+
+    def peer_seen(self, peer_id: PeerId, is_answering: bool) -> None:
+        """Pass a suspect by where another peer can take over what was asked of it."""
+        if is_answering:
+            return
+        for trip in [t for t in self._trips.values() if t.target == peer_id]:
+            if self._may_pass_by(trip):
+                self._pass_by(trip)
 
     def _searched(self, trip: Trip) -> None:
         """Send a trip on with what was found; where nothing was, that ends it."""
         if (trip.session_id, trip.sequence) in self._trips and trip.link is None:
             self._go_on(trip)
 
-    def _why_lost(self, trip: Trip) -> ActiveStoreError:
-        if self._cluster.is_alone:
-            # Nobody else was ever heard of, so nobody else can have it.
-            return ObjectNotFoundError(trip.object_id, (self._table.settings.peer_id,))
-        place = self._location.place_of(trip.object_id)
-        holder = place.peer_id if place is not None else home_of(trip.object_id)
-        name = self._cluster.name_of(holder)
-        where = f"object {trip.object_id.hex()}"
-        if holder in trip.asked:
-            return UnavailableError(
-                where,
-                f"peer {name} does not hold it, and nobody else that can be reached",
-            )
-        role = "holds it" if place is not None else "is its home"
-        return UnavailableError(
-            where, f"peer {name}, which {role}, cannot be reached; start it, or wait"
-        )
-
-    def _unreachable(self, trip: Trip, peer_id: PeerId) -> UnavailableError:
-        return UnavailableError(
-            trip.message.operation if trip.then else f"object {trip.object_id.hex()}",
-            f"peer {self._cluster.name_of(peer_id)} cannot be reached",
-        )
-
-    def _send(self, trip: Trip) -> None:
-        link = trip.link
-        if link is not None:
-            self._links.send(link, _relay(trip.session_id, trip.message))
-            trip.named_s = link.used_s
-
-    def _send_again(self, trip: Trip) -> None:
-        """Send a trip as its next attempt: the one before may have arrived."""
-        if trip.is_stream:
-            error = UnavailableError(
-                f"object {trip.object_id.hex()}",
-                "the connection to its peer broke; a stream is not resumed",
-            )
-            self._end(trip, error)
-            return
-        self._send_next(trip)
-
-    def _send_next(self, trip: Trip) -> None:
-        """Send a trip under its next number of attempt."""
-        if hasattr(trip.message, "attempt"):
-            trip.attempt += 1
-            age_ms = int((self._table.clock() - trip.began_s) * 1000)
-            known_ms = (trip.message.extra or {}).get("age_ms", 0)
-            extra = {**(trip.message.extra or {}), "age_ms": max(age_ms, known_ms)}
-            trip.message = trip.message._replace(attempt=trip.attempt, extra=extra)
-        self._send(trip)
-
-    def awaited(self) -> set[Link | None]:
-        """Return the links by which answers are to come."""
-        return {trip.link for trip in self._trips.values()}
-
     def look(self, now_s: float) -> None:
         """End the questions that were not answered in time, and mend what was lost."""
         for trip in list(self._trips.values()):
             moved_s = self._moved_s(trip)
-            if trip.due_s:
+            if trip.due_s and max(trip.due_s, moved_s + ASK_S) <= now_s:
                 # What is large may take its time while it gets on.
-                if max(trip.due_s, moved_s + ASK_S) <= now_s:
-                    self._end(trip, self._unreachable(trip, trip.target))
-                elif trip.is_resting:
-                    trip.is_resting = False
-                    self._go_on(trip)
+                self._end(trip, self._why_late(trip))
+            elif trip.is_resting:
+                trip.is_resting = False
+                self._go_on(trip)
+            elif trip.due_s:
+                continue
             elif not trip.call_id or trip.link is None:
                 continue  # A client hears no beats of what was lost, and gives it up.
             elif now_s - max(trip.named_s, moved_s) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
         self._tell_moving(now_s)
 
-    def _tell_moving(self, now_s: float) -> None:
-        """Tell clients of what is large and gets on: its peer cannot name it now."""
-        moving: dict[Session, list[int]] = {}
-        for trip in self._trips.values():
-            if trip.session and self._moved_s(trip) - trip.named_s >= BEAT_S:
-                trip.named_s = now_s
-                moving.setdefault(trip.session, []).append(trip.sequence)
-        for session, sequences in moving.items():
-            self._table.beat(session, sequences)
-
-    def _moved_s(self, trip: Trip) -> float:
-        """Return when a part of something large last went over the link of a trip."""
-        route = b"" if trip.link is None else trip.link.route
-        return self._table.lanes.moved_s(route)
+    def _why_late(self, trip: Trip) -> ActiveStoreError:
+        if trip.target:
+            return self._routing.unreachable(trip, trip.target)
+        return self._routing.why_lost(trip)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:
         """Send a trip again that its peer does not name, if that one is heard."""
@@ -386,10 +383,8 @@ class Relays:
             return
         if type(inner) is Item:
             self._take_item(trip, inner)
-        elif (
-            type(inner) is Failure and inner.code == MovedError.code and trip.object_id
-        ):
-            self._take_moved(trip, inner)
+        elif type(inner) is Failure and trip.object_id:
+            self._take_failure(trip, inner)
         else:
             self._finish(trip, inner)
 
@@ -404,11 +399,26 @@ class Relays:
                 )
             )
 
+    def _take_failure(self, trip: Trip, failure: Failure) -> None:
+        """Take the refusal of a request for an object: it may be asked elsewhere."""
+        if failure.code == MovedError.code:
+            self._take_moved(trip, failure)
+        elif failure.code == NoQuorumError.code and self._has_news(trip):
+            trip.is_again = True  # It may have been accepted, and then outvoted.
+            self._go_on(trip)
+        else:
+            self._finish(trip, failure)
+
+    def _has_news(self, trip: Trip) -> bool:
+        """Whether a newer leader than was asked is known by now."""
+        place = self._location.place_of(trip.object_id)
+        if place is None or trip.is_stream:
+            return False
+        return bool(place.others) and trip.asked.get(place.peer_id, -1) < place.epoch
+
     def _take_moved(self, trip: Trip, failure: Failure) -> None:
-        error = error_from_wire(failure.code, _fields(failure))
-        if not isinstance(error, MovedError) or len(error.peer_id) != len(trip.target):
-            raise RemoteProtocolError("the fields of `moved` are malformed", "Failure")
-        found = Place(PeerId(error.peer_id), error.epoch)
+        found, is_doubtful = place_in(failure)
+        trip.is_again = trip.is_again or is_doubtful
         known = self._location.place_of(trip.object_id)
         if known is not None and known.peer_id == trip.target:
             self._location.doubt(trip.object_id, known)
@@ -430,6 +440,8 @@ class Relays:
         self._drop(trip)
         if trip.session is not None:
             self._table.receive(trip.session, trip.message)
+        elif trip.again is not None:
+            trip.again()
         elif trip.then is not None:
             where = f"object {trip.object_id.hex()}"
             trip.then(None, UnavailableError(where, "it has just moved; ask again"))
@@ -438,84 +450,6 @@ class Relays:
             self._table.step(events.AwayAnswered(trip.call_id, "", _NIL, ()))
         else:
             self._table.step(events.AwayReturned(trip.call_id))
-
-    def _finish(self, trip: Trip, answer: Any) -> None:
-        self._drop(trip)
-        if trip.session is not None:
-            self._table.tell(trip.session, answer)
-        elif trip.then is not None:
-            try:
-                if type(answer) is Failure:
-                    trip.then(None, error_from_wire(answer.code, _fields(answer)))
-                else:
-                    buffers = list(map(whole, answer.buffers))
-                    trip.then(values.decode(answer.body, buffers), None)
-            except RemoteProtocolError as error:
-                trip.then(None, error)
-        else:
-            code = answer.code if type(answer) is Failure else ""
-            self._table.step(
-                events.AwayAnswered(
-                    trip.call_id, code, bytes(answer.body), answer.buffers
-                )
-            )
-
-    def _end(self, trip: Trip, error: ActiveStoreError) -> None:
-        if (trip.session_id, trip.sequence) not in self._trips:
-            return
-        if trip.then is not None:
-            self._drop(trip)
-            trip.then(None, error)
-            return
-        error = in_doubt(trip.message, error, was_sent=bool(trip.target))
-        body = values.encode_error(error)
-        self._finish(trip, Failure(trip.sequence, error.code, None, body))
-
-    def _drop(self, trip: Trip) -> None:
-        self._trips.pop((trip.session_id, trip.sequence), None)
-        if trip.call_id:
-            self._away.pop(trip.call_id, None)
-
-    # -- cancels and credit ------------------------------------------------------------
-
-    def pass_on(self, session: Session, message: Cancel | Credit) -> None:
-        """Pass a client's Cancel or Credit on, where its request is on a trip."""
-        trip = self._trips.get((session.session_id, message.sequence))
-        if trip is None:
-            return
-        if trip.link is not None:
-            self._links.send(trip.link, _relay(trip.session_id, message))
-        elif type(message) is Cancel:
-            self._end(trip, CancelledError(f"object {trip.object_id.hex()}"))
-
-    def stop(self, call_id: int) -> None:
-        """Cancel a call of a method that is away; its answer is not wanted."""
-        trip = self._away.get(call_id)
-        if trip is None:
-            return
-        if trip.link is not None:
-            self._links.send(trip.link, _relay(trip.session_id, Cancel(trip.sequence)))
-        self._drop(trip)
-
-    def ask_on(self, effect: effects.AskOn) -> None:
-        """Ask the peer where a call is whom it waits for; it may be lost."""
-        trip = self._away.get(effect.call_id)
-        if trip is not None and trip.link is not None:
-            question = AskOn(trip.sequence, *effect.waiter, effect.number, effect.hops)
-            self._links.send(trip.link, question)
-
-    def grant(self, effect: effects.GrantAway) -> None:
-        """Let a stream that is away send more items."""
-        trip = self._away.get(effect.call_id)
-        if trip is not None and trip.link is not None:
-            credit = Credit(trip.sequence, effect.items)
-            self._links.send(trip.link, _relay(trip.session_id, credit))
-
-    def end_session(self, session: Session) -> None:
-        """Cancel what a client that is gone had on its way."""
-        for trip in [t for t in self._trips.values() if t.session is session]:
-            self.pass_on(session, Cancel(trip.sequence))
-            self._drop(trip)
 
     # -- links and peers ---------------------------------------------------------------
 
@@ -550,7 +484,10 @@ class Relays:
         for trip in self._by(link):
             trip.link = None
             if not trip.object_id:
-                self._end(trip, self._unreachable(trip, trip.target))
+                self._end(trip, self._routing.unreachable(trip, trip.target))
+                continue
+            if self._may_pass_by(trip):
+                self._pass_by(trip)
                 continue
             trip.asked.clear()
             other = self._cluster.reach(trip.target)
@@ -563,37 +500,7 @@ class Relays:
     def lose_peer(self, peer_id: PeerId) -> None:
         """End what waits for a peer that is dead: whoever asked may ask again."""
         for trip in [t for t in self._trips.values() if t.target == peer_id]:
-            self._end(trip, self._unreachable(trip, peer_id))
-
-    def _by(self, link: Link) -> list[Trip]:
-        return [trip for trip in self._trips.values() if trip.link is link]
-
-    def __len__(self) -> int:
-        return len(self._trips)
-
-    def __iter__(self) -> Iterator[Trip]:
-        return iter(self._trips.values())
-
-
-def _relay(session_id: SessionId, message: Any) -> Relay:
-    buffers: Sequence[Any] = message.buffers
-    return Relay(session_id, 0, None, codec.encode(message), buffers)
-
-
-def opened(message: Relay | Relayed) -> Message:
-    """Return the message that travels in another.
-
-    Raises:
-        RemoteProtocolError: it is not exactly one record.
-    """
-    body: Buffer = message.body
-    found = codec.decode_frame(body)
-    if len(found) != 1:
-        raise RemoteProtocolError(f"{len(found)} records, expected one", "Relay")
-    inner = found[0]
-    return inner._replace(buffers=message.buffers) if message.buffers else inner
-
-
-def _fields(failure: Failure) -> tuple[Any, ...]:
-    found = values.decode(failure.body)
-    return tuple(found) if type(found) is list else ()
+            if self._may_pass_by(trip):
+                self._pass_by(trip)
+            else:
+                self._end(trip, self._routing.unreachable(trip, peer_id))

@@ -172,8 +172,14 @@ class Requests:
             else:
                 self.answer(origin, value)
 
+        def again() -> None:
+            try:
+                self._operations[operation](origin, parameters)
+            except ActiveStoreError as error:
+                self.refuse(origin, error)
+
         loop.relays.ask_about(
-            object_id, operation, parameters, answer, self._hops(origin)
+            object_id, operation, parameters, answer, self._hops(origin), again
         )
         return True
 

@@ -23,9 +23,9 @@ class Trip:
     """One request on its way to another peer."""
 
     __slots__ = (
-        "asked", "attempt", "began_s", "call_id", "due_s", "is_resting", "link",
-        "message", "named_s", "object_id", "redirects", "sequence", "session", "session_id",
-        "target", "then",
+        "again", "asked", "attempt", "began_s", "call_id", "due_s", "is_again", "is_parked",
+        "is_resting", "link", "message", "named_s", "object_id", "passed", "redirects",
+        "sequence", "session", "session_id", "target", "then",
     )  # fmt: skip
 
     def __init__(
@@ -40,13 +40,19 @@ class Trip:
         self.redirects = 0
         # Whom it was sent to, and how new our knowledge was then.
         self.asked: dict[PeerId, int] = {}
+        # Members of a group that may be gone: others are asked instead.
+        self.passed: set[PeerId] = set()
         self.target = PeerId(b"")
         self.link: Link | None = None
         # Exactly one of these says who waits.
         self.session: Session | None = None
         self.call_id = 0
         self.then: Then | None = None
+        # Of a question: has it answered here, where the object has come here.
+        self.again: Callable[[], None] | None = None
         self.due_s = 0.0
+        self.is_again = False  # it may have arrived: the next time is another attempt
+        self.is_parked = False  # it waits here for somebody to lead the object
         self.is_resting = False  # asked again with the next look
         # When it was sent, or its peer last told that it has it; of a client's also when
         # the client was told so because a large message got on.

@@ -1,0 +1,253 @@
+"""Trips under way: numbered, sent, sent again, cancelled, and ended.
+
+A *trip* is a request that is answered at another peer. It travels in Relay, its answer
+in Relayed, under the session and the number with which it was made.
+
+Rules of this file: where a trip goes is decided by `relays`; a stream is not sent again;
+whoever asks hears an end of it, always.
+
+Source: design section 7; schemas/protocol.md section 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from activestore.core import effects, events
+from activestore.core.location import Place
+from activestore.errors import (
+    ActiveStoreError,
+    CancelledError,
+    MovedError,
+    RemoteProtocolError,
+    UnavailableError,
+    error_from_wire,
+)
+from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, SessionId
+from activestore.peer.doubts import in_doubt
+from activestore.peer.links import Link, Links
+from activestore.peer.table import Session, Table
+from activestore.peer.trips import Trip
+from activestore.wire import codec, values
+from activestore.wire.gossip import OTHERS_MAX
+from activestore.wire.messages import (
+    AskOn,
+    Buffer,
+    Cancel,
+    Credit,
+    Failure,
+    Message,
+    Relay,
+    Relayed,
+    whole,
+)
+
+# How often a client is told of a request that is long on its way, or its answer is.
+BEAT_S = 2.0
+
+
+class Travelling:
+    """The trips of one peer, wherever they are."""
+
+    def __init__(self, table: Table, links: Links) -> None:
+        self._table = table
+        self._links = links
+        self._trips: dict[tuple[SessionId, int], Trip] = {}
+        self._away: dict[int, Trip] = {}
+        self._next_sequence = 1
+
+    def _own_trip(self, message: Any, object_id: ObjectId) -> Trip:
+        self._next_sequence += 1
+        trip = Trip(self._links.session_id, message, object_id, self._table.clock())
+        self._trips[trip.session_id, trip.sequence] = trip
+        return trip
+
+    def _first_open(self) -> int:
+        """Return the lowest number of our own that is not answered."""
+        mine = self._links.session_id
+        for session_id, sequence in self._trips:
+            if session_id == mine:
+                return sequence
+        return self._next_sequence
+
+    def _send(self, trip: Trip) -> None:
+        link = trip.link
+        if link is not None:
+            self._links.send(link, relay_of(trip.session_id, trip.message))
+            trip.named_s = link.used_s
+
+    def _send_again(self, trip: Trip) -> None:
+        """Send a trip as its next attempt: the one before may have arrived."""
+        if trip.is_stream:
+            error = UnavailableError(
+                f"object {trip.object_id.hex()}",
+                "the connection to its peer broke; a stream is not resumed",
+            )
+            self._end(trip, error)
+            return
+        self._send_next(trip)
+
+    def _send_next(self, trip: Trip) -> None:
+        """Send a trip under its next number of attempt."""
+        trip.is_again = False
+        if hasattr(trip.message, "attempt"):
+            trip.attempt += 1
+            age_ms = int((self._table.clock() - trip.began_s) * 1000)
+            known_ms = (trip.message.extra or {}).get("age_ms", 0)
+            extra = {**(trip.message.extra or {}), "age_ms": max(age_ms, known_ms)}
+            trip.message = trip.message._replace(attempt=trip.attempt, extra=extra)
+        self._send(trip)
+
+    def awaited(self) -> set[Link | None]:
+        """Return the links by which answers are to come."""
+        return {trip.link for trip in self._trips.values()}
+
+    def _tell_moving(self, now_s: float) -> None:
+        """Tell clients of what is large and gets on: its peer cannot name it now."""
+        moving: dict[Session, list[int]] = {}
+        for trip in self._trips.values():
+            if trip.session and self._moved_s(trip) - trip.named_s >= BEAT_S:
+                trip.named_s = now_s
+                moving.setdefault(trip.session, []).append(trip.sequence)
+        for session, sequences in moving.items():
+            self._table.beat(session, sequences)
+
+    def _moved_s(self, trip: Trip) -> float:
+        """Return when a part of something large last went over the link of a trip."""
+        route = b"" if trip.link is None else trip.link.route
+        return self._table.lanes.moved_s(route)
+
+    def _finish(self, trip: Trip, answer: Any) -> None:
+        self._drop(trip)
+        if trip.session is not None:
+            self._table.tell(trip.session, answer)
+        elif trip.then is not None:
+            try:
+                if type(answer) is Failure:
+                    trip.then(None, error_from_wire(answer.code, fields_of(answer)))
+                else:
+                    buffers = list(map(whole, answer.buffers))
+                    trip.then(values.decode(answer.body, buffers), None)
+            except RemoteProtocolError as error:
+                trip.then(None, error)
+        else:
+            code = answer.code if type(answer) is Failure else ""
+            self._table.step(
+                events.AwayAnswered(
+                    trip.call_id, code, bytes(answer.body), answer.buffers
+                )
+            )
+
+    def _end(self, trip: Trip, error: ActiveStoreError) -> None:
+        if (trip.session_id, trip.sequence) not in self._trips:
+            return
+        if trip.then is not None:
+            self._drop(trip)
+            trip.then(None, error)
+            return
+        error = in_doubt(trip.message, error, was_sent=bool(trip.target))
+        body = values.encode_error(error)
+        self._finish(trip, Failure(trip.sequence, error.code, None, body))
+
+    def _drop(self, trip: Trip) -> None:
+        self._trips.pop((trip.session_id, trip.sequence), None)
+        if trip.call_id:
+            self._away.pop(trip.call_id, None)
+
+    # -- cancels and credit ------------------------------------------------------------
+
+    def pass_on(self, session: Session, message: Cancel | Credit) -> None:
+        """Pass a client's Cancel or Credit on, where its request is on a trip."""
+        trip = self._trips.get((session.session_id, message.sequence))
+        if trip is None:
+            return
+        if trip.link is not None:
+            self._links.send(trip.link, relay_of(trip.session_id, message))
+        elif type(message) is Cancel:
+            self._end(trip, CancelledError(f"object {trip.object_id.hex()}"))
+
+    def stop(self, call_id: int) -> None:
+        """Cancel a call of a method that is away; its answer is not wanted."""
+        trip = self._away.get(call_id)
+        if trip is None:
+            return
+        if trip.link is not None:
+            self._links.send(
+                trip.link, relay_of(trip.session_id, Cancel(trip.sequence))
+            )
+        self._drop(trip)
+
+    def ask_on(self, effect: effects.AskOn) -> None:
+        """Ask the peer where a call is whom it waits for; it may be lost."""
+        trip = self._away.get(effect.call_id)
+        if trip is not None and trip.link is not None:
+            question = AskOn(trip.sequence, *effect.waiter, effect.number, effect.hops)
+            self._links.send(trip.link, question)
+
+    def grant(self, effect: effects.GrantAway) -> None:
+        """Let a stream that is away send more items."""
+        trip = self._away.get(effect.call_id)
+        if trip is not None and trip.link is not None:
+            credit = Credit(trip.sequence, effect.items)
+            self._links.send(trip.link, relay_of(trip.session_id, credit))
+
+    def end_session(self, session: Session) -> None:
+        """Cancel what a client that is gone had on its way."""
+        for trip in [t for t in self._trips.values() if t.session is session]:
+            self.pass_on(session, Cancel(trip.sequence))
+            self._drop(trip)
+
+    def _by(self, link: Link) -> list[Trip]:
+        return [trip for trip in self._trips.values() if trip.link is link]
+
+    def __len__(self) -> int:
+        return len(self._trips)
+
+    def __iter__(self) -> Iterator[Trip]:
+        return iter(self._trips.values())
+
+
+def relay_of(session_id: SessionId, message: Any) -> Relay:
+    """Return the message in which that of a session travels."""
+    buffers: Sequence[Any] = message.buffers
+    return Relay(session_id, 0, None, codec.encode(message), buffers)
+
+
+def opened(message: Relay | Relayed) -> Message:
+    """Return the message that travels in another.
+
+    Raises:
+        RemoteProtocolError: it is not exactly one record.
+    """
+    body: Buffer = message.body
+    found = codec.decode_frame(body)
+    if len(found) != 1:
+        raise RemoteProtocolError(f"{len(found)} records, expected one", "Relay")
+    inner = found[0]
+    return inner._replace(buffers=message.buffers) if message.buffers else inner
+
+
+def fields_of(failure: Failure) -> tuple[Any, ...]:
+    """Return the fields of the error that a Failure carries."""
+    found = values.decode(failure.body)
+    return tuple(found) if type(found) is list else ()
+
+
+def place_in(failure: Failure) -> tuple[Place, bool]:
+    """Return where `moved` says that an object is, and whether the request may have run.
+
+    Raises:
+        RemoteProtocolError: its fields are malformed.
+    """
+    error = error_from_wire(failure.code, fields_of(failure))
+    if isinstance(error, MovedError) and type(error.others) in {list, tuple}:
+        ids = [error.peer_id, *error.others]
+        are_ids = all(type(one) is bytes and len(one) == PEER_ID_BYTES for one in ids)
+        if are_ids and {type(error.epoch), type(error.group_version)} == {int}:
+            leader, *others = map(PeerId, ids)
+            place = Place(
+                leader, error.epoch, tuple(others[:OTHERS_MAX]), error.group_version
+            )
+            return place, error.is_doubtful is True
+    raise RemoteProtocolError("the fields of `moved` are malformed", "Failure")
