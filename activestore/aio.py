@@ -20,6 +20,7 @@ from typing import Any
 
 from activestore import remote
 from activestore.client import client
+from activestore.client.groups import Group
 from activestore.client.proxy import RemoteClass
 from activestore.client.streams import NOTHING, Items
 from activestore.errors import InvalidRequestError
@@ -73,9 +74,12 @@ class AsyncStore:
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
-        """Run a method and return its result."""
+        """Run a method; return its result, a pair where info is wanted."""
         future = self._store.submit(object_id, method, args, kwargs, options)
-        return self._wrap(await asyncio.wrap_future(future))
+        result = await asyncio.wrap_future(future)
+        if options.with_info:
+            return self._wrap(result[0]), result[1]
+        return self._wrap(result)
 
     def submit(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -150,6 +154,38 @@ class AsyncStore:
         """Return where an object lives."""
         found: dict[str, Any] = await self.run(self._store.locate, obj)
         return found
+
+    async def move(
+        self, obj: Any, peer: str, *, recursive: bool = False
+    ) -> list[bytes]:
+        """Bring an object to another peer; see Store.move."""
+        return await asyncio.to_thread(
+            lambda: self._store.move(obj, peer, recursive=recursive)
+        )
+
+    async def replicate(
+        self, obj: Any, replicas: int | None = None, **options: Any
+    ) -> Group:
+        """Have an object kept by so many peers; see Store.replicate."""
+        return await asyncio.to_thread(
+            lambda: self._store.replicate(obj, replicas, **options)
+        )
+
+    async def group(self, obj: Any) -> Group:
+        """Return who has an object."""
+        return await asyncio.to_thread(self._store.group, obj)
+
+    async def force(self, obj: Any) -> Group:
+        """Make the connected peer's copy the object; see Store.force."""
+        return await asyncio.to_thread(self._store.force, obj)
+
+    async def export(self, obj: Any) -> bytes:
+        """Return the connected peer's copy of an object as a file."""
+        return await asyncio.to_thread(self._store.export, obj)
+
+    async def bring_back(self, data: bytes, **options: Any) -> ObjectId:
+        """Make a new object of what `export` returned; see Store.bring_back."""
+        return await asyncio.to_thread(lambda: self._store.bring_back(data, **options))
 
     async def delete(self, obj: Any) -> None:
         """Delete an object."""

@@ -53,8 +53,7 @@ class InvalidRequestError(ActiveStoreError):
 
     def __init__(self, reason: str, where: str = "") -> None:
         Exception.__init__(self, reason, where)
-        self.reason = reason
-        self.where = where
+        self.reason, self.where = reason, where
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" if self.where else self.reason
@@ -101,8 +100,7 @@ class NoSuchMethodError(InvalidRequestError):
         self, class_name: str, method: str, available: tuple[str, ...] = ()
     ) -> None:
         Exception.__init__(self, class_name, method, tuple(available))
-        self.class_name = class_name
-        self.method = method
+        self.class_name, self.method = class_name, method
         self.available = tuple(available)
 
     def __str__(self) -> str:
@@ -120,8 +118,7 @@ class NotActiveMethodError(InvalidRequestError):
 
     def __init__(self, class_name: str, method: str) -> None:
         Exception.__init__(self, class_name, method)
-        self.class_name = class_name
-        self.method = method
+        self.class_name, self.method = class_name, method
 
     def __str__(self) -> str:
         return (
@@ -138,9 +135,7 @@ class ReadonlyViolationError(InvalidRequestError):
 
     def __init__(self, class_name: str, method: str, field: str) -> None:
         Exception.__init__(self, class_name, method, field)
-        self.class_name = class_name
-        self.method = method
-        self.field = field
+        self.class_name, self.method, self.field = class_name, method, field
 
     def __str__(self) -> str:
         return (
@@ -157,8 +152,7 @@ class ConfigurationError(InvalidRequestError):
 
     def __init__(self, setting: str, reason: str) -> None:
         Exception.__init__(self, setting, reason)
-        self.setting = setting
-        self.reason = reason
+        self.setting, self.reason = setting, reason
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.reason}"
@@ -188,8 +182,7 @@ class AliasExistsError(ActiveStoreError):
 
     def __init__(self, alias: str, object_id: bytes = b"") -> None:
         Exception.__init__(self, alias, object_id)
-        self.alias = alias
-        self.object_id = object_id
+        self.alias, self.object_id = alias, object_id
 
     def __str__(self) -> str:
         named = f"alias {self.alias!r} already names object {self.object_id.hex()}"
@@ -218,8 +211,7 @@ class ClassNotFoundError(ActiveStoreError):
 
     def __init__(self, class_name: str, known: tuple[str, ...] = ()) -> None:
         Exception.__init__(self, class_name, tuple(known))
-        self.class_name = class_name
-        self.known = tuple(known)
+        self.class_name, self.known = class_name, tuple(known)
 
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
@@ -239,8 +231,7 @@ class RequirementError(ActiveStoreError):
         peers_with: tuple[str, ...] = (),
     ) -> None:
         Exception.__init__(self, class_name, tuple(missing), tuple(peers_with))
-        self.class_name = class_name
-        self.missing = tuple(missing)
+        self.class_name, self.missing = class_name, tuple(missing)
         self.peers_with = tuple(peers_with)
 
     def __str__(self) -> str:
@@ -259,9 +250,7 @@ class PermissionDeniedError(ActiveStoreError):
 
     def __init__(self, action: str, role: str, needed: str) -> None:
         Exception.__init__(self, action, role, needed)
-        self.action = action
-        self.role = role
-        self.needed = needed
+        self.action, self.role, self.needed = action, role, needed
 
     def __str__(self) -> str:
         needed = f"{self.action} needs the role {self.needed}"
@@ -276,8 +265,7 @@ class StorageFullError(ActiveStoreError):
 
     def __init__(self, used_bytes: int, budget_bytes: int, reason: str = "") -> None:
         Exception.__init__(self, used_bytes, budget_bytes, reason)
-        self.used_bytes = used_bytes
-        self.budget_bytes = budget_bytes
+        self.used_bytes, self.budget_bytes = used_bytes, budget_bytes
         self.reason = reason
 
     def __str__(self) -> str:
@@ -299,9 +287,7 @@ class CorruptRecordError(ActiveStoreError):
 
     def __init__(self, object_id: bytes, where: str, reason: str) -> None:
         Exception.__init__(self, object_id, where, reason)
-        self.object_id = object_id
-        self.where = where
-        self.reason = reason
+        self.object_id, self.where, self.reason = object_id, where, reason
 
     def __str__(self) -> str:
         if not self.object_id:  # Of the store itself: the reason says what to do.
@@ -320,9 +306,7 @@ class SessionExpiredError(ActiveStoreError):
 
     def __init__(self, sequence: int, age_s: float, limit_s: float) -> None:
         Exception.__init__(self, sequence, age_s, limit_s)
-        self.sequence = sequence
-        self.age_s = age_s
-        self.limit_s = limit_s
+        self.sequence, self.age_s, self.limit_s = sequence, age_s, limit_s
 
     def __str__(self) -> str:
         return (
@@ -339,8 +323,7 @@ class DirectoryLockedError(ActiveStoreError):
 
     def __init__(self, path: str, pid: int = 0) -> None:
         Exception.__init__(self, path, pid)
-        self.path = path
-        self.pid = pid
+        self.path, self.pid = path, pid
 
     def __str__(self) -> str:
         who = f"process {self.pid}" if self.pid else "another process"
@@ -358,8 +341,7 @@ class RemoteProtocolError(ActiveStoreError):
 
     def __init__(self, reason: str, where: str = "") -> None:
         Exception.__init__(self, reason, where)
-        self.reason = reason
-        self.where = where
+        self.reason, self.where = reason, where
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" if self.where else self.reason
@@ -373,17 +355,37 @@ class UnavailableError(ActiveStoreError):
 
     def __init__(self, where: str, reason: str = "") -> None:
         Exception.__init__(self, where, reason)
-        self.where = where
-        self.reason = reason
+        self.where, self.reason = where, reason
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" if self.reason else self.where
 
 
 class NoQuorumError(UnavailableError):
-    """Too few replicas answer to decide. Nothing was changed by this attempt."""
+    """Too few replicas answer to decide. A change may still be found kept once they do.
+
+    `reachable` of those that have a vote answer; `needed`, 0 for not told, must.
+    """
 
     code = "no_quorum"
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "reason", "reachable", "needed")
+
+    def __init__(
+        self, where: str, reason: str = "", reachable: int = 0, needed: int = 0
+    ) -> None:
+        Exception.__init__(self, where, reason, reachable, needed)
+        self.where, self.reason = where, reason
+        self.reachable, self.needed = reachable, needed
+
+    def __str__(self) -> str:
+        if not self.needed:
+            return super().__str__()
+        counts = f"{self.reachable} of its voters answer, {self.needed} must"
+        return (
+            f"{self.where}: {counts}{self.reason and ': '}{self.reason}; start the others "
+            "(`activestore-node show` names them), or wait; readonly methods may still run "
+            "with options(staleness_s=...)"
+        )
 
 
 class MovedError(UnavailableError):
@@ -476,8 +478,7 @@ class DeadlineExceededError(ActiveStoreError, TimeoutError):
 
     def __init__(self, where: str, timeout_s: float) -> None:
         Exception.__init__(self, where, timeout_s)
-        self.where = where
-        self.timeout_s = timeout_s
+        self.where, self.timeout_s = where, timeout_s
 
     def __str__(self) -> str:
         return f"{self.where}: deadline of {self.timeout_s:g} s exceeded; nothing was committed"

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
             self: BoundActiveMethod[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
         ) -> Iterator[T]: ...
         def options(  # noqa: D102 - only a type checker reads it
-            self, *, timeout_s: float | None = None
-        ) -> BoundActiveMethod[P, R]: ...
+            self, *, timeout_s: float | None = None, direct: bool = True,
+            staleness_s: float | None = None,
+        ) -> BoundActiveMethod[P, R]: ...  # fmt: skip
+        def with_info(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Any]: ...  # noqa: D102 - only a type checker reads it
 
     class ActiveMethod(Generic[S, P, R]):
         """What a type checker sees of `Class.method`."""
@@ -167,8 +169,9 @@ class Store(Protocol):
     """What an ActiveObject needs of the store that it is persisted in or came from."""
 
     def persist(
-        self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1
-    ) -> None:
+        self, obj: Any, /, *, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None,
+    ) -> None:  # fmt: skip
         """Keep an object and what it reaches; it becomes remote in place."""
 
     def get_for_class(self, alias: str, cls: type, /) -> Any:
@@ -269,8 +272,9 @@ class ActiveObject:
             return obj
 
     def make_persistent(
-        self, alias: str = "", *, peer: str = "", replicas: int = 1, store: Any = None
-    ) -> Self:
+        self, alias: str = "", *, peer: str = "", replicas: int | None = None,
+        witness: bool | None = None, store: Any = None,
+    ) -> Self:  # fmt: skip
         """Put this object and what it reaches into the store; it becomes remote in place.
 
         Publishes the classes if needed. On return the object is durable. Returns
@@ -279,17 +283,21 @@ class ActiveObject:
         Args:
             alias: A name unique in the cluster, "" for none; at most 256 characters.
             peer: Name of the peer that shall keep it; "" for the connected one.
-            replicas: How many peers keep it.
+            replicas: How many peers keep it, 1 to 7; None for what the profile of its
+                peer says. Each change is acknowledged by a majority of them.
+            witness: With two: a third peer has a vote and no state, so that one of the
+                two can go on alone.
             store: The store, where the process has several; the last connected one
             else.
 
         Raises:
             AliasExistsError: the alias names another object.
             UnsupportedValueError: a field cannot be kept; names its path.
-            UnavailableError: no connection, or the peer is silent.
+            UnavailableError: no connection, the peer is silent, or there are too few
+                peers for the copies.
         """
         target: Store = current_store() if store is None else store
-        target.persist(self, alias=alias, peer=peer, replicas=replicas)
+        target.persist(self, alias=alias, peer=peer, replicas=replicas, witness=witness)
         return self
 
     @classmethod

@@ -98,15 +98,3 @@ class Placing:
                 except RequirementError as error:  # noqa: PERF203 - three at most
                     refused = error
         raise RequirementError(refused.class_name, refused.missing, names) from None
-
-
-def check_replicas(replicas: int) -> None:
-    """Refuse more copies than there can be.
-
-    Raises:
-        UnavailableError: more than one is asked for.
-    """
-    if replicas != 1:
-        raise UnavailableError(
-            f"replicas={replicas}", "objects are kept in one copy, at one peer"
-        )

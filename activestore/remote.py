@@ -20,6 +20,7 @@ from activestore.model import (
     ID_SLOT,
     STORE_SLOT,
     ActiveObject,
+    MethodOptions,
     class_name_of,
     fields_of,
     methods_of,
@@ -38,11 +39,15 @@ class CallOptions(NamedTuple):
     """Options of one call, set by `p.method.options(...)`.
 
     `timeout_s`: deadline in seconds, None for the method's own. `direct`: False to have
-    the connected peer forward the call.
+    the connected peer forward the call. `staleness_s`: how old the state that is read may
+    be in seconds, None for the newest. `with_info`: the result is a pair, its second part
+    says of which state it is.
     """
 
     timeout_s: float | None = None
     direct: bool = True
+    staleness_s: float | None = None
+    with_info: bool = False
 
 
 DEFAULT_OPTIONS = CallOptions()
@@ -59,7 +64,7 @@ class Caller(Protocol):
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> Any:
-        """Run a method and return its result."""
+        """Run a method and return its result, a pair with `options.with_info`."""
 
     def submit(
         self,
@@ -134,28 +139,62 @@ class RemoteMethod:
             self._object_id, self._spec.name, args, kwargs, self._options
         )
 
+    def with_info(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the method; return its result and of which state that is, as a pair.
+
+        The second has `version`, `epoch`, `number`, `age_s` and `peer`.
+
+        Raises:
+            InvalidRequestError: it is a generator method, or called inside a method.
+            RemoteProtocolError: the peer's version does not tell.
+        """
+        if self._spec.is_stream:
+            raise self._refusal(
+                "it is a generator method: its items are of no one state"
+            )
+        return self._caller.invoke(
+            self._object_id, self._spec.name, args, kwargs,
+            self._options._replace(with_info=True),
+        )  # fmt: skip
+
     def options(
-        self, *, timeout_s: float | None = None, direct: bool = True
-    ) -> RemoteMethod:
+        self, *, timeout_s: float | None = None, direct: bool = True,
+        staleness_s: float | None = None,
+    ) -> RemoteMethod:  # fmt: skip
         """Return the same method with other options.
 
         Args:
             timeout_s: Deadline of the call in seconds from now, above 0.
             direct: False to have the connected peer forward the call.
+            staleness_s: How old the state that is read may be, in seconds above 0: then
+                any peer with a copy may run it, and none needs to ask the others. What
+                this client has seen is never undone. Only of readonly methods.
+
+        Raises:
+            InvalidRequestError: one is out of its range, or the method is not readonly.
         """
-        if timeout_s is not None and not _is_duration(timeout_s):
-            raise InvalidRequestError(
-                f"timeout_s is {str(timeout_s)[:40]!r}, expected above 0 and at most "
-                f"{TIMEOUT_S_MAX:g}",
-                self._spec.name,
-            )
+        for name, seconds in (("timeout_s", timeout_s), ("staleness_s", staleness_s)):
+            if seconds is not None and not _is_duration(seconds):
+                raise self._refusal(
+                    f"{name} is {str(seconds)[:40]!r}, expected above 0 and at most "
+                    f"{TIMEOUT_S_MAX:g}"
+                )
         if direct not in (True, False):
-            raise InvalidRequestError(
-                f"direct is {direct!r}, expected True or False", self._spec.name
+            raise self._refusal(f"direct is {direct!r}, expected True or False")
+        if staleness_s is not None and not self._spec.is_readonly:
+            raise self._refusal(
+                "staleness_s is for methods that only read, and it is not "
+                "@activemethod(readonly=True)"
             )
-        return RemoteMethod(
-            self._spec, self._object_id, self._caller, CallOptions(timeout_s, direct)
-        )
+        if staleness_s is not None and self._spec.is_stream:
+            raise self._refusal(
+                "staleness_s is not for generator methods; call another"
+            )
+        options = CallOptions(timeout_s, direct, staleness_s)
+        return RemoteMethod(self._spec, self._object_id, self._caller, options)
+
+    def _refusal(self, reason: str) -> InvalidRequestError:
+        return InvalidRequestError(reason, f"{self._spec.owner}.{self._spec.name}")
 
     def __get__(self, instance: object, owner: type | None = None) -> RemoteMethod:
         """Return itself; a method descriptor in name, so that help() shows a routine."""
@@ -190,19 +229,21 @@ class MethodSpec:
     To help() and inspect it is the user's method: `type(p).method` shows its words.
     """
 
-    __slots__ = ("_signature", "doc", "is_stream", "name", "owner")
+    __slots__ = ("_signature", "doc", "is_readonly", "is_stream", "name", "owner")
 
     def __init__(
         self,
         name: str,
         owner: str,
         *,
+        is_readonly: bool = False,
         is_stream: bool,
         doc: str,
         signature: Callable[[], inspect.Signature],
     ) -> None:
         self.name = name
         self.owner = owner
+        self.is_readonly = is_readonly
         self.is_stream = is_stream
         self.doc = doc
         self._signature = signature
@@ -334,8 +375,8 @@ def stand_in_class(cls: type) -> type:
     }
     for name, field in fields_of(cls).items():
         namespace[name] = RemoteField(name, field.annotation)
-    for name in methods_of(cls):
-        namespace[name] = _spec_of_function(cls, name)
+    for name, options in methods_of(cls).items():
+        namespace[name] = _spec_of_function(cls, name, options)
     # `type(c)(...)` and a classmethod's `cls(...)` make a new local object. Python
     # calls no __init__ on it, as it is no instance of the stand-in class.
     namespace["__new__"] = lambda _cls, *args, **kwargs: cls(*args, **kwargs)
@@ -399,7 +440,7 @@ def original_class(cls: type) -> type:
     return original
 
 
-def _spec_of_function(cls: type, name: str) -> MethodSpec:
+def _spec_of_function(cls: type, name: str, options: MethodOptions) -> MethodSpec:
     function = getattr(cls, name)
 
     def signature() -> inspect.Signature:
@@ -413,6 +454,7 @@ def _spec_of_function(cls: type, name: str) -> MethodSpec:
     return MethodSpec(
         name,
         class_name_of(cls),
+        is_readonly=options.readonly,
         is_stream=is_stream,
         doc=function.__doc__ or "",
         signature=signature,
@@ -453,6 +495,7 @@ def proxy_class(interface: Mapping[str, Any]) -> type[Proxy]:
         namespace[method] = MethodSpec(
             method,
             class_name,
+            is_readonly=bool(described.get("readonly")),
             is_stream=bool(described.get("stream")),
             doc=described.get("doc") or "",
             signature=_signature_maker(described),

@@ -18,6 +18,7 @@ from activestore.client.connection import Connection
 from activestore.client.listing import rows_of
 from activestore.client.persisting import Persisting, batches_of
 from activestore.client.proxy import RemoteClass, StandIns
+from activestore.client.replicating import BringingBack, asked_copies, call_extra
 from activestore.client.requests import STREAM_CREDIT, Request
 from activestore.errors import (
     ConfigurationError,
@@ -26,7 +27,7 @@ from activestore.errors import (
     UnsupportedValueError,
 )
 from activestore.ids import ObjectId
-from activestore.placing import Placing, check_replicas
+from activestore.placing import Placing
 from activestore.remote import CallOptions
 from activestore.wire import messages, values
 from activestore.wire.messages import Operation
@@ -66,7 +67,7 @@ def connect(
     return Store(connection, unpickle=unpickle)
 
 
-class Store:
+class Store(BringingBack):
     """A connection to the cluster through one peer. Use it from any number of threads.
 
     Calls go straight to the peer that has the object, where it can be reached. When the
@@ -74,7 +75,7 @@ class Store:
     """
 
     def __init__(self, connection: Connection, *, unpickle: bool = False) -> None:
-        self._connection = connection
+        self._connection: Connection = connection
         self._unpickle = self._load_pickle if unpickle else None
         self._stand_ins = StandIns(self, self._interface)
         self._items_class: Any = None
@@ -164,6 +165,16 @@ class Store:
             unpickle=self._unpickle,
         )
 
+    def _info(self, reply: Any) -> Any:
+        """Return of which state an answer is."""
+        groups = importlib.import_module("activestore.client.groups")
+        return groups.info_of(
+            reply.extra, self._connection.session.links.name_of, "info"
+        )
+
+    def _decode_with_info(self, reply: Any) -> Any:
+        return self._decode(reply), self._info(reply)
+
     def _load_pickle(self, name: str, data: bytes) -> Any:
         return self._code().load_value(name, data, self._stand_ins.resolve)
 
@@ -185,11 +196,13 @@ class Store:
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
-        """Run a method of an object and return its result."""
+        """Run a method of an object; return its result, a pair where info is wanted."""
         make, timeout_s = self._call_maker(
             object_id, method, Operation.CALL, args, kwargs, options, None
         )
         request = self._connection.call(make, timeout_s=timeout_s, where=method)
+        if options.with_info:
+            return self._result(request), self._info(request.reply)
         return self._result(request)
 
     def submit(
@@ -201,7 +214,8 @@ class Store:
             self._future_class = importlib.import_module(
                 "activestore.client.futures"
             ).CallFuture
-        future = self._future_class(self._connection, self._decode, self._explain)
+        decode = self._decode_with_info if options.with_info else self._decode
+        future = self._future_class(self._connection, decode, self._explain)
         future.request = self._start_call(
             object_id,
             method,
@@ -270,8 +284,9 @@ class Store:
     ) -> tuple[Callable[[int, int], messages.Call], float]:  # fmt: skip
         """Return what makes the message once its sequence is known, and the deadline."""
         body, buffers = self._arguments(args, kwargs)
-        if not options.direct:
-            extra = {**(extra or {}), "direct": False}
+        if options is not remote.DEFAULT_OPTIONS:
+            sightings = self._connection.session.sightings
+            extra = call_extra(sightings, object_id, options, extra)
         timeout_s = options.timeout_s or 0.0
         deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
 
@@ -352,13 +367,9 @@ class Store:
 
     def create(
         self,
-        class_name: str,
-        /,
-        *args: Any,
-        alias: str = "",
-        peer: str = "",
-        **kwargs: Any,
-    ) -> Any:
+        class_name: str, /, *args: Any, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Make an object of a published class where the peer is; durable on return.
 
         Args:
@@ -367,6 +378,9 @@ class Store:
             alias: A name unique in the cluster, "" for none.
             peer: Name or id of the peer that shall keep it; "" for the connected one,
                 or another one that has what the class needs if that one lacks it.
+            replicas: How many peers keep it, 1 to 7; None for what that peer's profile
+                says. On return the copies are there.
+            witness: With two: a third peer that has a vote and no state.
             **kwargs: Arguments of `__init__` by name.
 
         Raises:
@@ -378,11 +392,12 @@ class Store:
             MethodError: `__init__` raised.
         """
         _check_new_alias(alias)
+        asked = asked_copies(replicas, witness, class_name, self._connection.session)
         body, buffers = self._arguments(args, kwargs)
 
         def make(home: ids.PeerId) -> ObjectId:
             object_id = ids.new_object_id(home)
-            extra = self._placing.about_code(home)
+            extra = {**(self._placing.about_code(home) or {}), **asked} or None
             self._send(
                 lambda sequence, first_unacked: messages.Create(
                     sequence, object_id, class_name, alias, 0, first_unacked, 0, extra,
@@ -396,30 +411,30 @@ class Store:
 
     def persist(
         self,
-        objects: Any,
-        /,
-        *,
-        alias: str = "",
-        peer: str = "",
-        replicas: int = 1,
+        objects: Any, /, *, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Keep objects and all they reach; each becomes remote in place.
 
         One object and what it reaches are kept in one commit. An iterable of objects is
         kept in batches, many at a time; `progress` is told the number kept so far.
+        `replicas`, `witness`: as for `create`, of each of them.
 
         Raises:
             AliasExistsError: the alias names another object.
             UnsupportedValueError: a field cannot be kept; names its path.
             InvalidRequestError: an object is persistent already.
         """
-        check_replicas(replicas)
+        asked = asked_copies(replicas, witness, "persist", self._connection.session)
         _check_new_alias(alias)
         if isinstance(objects, model.ActiveObject):
             root = objects
             self._placing.place(
-                peer, lambda home: self._persisting.keep([[(root, alias)]], home)
+                peer,
+                lambda home: self._persisting.keep(
+                    [[(root, alias)]], home, asked=asked
+                ),
             )
             return
         if alias:
@@ -433,7 +448,7 @@ class Store:
         home = self._placing.home(peer)
         self._persisting.keep(
             batches_of(objects), home, progress,
-            place=lambda make: self._placing.place(peer, make),
+            place=lambda make: self._placing.place(peer, make), asked=asked,
         )  # fmt: skip
 
     def _states_of(self, roots: list[tuple[Any, str]], home: ids.PeerId) -> list[Any]:

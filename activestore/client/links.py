@@ -31,6 +31,8 @@ DIRECT_LINKS_MAX = 64
 # Objects whose place is remembered; the one that was called longest ago makes room.
 PLACES_MAX = 256
 UNREACHABLE_MAX = 256
+# What a call carries that any copy may answer, as old as its caller allows.
+STALENESS = "staleness_ms"
 
 
 class Peer(NamedTuple):
@@ -107,6 +109,8 @@ class Links:
         self.opened: list[Link] = []
         self.ended: list[Link] = []
         self.places: dict[bytes, Place] = {}
+        # Where objects may be read that the connected peer has no copy of.
+        self.copies: dict[bytes, Place] = {}
         self._hello = hello
         self._unreachable: dict[str, float] = {}
         self._next_number = 1
@@ -143,8 +147,9 @@ class Links:
         del self.by_route[link.route]
         self.ended.append(link)
         self.end_probe(link)
-        for object_id in [o for o, place in self.places.items() if place.link is link]:
-            del self.places[object_id]
+        for known in (self.places, self.copies):
+            for object_id in [o for o, place in known.items() if place.link is link]:
+                del known[object_id]
 
     def end_probe(self, link: Link) -> None:
         """End the probe of a link, if it has one."""
@@ -187,6 +192,7 @@ class Links:
                 if one is not link and one.expected_id == link.peer.peer_id
             ]
         self.main = link
+        self.copies.clear()  # The new one may have other copies.
         self.candidates = []
         self.is_looking = False
         for object_id in [o for o, p in self.places.items() if p.link in others]:
@@ -197,6 +203,13 @@ class Links:
         for one in others:
             self.end(one)
         return others
+
+    def name_of(self, peer_id: bytes) -> str:
+        """Return the name of a peer that there is a link to; else its id in hex."""
+        for link in self.by_route.values():
+            if link.peer is not None and link.peer.peer_id == peer_id:
+                return link.peer.name
+        return peer_id.hex()
 
     # -- peers that hold objects -------------------------------------------------------
 
@@ -229,22 +242,40 @@ class Links:
         """Somebody answered there."""
         self._unreachable.pop(endpoint, None)
 
-    def remember(self, object_id: bytes, place: Place) -> bool:
-        """Remember where an object is; False where something newer is known."""
-        known = self.places.pop(object_id, None)
+    def remember(self, message: Any, object_id: bytes, place: Place) -> bool:
+        """Remember where an object is, that a message was sent on to.
+
+        Returns False where something newer is known.
+        """
+        places = self._places_for(message)
+        known = places.pop(object_id, None)
         is_news = known is None or known.epoch <= place.epoch
         kept = place if is_news or known is None else known
-        self.places[object_id] = kept
-        if len(self.places) > PLACES_MAX:
-            del self.places[next(iter(self.places))]
+        places[object_id] = kept
+        if len(places) > PLACES_MAX:
+            del places[next(iter(places))]
         return is_news
 
-    def place_of(self, object_id: bytes) -> Place | None:
-        """Return where an object was last known to be, and note that it was asked for."""
-        place = self.places.pop(object_id, None)
+    def forget(self, object_id: bytes) -> None:
+        """Forget where an object was: it is not there."""
+        self.places.pop(object_id, None)
+        self.copies.pop(object_id, None)
+
+    def place_of(self, message: Any) -> Place | None:
+        """Return where a message's object was last known to be; it was asked for.
+
+        For one that any copy may answer None means the connected peer, until that one
+        has sent it on.
+        """
+        places = self._places_for(message)
+        place = places.pop(message.object_id, None)
         if place is not None:
-            self.places[object_id] = place
+            places[message.object_id] = place
         return place
+
+    def _places_for(self, message: Any) -> dict[bytes, Place]:
+        extra = message.extra
+        return self.copies if extra and STALENESS in extra else self.places
 
     def link_to(self, place: Place, now_s: float, busy: Iterable[Link]) -> Link | None:
         """Return a link to the peer of a place, None where there can be none now.

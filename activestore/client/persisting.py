@@ -47,9 +47,11 @@ class _Run:
     """One call of `keep`: its Persists on their way, oldest first, and what is kept."""
 
     def __init__(
-        self, home: PeerId, progress: Callable[[int], None] | None, place: Place | None
-    ) -> None:
+        self, home: PeerId, progress: Callable[[int], None] | None,
+        place: Place | None, asked: dict[str, Any],
+    ) -> None:  # fmt: skip
         self.home = home
+        self.asked = asked
         self.opened: list[_Open] = []
         self.kept = 0
         self.progress = progress
@@ -101,13 +103,14 @@ class Persisting:
         home: PeerId,
         progress: Callable[[int], None] | None = None,
         place: Place | None = None,
+        asked: dict[str, Any] | None = None,
     ) -> None:
         """Keep batches of objects with their aliases, and tell how many are kept.
 
         `place` finds a peer for what `home` refuses for want of what a class needs;
-        without it that is an error.
+        without it that is an error. `asked`: what each Persist carries in its `extra`.
         """
-        run = _Run(home, progress, place)
+        run = _Run(home, progress, place, asked or {})
         try:
             for batch in batches:
                 if len(run.opened) >= PERSISTS_OPEN_MAX:
@@ -149,7 +152,7 @@ class Persisting:
         """Return what keeps these at a peer, and tells at which."""
 
         def keep_at(home: PeerId) -> PeerId:
-            own = _Run(home, None, None)
+            own = _Run(home, None, None, run.asked)
             self._open(roots, own, home)
             self._finish(own)
             run.count(own.kept)
@@ -159,13 +162,15 @@ class Persisting:
 
     def _open(self, batch: _Batch, run: _Run, home: PeerId) -> None:
         """Start a Persist, as soon as no other holds one of its objects."""
-        while (opened := self._start(batch, home)) is None:
+        while (opened := self._start(batch, home, run.asked)) is None:
             while run.opened:  # It may be our own, or wait for one of ours.
                 self._finish(run)
             self._wait_for_others()
         run.opened.append(opened)
 
-    def _start(self, roots: _Batch, home: PeerId) -> _Open | None:
+    def _start(
+        self, roots: _Batch, home: PeerId, asked: dict[str, Any]
+    ) -> _Open | None:
         """Send a Persist; None where another has one of the objects."""
         with self._lock:
             for obj, _ in roots:
@@ -176,7 +181,7 @@ class Persisting:
             if any(id(obj) in self._pending for obj, _ in states):
                 return None
             body, buffers = encode_states([named for _, named in states])
-            extra = self._about_code(home)
+            extra = {**(self._about_code(home) or {}), **asked} or None
             request = self._connection.start(
                 lambda sequence, first_unacked: messages.Persist(
                     sequence,

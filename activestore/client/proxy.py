@@ -132,12 +132,14 @@ class RemoteClass:
         return self._class_name
 
     def __call__(
-        self, *args: Any, alias: str = "", peer: str = "", **kwargs: Any
-    ) -> Any:
+        self, *args: Any, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Create an object; see Store.create."""
         return self._store.create(
-            self._class_name, *args, alias=alias, peer=peer, **kwargs
-        )
+            self._class_name, *args, alias=alias, peer=peer, replicas=replicas,
+            witness=witness, **kwargs,
+        )  # fmt: skip
 
     def get_by_alias(self, alias: str) -> Any:
         """Return the object that `alias` names.

@@ -83,7 +83,7 @@ class Request:
             return
         if type(message) is not Call and type(message) is not Delete:
             return
-        place = links.place_of(message.object_id)
+        place = links.place_of(message)
         if place is None:
             return
         link = links.link_to(place, now_s, busy)

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 from activestore.client.chunking import Chunking
 from activestore.client.links import REACH_S, Link, Links, Peer, Place
 from activestore.client.requests import Request, error_of
+from activestore.client.sightings import Sightings
 from activestore.errors import (
     ActiveStoreError,
     DeadlineExceededError,
@@ -88,13 +89,11 @@ class Session:
         silence_s: float,
         rng: Callable[[], float],
     ) -> None:
-        self.session_id = session_id
-        self.silence_s = silence_s
+        self.session_id, self.silence_s = session_id, silence_s
         self.refusal: ActiveStoreError | None = None
         self.requests: dict[int, Request] = {}
         self._rng = rng
-        self._next_sequence = 1
-        self._next_token = 1
+        self._next_sequence = self._next_token = 1
         self._next_tick_s = 0.0
         self._cluster: object = None
         self._last_refusal: ActiveStoreError | None = None
@@ -103,6 +102,7 @@ class Session:
             ["call", "stream", "follow"],
         )  # fmt: skip
         self.chunking = Chunking()
+        self.sightings = Sightings()
         self.links = Links(endpoints, hello)
 
     @property
@@ -203,6 +203,8 @@ class Session:
                 return [], []
             request.reply = message
             request.is_done = True
+            if message[1]:
+                self.sightings.note(request.message, message[1])
             return [request], []
         if kind is Beat:
             for sequence in message[0]:
@@ -267,7 +269,7 @@ class Session:
                 return [], self._follow(request, error, now_s, link)
             if message.code == "object_not_found" and self.links.is_direct(link):
                 # It was there; the connected peer knows more than our memory.
-                self.links.places.pop(getattr(request.message, "object_id", b""), None)
+                self.links.forget(getattr(request.message, "object_id", b""))
                 return [], self._forward(request, now_s)
         if request.may_retry(message.code, error):
             request.heard_s = now_s
@@ -289,7 +291,7 @@ class Session:
         if error.is_doubtful is True:  # It may have run, under a leader of before.
             request.attempt = max(request.attempt, 1)
         place = Place(error.peer_id, error.endpoint, error.epoch)
-        is_news = self.links.remember(error.object_id, place)
+        is_news = self.links.remember(request.message, error.object_id, place)
         target: Link | None = None
         if is_news and request.redirects <= REDIRECTS_MAX:
             target = self.links.link_to(place, now_s, self._busy())

@@ -30,9 +30,10 @@ from activestore.objects import lifeline, orders
 from activestore.objects.channel import Channel, MappedRegions, RegionPool
 from activestore.objects.hosting import Host
 from activestore.objects.slots import STREAM_CREDIT, Slot, call_message, persist_message
-from activestore.placing import Placing, check_replicas
+from activestore.placing import Placing
 from activestore.remote import CallOptions
 from activestore.wire import packing, values
+from activestore.wire.copies import check_copies, extra_of
 from activestore.wire.messages import Create, Delete, Operation, Request
 
 
@@ -66,11 +67,17 @@ class ExecutorCaller:
         kwargs: dict[str, Any], options: CallOptions, *, credit: int = 0, waits: bool = True,
     ) -> tuple[Slot, int]:  # fmt: skip
         slot = self._slot
+        if options.with_info:
+            raise InvalidRequestError(
+                "with_info is for clients: inside a method call it without, or return "
+                "what you need from the other method",
+                method,
+            )
         body, buffers = values.encode_arguments(
             args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
         )
         message = call_message(
-            object_id, method, operation, body, buffers, options.timeout_s, credit
+            object_id, method, operation, body, buffers, options, credit
         )
         return slot, slot.request(message, waits=waits)
 
@@ -140,23 +147,30 @@ class ExecutorCaller:
         return slot.wait(slot.request(Request(0, operation, None, body)))
 
     def persist(
-        self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1
-    ) -> None:
+        self, obj: Any, /, *, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None,
+    ) -> None:  # fmt: skip
         """Keep a new object and what it reaches, before the method goes on.
 
         `peer`: name or id of the peer that shall keep it; "" for the one where the method
-        runs, or another that has what the class needs if that one lacks it.
+        runs, or another that has what the class needs if that one lacks it. `replicas`,
+        `witness`: how many copies; None for as the profile of that peer has it.
         """
         if remote.id_of(obj) is not None:
             raise InvalidRequestError("it is persistent already", type(obj).__name__)
-        check_replicas(replicas)
-        self._placing.place(peer, lambda home: self._persist_at(home, obj, alias))
+        check_copies(replicas, witness, type(obj).__name__)
+        asked = extra_of(replicas, witness)
+        self._placing.place(
+            peer, lambda home: self._persist_at(home, obj, alias, asked)
+        )
 
-    def _persist_at(self, home: PeerId, obj: Any, alias: str) -> None:
+    def _persist_at(
+        self, home: PeerId, obj: Any, alias: str, asked: dict[str, Any]
+    ) -> None:
         states, made = self.host.states_to_persist(obj, alias, home)
         try:
             slot = self._slot
-            slot.wait(slot.request(persist_message(states)))
+            slot.wait(slot.request(persist_message(states, asked or None)))
         except BaseException:
             for one in made:
                 one.__dict__.pop(model.ID_SLOT, None)
@@ -191,9 +205,13 @@ class ExecutorCaller:
         *args: Any,
         alias: str = "",
         peer: str = "",
+        replicas: int | None = None,
+        witness: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Make an object of a published class, at the peer that `persist` would choose."""
+        check_copies(replicas, witness, class_name)
+        asked = extra_of(replicas, witness) or None
         body, buffers = values.encode_arguments(
             args, kwargs, ref_of=self._ref, pickle=self.host.dump_value
         )
@@ -201,7 +219,7 @@ class ExecutorCaller:
         def make(home: PeerId) -> ObjectId:
             object_id = self.new_id(home)
             message = Create(
-                0, object_id, class_name, alias, 0, 0, 0, None, body, buffers
+                0, object_id, class_name, alias, 0, 0, 0, asked, body, buffers
             )
             slot = self._slot
             slot.wait(slot.request(message))

@@ -41,6 +41,7 @@ from activestore.objects.channel import Channel, MappedRegions, RegionPool, map_
 from activestore.objects.hosting import Host, HostedCopy
 from activestore.objects.outcomes import Interrupted, InterruptedByDeadline, Outcome
 from activestore.objects.spinning import Spin
+from activestore.remote import CallOptions
 from activestore.wire import codec, values
 from activestore.wire.messages import Call, Message, Persist
 from activestore.wire.state import (
@@ -563,19 +564,24 @@ def _fence() -> None:
 
 def call_message(  # noqa: PLR0913, PLR0917 - a call has that many parts
     object_id: ObjectId, method: str, operation: int, body: bytes, buffers: Sequence[Any],
-    timeout_s: float | None, credit: int = 0,
+    options: CallOptions, credit: int = 0,
 ) -> Call:  # fmt: skip
     """Return the wire message of a nested call."""
+    extra: dict[str, Any] = {"stream": credit} if credit else {}
+    if options.staleness_s is not None:
+        extra["staleness_ms"] = max(1, int(options.staleness_s * 1000))
     return Call(
-        0, object_id, method, operation, 0, 0, int((timeout_s or 0.0) * 1000),
-        {"stream": credit} if credit else None, body, buffers,
+        0, object_id, method, operation, 0, 0, int((options.timeout_s or 0.0) * 1000),
+        extra or None, body, buffers,
     )  # fmt: skip
 
 
-def persist_message(states: Sequence[NamedState]) -> Persist:
+def persist_message(
+    states: Sequence[NamedState], extra: dict[str, Any] | None = None
+) -> Persist:
     """Return the wire message that keeps states."""
     body, buffers = encode_states(states)
-    return Persist(0, 0, 0, None, body, buffers)  # type: ignore[arg-type]  # no files here
+    return Persist(0, 0, 0, extra, body, buffers)  # type: ignore[arg-type]  # no files here
 
 
 def _internal(where: str, error: BaseException) -> InternalError:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from activestore.errors import ConfigurationError
 from activestore.peer import machine
 from activestore.peer.addresses import check_endpoint, check_word, exposure_of
+from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN, WITNESSED
 from activestore.wire.limits import MESSAGE_BYTES_MAX
 
 DEFAULT_LISTEN = "tcp://127.0.0.1:7400"
@@ -125,6 +126,19 @@ class PeerConfig:
         "such a call then fails at once.",
         unit="1/s",
         within=(0.0, 1000.0),
+    )
+    replicas: int = _setting(
+        1,
+        "Peers that keep each object that is made here, where its maker names no number. "
+        "With 3 no acknowledged change is lost with a disk, and one of them may be away; "
+        "each change then waits for a second disk and a round trip.",
+        unit="peers",
+        within=(REPLICAS_MIN, REPLICAS_MAX),
+    )
+    witness: bool = _setting(
+        False,
+        "Whether a third peer has a vote where `replicas` is 2, and keeps no state: one "
+        "of the two can then go on alone. Without it both must be there for a change.",
     )
     accelerators: tuple[str, ...] = _setting(
         (),
@@ -292,6 +306,13 @@ class PeerConfig:
                 "executors_max",
                 f"is {self.executors_max}, expected at least executors = "
                 f"{self.executors}",
+            )
+        if self.witness and self.replicas != WITNESSED:
+            raise ConfigurationError(
+                "witness",
+                f"is true with replicas = {self.replicas}, expected replicas = "
+                f"{WITNESSED}: one copy has nobody to vote with, and three or more "
+                "decide by themselves",
             )
         if self.reply_keep_s < self.session_expiry_s:
             raise ConfigurationError(

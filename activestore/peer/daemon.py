@@ -293,6 +293,8 @@ def _settings_of(
         endpoint=endpoint,
         seeds=config.join,
         searches_per_s=config.searches_per_s,
+        replicas=config.replicas,
+        witness=config.witness,
         record=_record_of(config, peer_id, endpoint, starts),
     )
 

@@ -61,6 +61,21 @@ def whom_to_ask(
     return [PeerId(peer_id) for *_, peer_id in ranked[:ASKED_MAX]]
 
 
+def suits(
+    record: PeerRecord, requires: Sequence[str], resources: Mapping[str, float]
+) -> bool | None:
+    """Return whether a peer has what a class needs, as far as its record says.
+
+    None where it does not say; for `core.spreading.spread`.
+    """
+    is_met = are_met_by(requires, installed_of(record)) if requires else True
+    if is_met is False or _is_too_small(record, resources):
+        return False
+    if resources.get("gpu") and not record.meta.get("accelerators"):
+        return None  # Of classes that bring their own way to it.
+    return is_met
+
+
 def _number(record: PeerRecord, key: str) -> float:
     value = record.meta.get(key)
     return value if type(value) in {int, float} else 0.0  # type: ignore[return-value]

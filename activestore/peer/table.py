@@ -128,6 +128,9 @@ class LoopSettings(NamedTuple):
     endpoint: str = ""
     seeds: tuple[str, ...] = ()
     searches_per_s: float = 20.0
+    # Of objects that are made here and whose maker says nothing.
+    replicas: int = 1
+    witness: bool = False
     record: PeerRecord | None = None  # what this peer says of itself
 
 

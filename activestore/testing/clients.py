@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from activestore import ids, model, remote
+from activestore.client.groups import info_of
 from activestore.client.links import Link
 from activestore.client.proxy import StandIns
 from activestore.client.publish import (
@@ -23,6 +24,7 @@ from activestore.client.publish import (
     load_value,
     snapshots,
 )
+from activestore.client.replicating import Replicating, call_extra
 from activestore.client.requests import STREAM_CREDIT, Request
 from activestore.client.session import Session
 from activestore.errors import (
@@ -38,6 +40,7 @@ from activestore.testing.answers import SimFuture, SimItems
 from activestore.testing.clock import Agenda, Entry
 from activestore.testing.network import SimNetwork, SimTransport
 from activestore.wire import codec, messages, values
+from activestore.wire.copies import check_copies, extra_of
 from activestore.wire.messages import Bye, Message, Operation
 from activestore.wire.state import encode_states
 
@@ -81,7 +84,7 @@ class Around(NamedTuple):
     history: list[LoggedOperation]
 
 
-class SimClient:
+class SimClient(Replicating):
     """One client process, connected to the first of its addresses that answers."""
 
     def __init__(
@@ -316,8 +319,8 @@ class SimClient:
         timeout_s = options.timeout_s or 0.0
         deadline_ms = max(1, int(timeout_s * 1000)) if timeout_s else 0
         extra: dict[str, Any] | None = {"stream": STREAM_CREDIT} if is_stream else None
-        if not options.direct:
-            extra = {**(extra or {}), "direct": False}
+        if options is not remote.DEFAULT_OPTIONS:
+            extra = call_extra(self.session.sightings, object_id, options, extra)
         return self.start(
             lambda sequence, first_unacked: messages.Call(
                 sequence, object_id, method, operation, 0, first_unacked, deadline_ms,
@@ -346,10 +349,13 @@ class SimClient:
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
         kwargs: dict[str, Any], options: CallOptions,
     ) -> Any:  # fmt: skip
-        """Run a method of an object and return its result."""
-        return self._finish(
-            self._call(object_id, method, Operation.CALL, args, kwargs, options)
-        )
+        """Run a method of an object; return its result, a pair where info is wanted."""
+        request = self._call(object_id, method, Operation.CALL, args, kwargs, options)
+        value = self._finish(request)
+        if not options.with_info:
+            return value
+        name_of = self.session.links.name_of
+        return value, info_of(request.outcome().extra, name_of, method)
 
     def submit(
         self, object_id: ObjectId, method: str, args: tuple[Any, ...],
@@ -392,8 +398,9 @@ class SimClient:
         return ObjectId(home + b"\x00" + self._around.rng.randbytes(9))
 
     def create(
-        self, class_name: str, /, *args: Any, alias: str = "", **kwargs: Any
-    ) -> Any:
+        self, class_name: str, /, *args: Any, alias: str = "",
+        replicas: int | None = None, witness: bool | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Make an object of a class of the simulation where the peer is; see Store.create.
 
         Raises:
@@ -401,13 +408,14 @@ class SimClient:
             AliasExistsError: the alias names another object.
             MethodError: `__init__` raised.
         """
+        check_copies(replicas, witness, class_name)
         object_id = self._new_id(self._home())
         body, buffers = self._arguments(args, kwargs)
         self._finish(
             self.start(
                 lambda sequence, first_unacked: messages.Create(
-                    sequence, object_id, class_name, alias, 0, first_unacked, 0, None,
-                    body, buffers,
+                    sequence, object_id, class_name, alias, 0, first_unacked, 0,
+                    extra_of(replicas, witness) or None, body, buffers,
                 ),
                 "create", object_id=object_id, args=args,
             )
@@ -415,11 +423,12 @@ class SimClient:
         return self._stand_ins.get(object_id, class_name)
 
     def persist(
-        self, obj: Any, /, *, alias: str = "", peer: str = "", replicas: int = 1
-    ) -> None:
+        self, obj: Any, /, *, alias: str = "", peer: str = "",
+        replicas: int | None = None, witness: bool | None = None,
+    ) -> None:  # fmt: skip
         """Keep an object and all it reaches, in one commit; each becomes remote in place.
 
-        `peer`, `replicas`: as the connected peer takes them, "" and 1.
+        `peer`: "", the connected one. `replicas`, `witness`: as for Store.persist.
 
         Raises:
             AliasExistsError: the alias names another object.
@@ -427,17 +436,18 @@ class SimClient:
         """
         if remote.id_of(obj) is not None:
             raise InvalidRequestError("it is persistent already", type(obj).__name__)
-        if peer or replicas != 1:
+        if peer:
             raise UnavailableError(
-                f"peer={peer!r}, replicas={replicas}",
-                "a simulated client places nothing",
+                f"peer={peer!r}", "a simulated client places nothing"
             )
+        check_copies(replicas, witness, type(obj).__name__)
         found = snapshots([(obj, alias)], self._home(), self._revision_of, self._new_id)
         body, buffers = encode_states([named for _, named in found])
         self._finish(
             self.start(
                 lambda sequence, first_unacked: messages.Persist(
-                    sequence, 0, first_unacked, None, body, buffers  # type: ignore[arg-type]
+                    sequence, 0, first_unacked, extra_of(replicas, witness) or None, body,
+                    buffers,  # type: ignore[arg-type]  # no files here
                 ),
                 "persist", object_id=found[0][1].object_id,
             )
@@ -461,14 +471,15 @@ class SimClient:
             AliasNotFoundError: no object has that alias.
             ObjectNotFoundError: no object has that id.
         """
-        object_id, class_name = self._identify(name)
+        object_id, class_name = self.identify(name)
         return self._stand_ins.get(object_id, class_name)
 
     def get_for_class(self, alias: str, cls: type, /) -> Any:
         """Return the object named `alias`; for `Class.get_by_alias`."""
         return self.get(alias)
 
-    def _identify(self, name: Any) -> tuple[ObjectId, str]:
+    def identify(self, name: Any) -> tuple[ObjectId, str]:
+        """Return id and class name of what names an object; asks the peer where needed."""
         known = remote.id_of(name)
         if known is not None:
             return known, ""
@@ -483,7 +494,7 @@ class SimClient:
 
     def delete(self, obj: Any) -> None:
         """Delete an object, given as stand-in, alias or id; durable on return."""
-        object_id, _ = self._identify(obj)
+        object_id, _ = self.identify(obj)
         self._finish(
             self.start(
                 lambda sequence, first_unacked: messages.Delete(
@@ -496,7 +507,7 @@ class SimClient:
 
     def locate(self, obj: Any) -> dict[str, Any]:
         """Return where an object lives, as Store.locate does."""
-        object_id, _ = self._identify(obj)
+        object_id, _ = self.identify(obj)
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found
 
@@ -506,7 +517,7 @@ class SimClient:
         Raises:
             UnavailableError: no such peer can be reached; the object stays where it is.
         """
-        object_id, _ = self._identify(obj)
+        object_id, _ = self.identify(obj)
         self.request("move", object_id=object_id, peer=peer)
 
     def objects(self, alias_prefix: str = "") -> Iterator[dict[str, Any]]:

@@ -64,6 +64,8 @@ class PeerSettings(NamedTuple):
     activation_bytes_max: int = 1 << 40
     session_expiry_s: float = 3600.0
     searches_per_s: float = 20.0
+    replicas: int = 1
+    witness: bool = False
     cancel_grace_s: float = 2.0
     quarantine_s: float = 600.0
     zone: str = ""
@@ -246,6 +248,8 @@ class SimPeer:
                 endpoint=self.endpoint,
                 seeds=self.seeds,
                 searches_per_s=settings.searches_per_s,
+                replicas=settings.replicas,
+                witness=settings.witness,
                 record=self._record(),
             ),
             core=self.core,

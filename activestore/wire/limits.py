@@ -14,8 +14,16 @@ PROTOCOL_VERSION_MIN = 1
 # The oldest one that peers speak to each other: of version 1 no peer knew any other.
 PEER_VERSION_MIN = 2
 
+# Version in which replicas came. A peer of an earlier one would keep one copy and say that
+# all is well, so it is not asked.
+REPLICAS_SINCE = 2
+
 # Operations of Request that clients ask for, with the version in which they came.
-OPERATIONS_SINCE = {"move": 2, "refs": 2, "suited": 2}
+OPERATIONS_SINCE = {
+    "move": 2, "refs": 2, "suited": 2, "replicate": REPLICAS_SINCE,
+    "group": REPLICAS_SINCE, "force": REPLICAS_SINCE, "export": REPLICAS_SINCE,
+    "replication": REPLICAS_SINCE,
+}  # fmt: skip
 
 # A decoded msgpack element can cost 72 times its bytes in memory (measured for empty
 # maps), so the part of a frame that the daemon itself decodes is kept to 4 KiB: 300 kB

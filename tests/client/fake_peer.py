@@ -11,6 +11,8 @@ What it does with a Call depends on the method that the call names:
 
 With `moved_to` another peer it answers calls by naming that one, and echoes only those
 that it is asked to forward; with `is_frozen` it does nothing at all, like a stopped process.
+A Request is answered from `answers`, by its operation; what makes objects is done at once.
+Every Reply carries `reply_extra`.
 """
 
 from __future__ import annotations
@@ -24,20 +26,22 @@ import zmq
 
 from activestore.client.connection import Connection
 from activestore.client.futures import CallFuture
-from activestore.client.session import Request
-from activestore.errors import MovedError
+from activestore.errors import ActiveStoreError, MovedError
 from activestore.wire import codec, values
 from activestore.wire.messages import (
     Bye,
     Call,
     Cancel,
+    Create,
     Hello,
     Item,
     Message,
+    Persist,
     Ping,
     Pong,
     Refused,
     Reply,
+    Request,
 )
 from tests.client.sessions import OBJECT, PEER, failure, welcome
 
@@ -52,6 +56,10 @@ class FakePeer:
     def __init__(self, *, greeting: str = "welcome") -> None:
         self.greeting = greeting
         self.peer_id = PEER
+        self.version = 1
+        self.message_bytes_max = MESSAGE_BYTES_MAX
+        self.answers: dict[str, Any] = {}
+        self.reply_extra: dict[str, Any] | None = None
         self.welcome_extra: dict[str, Any] | None = None
         self.moved_to: FakePeer | None = None
         self.epoch = 1
@@ -181,7 +189,8 @@ class FakePeer:
                 answers = [
                     welcome(incarnation)._replace(
                         peer_id=self.peer_id,
-                        limits={"message_bytes_max": MESSAGE_BYTES_MAX},
+                        version=self.version,
+                        limits={"message_bytes_max": self.message_bytes_max},
                         extra=self.welcome_extra,
                     )
                 ]
@@ -193,8 +202,21 @@ class FakePeer:
             answers = [Refused("hello_needed", "Call before Hello")]
         elif type(message) is Call:
             answers = self._serve(route, message)
+        else:
+            answers = self._answer(message)
         if answers:
-            self._send(route, [b"".join(map(codec.encode, answers))])
+            self._send(route, framed(answers))
+
+    def _answer(self, message: Any) -> list[Message]:
+        if type(message) in (Create, Persist):
+            return [Reply(message.sequence, self.reply_extra, encoded(None))]
+        if type(message) is not Request:
+            return []
+        answer = self.answers[message.operation]
+        if isinstance(answer, ActiveStoreError):
+            return [failure(message.sequence, answer)]
+        body, buffers = values.encode(answer)
+        return [Reply(message.sequence, None, body, buffers)]
 
     def _serve(self, route: bytes, call: Call) -> list[Message]:
         sequence = call.sequence
@@ -202,6 +224,8 @@ class FakePeer:
             to = self.moved_to
             error = MovedError(call.object_id, to.peer_id, to.endpoint, self.epoch)
             return [failure(sequence, error)]
+        if self.reply_extra is not None:
+            return [Reply(sequence, self.reply_extra, encoded("told"))]
         if call.method == "echo":
             if call.buffers:
                 reply = Reply(sequence, None, call.body, call.buffers)
@@ -224,6 +248,13 @@ class FakePeer:
 def encoded(value: object) -> bytes:
     """Return the encoded value."""
     return values.encode(value)[0]
+
+
+def framed(answers: list[Message]) -> list[Any]:
+    """Return the frames of one message; of one with buffers there is one in a frame."""
+    if answers[0][-1]:
+        return codec.encode_frames(answers[0])
+    return [b"".join(map(codec.encode, answers))]
 
 
 def maker(method: str, argument: object = None, **fields: Any) -> Any:

@@ -248,11 +248,16 @@ def test_moved_with_wrong_fields_breaks_the_protocol(world, fields):
 def test_places_are_bounded_and_the_ones_in_use_stay(world, monkeypatch):
     monkeypatch.setattr(links_module, "PLACES_MAX", 3)
     known = world.session.links
-    for number in range(3):
-        known.remember(b"%016d" % number, links_module.Place(ID_B, B, 1))
-    known.place_of(b"%016d" % 0)
+    calls = [
+        world.call().message._replace(object_id=b"%016d" % number)
+        for number in range(4)
+    ]
+    place = links_module.Place(ID_B, B, 1)
+    for call in calls[:3]:
+        known.remember(call, call.object_id, place)
+    known.place_of(calls[0])
 
-    known.remember(b"%016d" % 3, links_module.Place(ID_B, B, 1))
+    known.remember(calls[3], calls[3].object_id, place)
 
     assert [int(object_id) for object_id in known.places] == [2, 0, 3]
 
@@ -367,3 +372,77 @@ def test_peer_that_restarts_behind_a_direct_link_gets_its_requests_again(world):
 
     assert world.calls(B) == [(1, 0, False), (1, 1, False)]
     assert at_main.attempt == 0
+
+
+# -- reads that any copy may answer ----------------------------------------------------
+
+STALE = {"staleness_ms": 5000}
+
+
+def test_read_that_may_be_stale_asks_the_connected_peer_first(world):
+    """It may have a copy: then the leader, known from a write, is not needed."""
+    world.moved(A, world.call(), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+
+    world.call(**STALE)
+    world.call()
+
+    assert [sequence for sequence, *_ in world.calls(A)] == [1, 2]
+    assert [sequence for sequence, *_ in world.calls(B)] == [1, 3]
+
+
+def test_connected_peer_without_a_copy_is_asked_once(world):
+    world.moved(A, world.call(**STALE), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+
+    world.call(**STALE)
+
+    assert [sequence for sequence, *_ in world.calls(B)] == [1, 2]
+
+
+def test_where_a_copy_is_read_is_not_where_the_object_is_written(world):
+    world.moved(A, world.call(**STALE), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+
+    world.call()
+
+    assert [sequence for sequence, *_ in world.calls(A)] == [1, 2]
+
+
+def test_copy_that_is_gone_is_looked_for_again_through_the_connected_peer(world):
+    world.moved(A, world.call(**STALE), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+    second = world.call(**STALE)
+
+    world.come(B, failure(second.sequence, ObjectNotFoundError(OBJECT)))
+
+    assert world.calls(A)[-1] == (2, 0, True)
+    assert not world.session.links.copies
+
+
+def test_places_of_copies_end_with_their_link(world):
+    world.moved(A, world.call(**STALE), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+
+    world.session.links.end(world.link(B))
+
+    assert not world.session.links.copies
+
+
+def test_other_connected_peer_is_asked_whether_it_has_a_copy():
+    world = world_of(A, B)
+    world.moved(A, world.call(**STALE), C)
+    world.greet(C)
+    world.come(C, Reply(1))
+    world.call()  # Nobody answers it: A is given up.
+    world.pass_time(2 * DEAD_S)
+    world.greet(B)
+
+    stale = world.call(**STALE)
+
+    assert (stale.sequence, 0, False) in world.calls(B)

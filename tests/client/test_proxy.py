@@ -174,10 +174,11 @@ def test_remote_class_creates_as_the_class_would(stand_ins: StandIns) -> None:
     store = StoreOfOne("model.Counter")
     counter = remote_class(store, stand_ins)
 
-    assert counter(5, alias="hits", step=2) == "created"
+    assert counter(5, alias="hits", step=2, replicas=3) == "created"
     assert store.created == [
-        (("model.Counter", 5), {"alias": "hits", "peer": "", "step": 2})
-    ]
+        (("model.Counter", 5), {"alias": "hits", "peer": "", "replicas": 3,
+                                "witness": None, "step": 2})
+    ]  # fmt: skip
     assert counter.__doc__ == "first"
     assert repr(counter) == "<remote class model.Counter>"
 

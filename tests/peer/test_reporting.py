@@ -17,7 +17,7 @@ from activestore.objects.requirements import (
     names_of,
 )
 from activestore.peer.reporting import INSTALLED_MAX, WELL_KNOWN, Reporting, told_of
-from activestore.peer.suiting import ASKED_MAX, whom_to_ask
+from activestore.peer.suiting import ASKED_MAX, suits, whom_to_ask
 from activestore.testing import Simulation
 from activestore.wire.gossip import (
     ENDPOINT_CHARS_MAX,
@@ -254,3 +254,24 @@ def test_peer_with_an_accelerator_is_asked_first_for_one() -> None:
 
     assert whom_to_ask([plain, with_gpu], [], {"gpu": 1.0})[0] == with_gpu.peer_id
     assert whom_to_ask([plain, with_gpu], [], {})[0] == plain.peer_id
+
+
+@pytest.mark.parametrize(
+    ("requires", "resources", "verdict"),
+    [
+        ((), {}, True),
+        (("torch>=2.0",), {}, True),
+        (("torch>=3.0",), {}, False),
+        (("onnx",), {}, None),
+        ((), {"cpus": 8}, False),
+        ((), {"memory_mb": 100_000}, False),
+        ((), {"gpu": 1}, None),
+        (("torch>=3.0",), {"gpu": 1}, False),
+    ],
+)
+def test_record_tells_whether_a_copy_can_be_run_there(
+    requires: Sequence[str], resources: dict[str, float], verdict: bool | None
+) -> None:
+    record = record_of(installed={"torch": "2.4.1"})
+
+    assert suits(record, requires, resources) is verdict
