@@ -4,8 +4,13 @@ A change is packed with all that a replica must do to become the same: what chan
 version, the name, the answers. There it is written in one commit with the register, so
 that what a replica says it has accepted is what it has.
 
-    leader    Change -> pack_change -> body, buffers
+    leader    Change -> outgoing -> committed here -> body, buffers
     replica   unpack_change -> Change (is_copy) -> apply_copies -> "" | "base" | "space"
+    lagging   contents_of -> leader: read_whole -> what differs from those contents
+
+Of a large buffer only the chunks travel that differ from what the replica has: from the
+buffer before, which the commit here compares it with, or from what a replica that fell
+behind says it has.
 
 Rules of this file: it decides nothing about who leads. A change is applied only to the
 state that it follows on; what comes from another peer is checked before it is kept.
@@ -15,7 +20,9 @@ Source: reliability.md 3.2, 3.3, 3.4 R5; schemas/protocol.md section 14.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,57 +30,45 @@ from activestore.core.register import Register, pack_register, unpack_register
 from activestore.errors import (
     ActiveStoreError,
     CorruptRecordError,
-    InvalidRequestError,
     ObjectNotFoundError,
     RemoteProtocolError,
     StorageFullError,
-    TooLargeError,
     UnavailableError,
 )
 from activestore.ids import (
-    OBJECT_ID_BYTES,
-    SESSION_ID_BYTES,
     ObjectId,
-    SessionId,
-    check_alias,
 )
+from activestore.peer.transit import pack_change, unpack_change
+from activestore.storage.blobs import view_of
 from activestore.storage.engine import (
-    EPOCH_MAX,
     Change,
     Damage,
-    Durability,
     Engine,
-    ReplyRecord,
+    Patch,
     Row,
     Snapshot,
 )
-from activestore.wire import packing
-from activestore.wire.limits import VALUE_ELEMENTS_MAX
-from activestore.wire.messages import whole
-from activestore.wire.replicas import Point
-from activestore.wire.scan import count_elements
+from activestore.storage.patches import chunk_digests, patch_of, spans_unlike
+from activestore.storage.records import CHUNKED_BYTES_MAX as FILE_BYTES_MIN
+from activestore.wire.replicas import Point, Shipment
 from activestore.wire.state import (
     AnyBuffer,
-    NamedState,
+    FileBuffer,
     ObjectState,
-    StateDelta,
-    decode_delta,
-    decode_states,
-    encode_delta,
-    encode_states,
+    buffer_bytes_count,
 )
+
+__all__ = [
+    "Content", "Copy", "Outgoing", "apply_copies", "apply_copy", "claim_name",
+    "contents_from", "contents_of", "has_files", "outgoing", "pack_change",
+    "problem_of", "read_whole", "register_row", "registers_of", "remove_copy",
+    "unpack_change",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
-# What a change does to the state.
-_NOTHING, _STATE, _DELTA, _DELETE = range(4)
-# A larger body travels as the first of the buffers: entries of many objects share a frame.
-BODY_BYTES_MAX = 64 * 1024
-_BESIDE = packing.pack(None)
-_ZERO = ObjectId(bytes(OBJECT_ID_BYTES))
-# The smallest element of a list of answers takes a byte, an answer has eight.
-_BYTES_PER_ELEMENT_MIN = 2
-_VERSION_MAX = 2**64 - 1
+# Large buffers of one object that a copy tells of: 1,024 of 2 MiB have 64 KiB of digests.
+CONTENTS_MAX = 1024
 
 
 class Copy(NamedTuple):
@@ -86,169 +81,49 @@ class Copy(NamedTuple):
     is_delete: bool = False
 
 
-# -- as bytes --------------------------------------------------------------------------
+# -- on its way ------------------------------------------------------------------------
 
 
-def pack_change(change: Change) -> tuple[bytes, list[AnyBuffer]]:
-    """Return what a replica must do for a change, as bytes, and the buffers beside it.
+class Outgoing:
+    """A change on its way to replicas, as `wire.replicas.Shipment`, once it is committed.
 
-    Rows and group stay here: they are about this peer.
+    It is packed when it is first sent: the commit has told by then what it differs in.
     """
-    kind, content = _NOTHING, b""
-    buffers: list[AnyBuffer] = []
-    if change.delta is not None:
-        kind = _DELTA
-        content, buffers = encode_delta(change.delta)
-    elif change.state is not None:
-        kind = _STATE
-        named = NamedState(_ZERO, change.alias, change.state)
-        content, buffers = encode_states((named,))
-    elif change.is_delete:
-        kind = _DELETE
-    reply = None if change.reply is None else _reply_row(change.reply)
-    replies = [_reply_row(one) for one in change.replies] if change.replies else ()
-    body: bytes = packing.pack((
-        kind, content, change.version, change.alias, change.is_rename,
-        int(change.durability), reply, change.drop_replies, replies,
-        change.forgets_replies, change.created_s, change.epoch,
-    ))  # fmt: skip
-    if len(body) > BODY_BYTES_MAX:
-        return _BESIDE, [body, *buffers]
-    return body, buffers
+
+    __slots__ = ("_change", "_packed")
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+        self._packed: tuple[bytes, list[AnyBuffer]] | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The packed change."""
+        return self._pack()[0]
+
+    @property
+    def buffers(self) -> list[AnyBuffer]:
+        """What travels beside it."""
+        return self._pack()[1]
+
+    def _pack(self) -> tuple[bytes, list[AnyBuffer]]:
+        if self._packed is None:
+            patches = tuple(self._change.compared or ())
+            self._packed = pack_change(
+                dataclasses.replace(self._change, patches=patches)
+            )
+        return self._packed
 
 
-def unpack_change(
-    object_id: ObjectId, body: Any, buffers: Sequence[AnyBuffer]
-) -> Change:
-    """Return the change of an object that `pack_change` made, as one of a copy.
-
-    Raises:
-        RemoteProtocolError: it is malformed; says where.
-    """
-    try:
-        if body == _BESIDE:
-            body, buffers = _beside(buffers), buffers[1:]
-        row = packing.unpack(body, use_list=False)
-        if type(row) is not tuple:
-            raise ValueError(f"a list of fields expected, not {type(row).__name__}")
-        return _change_of(object_id, row, buffers)
-    except RemoteProtocolError as error:
-        reason = error.reason
-    except (TooLargeError, InvalidRequestError) as error:
-        reason = str(error)
-    except (*packing.UNPACK_ERRORS, RecursionError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:80]}"
-    raise RemoteProtocolError(
-        f"the change of object {object_id.hex()} is malformed: {reason}", "Replicate"
-    )
-
-
-def _beside(buffers: Sequence[AnyBuffer]) -> Any:
-    if not buffers:
-        raise ValueError("its body is to be the first buffer, there is none")
-    body = whole(buffers[0])  # type: ignore[arg-type]  # from the wire: no file
-    count_elements(body, VALUE_ELEMENTS_MAX + len(body) // _BYTES_PER_ELEMENT_MIN)
-    return body
-
-
-def _change_of(
-    object_id: ObjectId, row: Sequence[Any], buffers: Sequence[AnyBuffer]
-) -> Change:
-    (
-        kind, content, version, alias, is_rename, durability, reply, dropped, replies,
-        forgets, created_s, epoch, *_later,
-    ) = row  # fmt: skip
-    if type(version) is not int or not 0 <= version <= _VERSION_MAX:
-        raise ValueError(f"version is {str(version)[:20]!r}")
-    if type(epoch) is not int or not 0 <= epoch <= EPOCH_MAX:
-        raise ValueError(f"epoch is {str(epoch)[:20]!r}, it must be 0 to {EPOCH_MAX}")
-    if type(alias) is not str or type(created_s) not in (float, int):
-        raise ValueError("alias or time of creation has a wrong type")
-    if alias:
-        check_alias(alias)
-    state, delta = None, None
-    if kind == _DELTA:
-        delta = _delta_of(content, buffers)
-    elif kind == _STATE:
-        state = _state_of(content, buffers)
-    elif kind not in {_NOTHING, _DELETE}:
-        raise ValueError(f"kind is {str(kind)[:20]!r}, it must be 0 to {_DELETE}")
-    if state is None and delta is None and buffers:
-        raise ValueError(f"{len(buffers)} buffers belong to nothing")
-    return Change(
-        object_id, version, state, delta,
-        is_delete=kind == _DELETE,
-        alias=alias,
-        durability=Durability(durability),
-        reply=None if reply is None else _reply_of(reply),
-        drop_replies=tuple(map(_request_of, dropped)) if dropped else (),
-        epoch=epoch,
-        replies=tuple(map(_reply_of, replies)) if replies else (),
-        forgets_replies=bool(forgets),
-        is_rename=bool(is_rename),
-        created_s=float(created_s),
-        is_copy=True,
-    )  # fmt: skip
-
-
-def _state_of(content: bytes, buffers: Sequence[AnyBuffer]) -> ObjectState:
-    states = decode_states(content, buffers)
-    if len(states) != 1:
-        raise ValueError(f"{len(states)} states, one expected")
-    return states[0].state
-
-
-def _delta_of(content: bytes, buffers: Sequence[AnyBuffer]) -> StateDelta:
-    delta = decode_delta(content, buffers)
-    if type(delta.fields) is not dict:
-        raise ValueError("fields must be a map")
-    for name, value in delta.fields.items():
-        if type(name) is not str or type(value) is not bytes:
-            raise ValueError("fields must map text to bytes")
-    new_count = sum(type(entry) is not int for entry in delta.buffers)
-    if new_count != len(buffers):
-        raise ValueError(f"{new_count} of {len(buffers)} buffers are named")
-    is_right = (
-        type(delta.class_name) is str
-        and type(delta.revision) is bytes
-        and type(delta.class_version) is int
-        and (delta.graph is None or type(delta.graph) is bytes)
-        and all(type(name) is str for name in (*delta.removed, *delta.graph_fields))
-        and all(type(entry) is not int or entry >= 0 for entry in delta.buffers)
-    )
-    if not is_right:
-        raise ValueError("a part of the delta has a wrong type")
-    return delta
-
-
-def _reply_row(reply: ReplyRecord) -> tuple[Any, ...]:
-    return (
-        reply.session, reply.sequence, reply.code, reply.body, reply.written_s,
-        reply.buffers, reply.first_unacked, reply.still_open,
-    )  # fmt: skip
-
-
-def _reply_of(row: Sequence[Any]) -> ReplyRecord:
-    session, sequence, code, body, written_s, buffers, first_unacked, open_ = row[:8]
-    seen = (*_request_of((session, sequence)), code, body, written_s, first_unacked)
-    expected = (bytes, int, str, bytes, float, int)
-    if tuple(map(type, seen)) != expected:
-        raise ValueError(f"an answer has types {[type(v).__name__ for v in seen]}")
-    if not all(type(one) is bytes for one in buffers):
-        raise ValueError("what is beside an answer must be bytes")
-    return ReplyRecord(
-        SessionId(session), sequence, code, body, written_s, tuple(buffers),
-        first_unacked, tuple(map(int, open_)),
-    )  # fmt: skip
-
-
-def _request_of(row: Sequence[Any]) -> tuple[SessionId, int]:
-    session, sequence = row
-    if type(session) is not bytes or len(session) != SESSION_ID_BYTES:
-        raise ValueError(f"a session id has {SESSION_ID_BYTES} bytes")
-    if type(sequence) is not int or not 0 <= sequence <= _VERSION_MAX:
-        raise ValueError(f"a request has number {str(sequence)[:20]!r}")
-    return SessionId(session), sequence
+def outgoing(change: Change) -> tuple[Change, Shipment | Outgoing]:
+    """Return a change as it is to be committed here, and as it is sent after that."""
+    source = change.delta or change.state
+    for buffer in source.buffers if source is not None else ():
+        if not isinstance(buffer, int) and buffer_bytes_count(buffer) > FILE_BYTES_MIN:
+            compared = dataclasses.replace(change, compared=[])
+            return compared, Outgoing(compared)
+    body, buffers = pack_change(change)
+    return change, Shipment(body, buffers)  # type: ignore[arg-type]  # no files: of calls
 
 
 # -- on disk ---------------------------------------------------------------------------
@@ -358,6 +233,7 @@ def _change_with_row(copy: Copy, at: Point | None) -> Change:
         is_rename=change.is_rename,
         created_s=change.created_s,
         is_copy=True,
+        patches=change.patches,
     )  # fmt: skip
 
 
@@ -391,40 +267,136 @@ def remove_copy(engine: Engine, object_id: ObjectId) -> None:
 # -- the whole of an object ------------------------------------------------------------
 
 
-def read_whole(engine: Engine, object_id: ObjectId) -> tuple[Register, Change] | None:
-    """Return the register of an object, and the change that makes a replica the same.
+class Content(NamedTuple):
+    """A large buffer that a copy has: which one, and the digests of its chunks."""
 
-    Both are of one moment. None where there is no register, or no state to send: at a
-    witness, or where it is lost. Large buffers come as FileBuffer, whose descriptors the
-    caller closes.
+    at: int
+    nbytes: int
+    address: bytes
+    digests: bytes
+
+
+def contents_of(engine: Engine, object_id: ObjectId) -> list[Content]:
+    """Return the large buffers of an object here, as a leader needs to know them.
+
+    Reads all of them; runs in a thread that reads.
 
     Raises:
         CorruptRecordError: a checksum fails.
     """
-    snapshot = engine.snapshot(object_id, "register")
+    _, state, addresses = _snapshot(engine, object_id)
+    found = []
+    for at, address in enumerate(addresses[:CONTENTS_MAX] if state else ()):
+        if address:
+            content = view_of(state.buffers[at])  # type: ignore[union-attr]
+            digests = chunk_digests(content)
+            found.append(Content(at, content.nbytes, address, digests))
+    return found
+
+
+def contents_from(rows: Any) -> list[Content]:
+    """Return the contents that another peer tells.
+
+    Raises:
+        RemoteProtocolError: they are malformed.
+    """
+    try:
+        contents = [Content(*row[:4]) for row in rows]
+        for content in contents:
+            types = tuple(map(type, content))
+            if types != (int, int, bytes, bytes) or content.at < 0:
+                raise ValueError(f"a content has types {types}")
+    except (TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"contents are malformed: {error}", "Reply") from None
+    return contents
+
+
+def read_whole(
+    engine: Engine, object_id: ObjectId, contents: Sequence[Content] = ()
+) -> tuple[Register, Change] | None:
+    """Return the register of an object, and the change that makes a replica the same.
+
+    Both are of one moment. None where there is no register, or no state to send: at a
+    witness, or where it is lost. Large buffers are mapped files; what the replica has of
+    them, as `contents` tell, is left out.
+
+    Raises:
+        CorruptRecordError: a checksum fails.
+    """
+    snapshot, state, addresses = _snapshot(engine, object_id)
     if snapshot.row is None:
         return None
     register = unpack_register(snapshot.row)
-    change = _whole_change(object_id, register, snapshot)
-    return None if change is None else (register, change)
-
-
-def _whole_change(
-    object_id: ObjectId, register: Register, snapshot: Snapshot
-) -> Change | None:
-    head, state = snapshot.head, snapshot.state
+    head = snapshot.head
     if head is None or state is None:
         if not register.is_deleted:
             return None
-        return Change(
+        change = Change(
             object_id, is_delete=True, replies=snapshot.replies, forgets_replies=True,
             epoch=register.epoch.counter, is_copy=True,
         )  # fmt: skip
-    return Change(
+        return register, change
+    change = Change(
         object_id, head.version, state, alias=head.alias, durability=head.durability,
         replies=snapshot.replies, forgets_replies=True, created_s=head.created_s,
         epoch=register.epoch.counter, is_copy=True,
+        patches=tuple(_differences(state, addresses, contents)) if contents else (),
     )  # fmt: skip
+    return register, change
+
+
+def has_files(change: Change) -> bool:
+    """Whether a whole has buffers of which only a part may need to be sent."""
+    buffers = change.state.buffers if change.state is not None else ()
+    return any(buffer_bytes_count(buffer) > FILE_BYTES_MIN for buffer in buffers)
+
+
+def _snapshot(
+    engine: Engine, object_id: ObjectId
+) -> tuple[Snapshot, ObjectState | None, Sequence[bytes]]:
+    """Return all of an object, its state with files mapped, and the files' addresses."""
+    snapshot = engine.snapshot(object_id, "register")
+    state = snapshot.state
+    if state is not None:
+        state = state._replace(buffers=list(map(_mapped, state.buffers)))
+    return snapshot, state, snapshot.addresses
+
+
+def _mapped(buffer: AnyBuffer) -> AnyBuffer:
+    if not isinstance(buffer, FileBuffer):
+        return buffer
+    try:
+        return view_of(buffer)
+    finally:
+        os.close(buffer.fd)
+
+
+def _differences(
+    state: ObjectState, addresses: Sequence[bytes], contents: Sequence[Content]
+) -> Iterator[Patch]:
+    """Yield what is to be sent of those buffers that a replica has in part."""
+    for at, (buffer, address) in enumerate(zip(state.buffers, addresses, strict=True)):
+        if not address:
+            continue
+        new = view_of(buffer)
+        known = _likely(at, new.nbytes, address, contents)
+        if known is None:
+            continue
+        spans = spans_unlike(known.digests, new)
+        patch = patch_of(at, (known.nbytes, known.address), new, address, spans)
+        if patch is not None:
+            yield patch
+
+
+def _likely(
+    at: int, nbytes: int, address: bytes, contents: Sequence[Content]
+) -> Content | None:
+    """Return the content that a buffer is most probably like."""
+    marks = [
+        (one.address == address, one.at == at, one.nbytes == nbytes) for one in contents
+    ]
+    best = max(range(len(contents)), key=marks.__getitem__, default=0)
+    return contents[best] if contents and any(marks[best]) else None
 
 
 def registers_of(engine: Engine) -> Iterator[tuple[ObjectId, Register | None]]:

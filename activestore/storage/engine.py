@@ -21,6 +21,7 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import OBJECT_ID_BYTES, ObjectId, PeerId, SessionId
+from activestore.wire.messages import Buffer
 from activestore.wire.state import ObjectState, StateDelta
 
 # The object of a change that is about none, and brings rows only.
@@ -89,6 +90,25 @@ class Row(NamedTuple):
     value: bytes | None
 
 
+class Patch(NamedTuple):
+    """A large buffer of a change, told by what it differs in from a file.
+
+    `at`: which of the buffers of the state or delta; a FileBuffer without a
+    descriptor (-1) stands there. `base`, `base_bytes`: address and size of a file that
+    is kept here. `address`, `nbytes`: of what comes out. `spans`: offset and length of
+    what is new, ascending; `content`: their bytes, one behind the other. Without spans
+    the file is the content.
+    """
+
+    at: int
+    base: bytes
+    base_bytes: int
+    address: bytes
+    nbytes: int
+    spans: Sequence[tuple[int, int]]
+    content: Buffer
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One step of one object. At most one of `state`, `delta`, `is_delete` is set.
@@ -114,6 +134,10 @@ class Change:
     `is_copy`: of an object that another peer leads, which has decided: its name never
     refuses it (where that is another object's here, the name goes on naming the other),
     and a delete, epoch or new name of a missing object is done already.
+
+    `patches`: large buffers that are made of files here; refused with CorruptRecordError
+    where a file is not here, or something else comes out. `compared`: where it is a list,
+    the commit puts into it what the change's large buffers differ in from those before.
     """
 
     object_id: ObjectId
@@ -134,6 +158,8 @@ class Change:
     is_rename: bool = False
     created_s: float = 0.0
     is_copy: bool = False
+    patches: Sequence[Patch] = ()
+    compared: list[Patch] | None = None
 
     @property
     def has_effect(self) -> bool:
@@ -178,12 +204,14 @@ class Snapshot(NamedTuple):
 
     `row`: the one of the kind that was asked for, None where there is none. `head` and
     `state`: None where the object does not exist. Large buffers come as FileBuffer with
-    an open descriptor that the caller owns.
+    an open descriptor that the caller owns; `addresses`: of each buffer, b"" where it is
+    no file.
     """
 
     row: bytes | None
     head: Head | None
     state: ObjectState | None
+    addresses: Sequence[bytes]
     replies: Sequence[ReplyRecord]
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.storage import facts, reading
+from activestore.storage.batch_files import Files
 from activestore.storage.blobs import FILE_MISSING
 from activestore.storage.engine import (
     ClassRecord,
@@ -26,7 +27,8 @@ from activestore.storage.engine import (
 )
 from activestore.storage.reading import KEY_BYTES_MAX, as_key
 from activestore.storage.records import decode_class, head_of, unseal
-from activestore.wire.state import AnyBuffer, ObjectState
+from activestore.storage.work import is_file
+from activestore.wire.state import ObjectState
 
 # Ids read in one transaction: a longer one would keep old pages from being reused.
 IDS_PER_READ = 10_000
@@ -34,22 +36,6 @@ IDS_PER_READ = 10_000
 LOADS_MAX = 3
 
 _T = TypeVar("_T")
-
-
-class Files(Protocol):
-    """Where large buffers lie, each at the digest of its content."""
-
-    def write(self, buffer: AnyBuffer) -> bytes:
-        """Keep a buffer and return its address; durable on return."""
-
-    def open(self, digest: bytes, size: int, object_id: bytes) -> AnyBuffer:
-        """Return the content; CorruptRecordError where it is not there or damaged."""
-
-    def remove(self, digest: bytes) -> None:
-        """Remove what nothing references."""
-
-    def unnamed_before(self, before_s: float) -> Iterator[tuple[bytes, int]]:
-        """Yield address and size of what was written before a wall-clock time."""
 
 
 class TableReader(abc.ABC):
@@ -93,9 +79,12 @@ class TableReader(abc.ABC):
             tables = self._tables
             row = facts.row_of(transaction, tables["facts"], kind, object_id)
             replies = reading.replies_of(transaction, tables, object_id)
+            document = reading.document_of(transaction, tables, object_id)
             found = reading.load(transaction, tables, object_id, self._files.open)
         head, state = found or (None, None)
-        return Snapshot(row, head, state, replies)
+        parts = () if document is None else document.buffers
+        addresses = [part[1] if is_file(part) else b"" for part in parts]
+        return Snapshot(row, head, state, addresses, replies)
 
     def _until_found(self, look: Callable[[], _T]) -> _T:
         """Return what `look` does, which is done anew where a file went meanwhile.

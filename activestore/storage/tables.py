@@ -27,13 +27,14 @@ from typing import Any, TypeVar
 
 from activestore.errors import (
     ActiveStoreError,
+    CorruptRecordError,
     InvalidRequestError,
     StorageFullError,
 )
 from activestore.ids import ObjectId
-from activestore.storage import upkeep
+from activestore.storage import reading, upkeep
 from activestore.storage.batch import Batch, only_shrinks, units_of
-from activestore.storage.blobs import NO_SPACE
+from activestore.storage.batch_files import BatchFiles, Files
 from activestore.storage.engine import (
     Change,
     ClassRecord,
@@ -42,12 +43,13 @@ from activestore.storage.reading import KEY_BYTES_MAX, as_key
 from activestore.storage.records import (
     CHUNKED_BYTES_MAX,
     Document,
+    Part,
     encode_class,
     seal,
 )
 from activestore.storage.room import Room
-from activestore.storage.table_reader import Files, TableReader
-from activestore.wire.state import AnyBuffer, buffer_bytes_count
+from activestore.storage.table_reader import TableReader
+from activestore.wire.state import buffer_bytes_count
 
 TABLES = (
     "heads", "parts", "aliases", "blobs", "replies", "classes", "latest", "packages",
@@ -61,10 +63,6 @@ HEADS_CACHED_MAX = 4096
 CHANGE_BYTES = 4 * 4096
 # What a row writes beside its content: the page that it lies on.
 ROW_BYTES = 4096
-# Ids read in one transaction: a longer one would keep old pages from being reused.
-IDS_PER_READ = 10_000
-# How often a load begins anew because a file went while it was looked for.
-LOADS_MAX = 3
 
 _T = TypeVar("_T")
 
@@ -126,21 +124,20 @@ class TableEngine(TableReader):
         if self._room.is_garbage_due:
             self._collect_unreferenced(self._wall_clock())
         self._look_at_disk(_needed_bytes(changes))
-        refusals: dict[int, ActiveStoreError] = {}
-        files: dict[int, bytes] = {}
+        written = BatchFiles(self._files, self._room, self._buffers_of)
         try:
-            self._write_files(changes, files, refusals)
-            results = self._apply(changes, files, refusals)
+            refusals = written.write(changes)
+            results = self._apply(changes, written.addresses, refusals)
         except StorageFullError as full:
-            self._drop_unnamed(files)
+            self._drop_unnamed(written.addresses)
             return self._only_shrinking(changes, full)
         except BaseException:
-            self._drop_unnamed(files)
+            self._drop_unnamed(written.addresses)
             raise
         finally:
             self._room.pending_bytes = 0
         if any(results):
-            self._drop_unnamed(files)
+            self._drop_unnamed(written.addresses)
         self.commits += 1
         self.changes += len(changes)
         return results
@@ -204,49 +201,16 @@ class TableEngine(TableReader):
             for result in self.commit([c for unit in part for c in unit])
         ]
 
-    def _write_files(
-        self,
-        changes: Sequence[Change],
-        files: dict[int, bytes],
-        refusals: dict[int, ActiveStoreError],
-    ) -> None:
-        """Write the large buffers of a batch; put buffer identity and digest in `files`."""
-        for index, change in enumerate(changes):
-            source = change.state or change.delta
-            if source is None:
-                continue
-            large = [
-                buffer
-                for buffer in source.buffers
-                if not isinstance(buffer, int)
-                and buffer_bytes_count(buffer) > CHUNKED_BYTES_MAX
-            ]
-            if not large:
-                continue
-            size = sum(map(buffer_bytes_count, large))
-            room = self._room
-            why_not = (
-                room.why_not_new if change.state is not None else room.why_not_grow
-            )
-            full = why_not(size) or room.why_not_on_disk(0, size)
-            if full is None:
-                full = self._write_large(large, files)
-            if full is not None:
-                refusals[index] = full
-
-    def _write_large(
-        self, large: Sequence[AnyBuffer], files: dict[int, bytes]
-    ) -> StorageFullError | None:
-        for buffer in large:
-            try:
-                files[id(buffer)] = self._files.write(buffer)
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                return self._room.full(str(error.strerror))
-            self._room.pending_bytes += buffer_bytes_count(buffer)
-            self._room.disk_file_bytes -= buffer_bytes_count(buffer)
-        return None
+    def _buffers_of(self, object_id: ObjectId) -> Sequence[Part]:
+        """Return where the large buffers of an object lie; none where it is damaged."""
+        document = self._documents.get(object_id)
+        try:
+            if document is None:
+                with self._reading(object_id) as transaction:
+                    document = reading.document_of(transaction, self._tables, object_id)
+        except CorruptRecordError:
+            return ()
+        return () if document is None else document.buffers
 
     def _drop_unnamed(self, files: Mapping[int, bytes]) -> None:
         """Remove what a batch wrote and no record names."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from activestore.errors import RemoteProtocolError
 from activestore.ids import ObjectId, SessionId
-from activestore.peer import shipping
+from activestore.peer import transit
 from activestore.peer.shipping import pack_change, unpack_change
 from activestore.storage.engine import Change, Durability, ReplyRecord, Row
 from activestore.wire import packing
@@ -135,7 +135,7 @@ def test_body_with_too_many_elements_is_refused_before_it_is_decoded(
 ) -> None:
     """A map of a byte costs 72 bytes in memory."""
     monkeypatch.setattr(
-        shipping.packing, "unpack", lambda *_, **__: pytest.fail("was decoded")
+        transit.packing, "unpack", lambda *_, **__: pytest.fail("was decoded")
     )
 
     with pytest.raises(RemoteProtocolError, match="elements"):

@@ -43,8 +43,23 @@ def reopen(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[..., Engine]]:
     """Return a function that opens the store of the test, again if need be."""
+    yield from _reopening(request.param, tmp_path / "data", PeerId(b"peer66"))
+
+
+@pytest.fixture
+def reopen_other(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[..., Engine]]:
+    """Return the same for a second store, of another peer and the same kind."""
+    kind = request.node.callspec.params["reopen"]
+    yield from _reopening(kind, tmp_path / "other", PeerId(b"other6"))
+
+
+def _reopening(
+    kind: str, path: Path, peer_id: PeerId
+) -> Iterator[Callable[..., Engine]]:
     opened: list[Engine] = []
-    disk = MemoryDisk(PeerId(b"peer66"))
+    disk = MemoryDisk(peer_id)
 
     def open_one(*, budget: int = 1 << 30) -> Engine:
         while opened:
@@ -52,8 +67,8 @@ def reopen(
         options: Any = {"disk_budget_bytes": budget, "wall_clock": lambda: 1000.0}
         opened.append(
             MemoryEngine(disk, **options)
-            if request.param == "memory"
-            else LmdbEngine.open(tmp_path / "data", **options)
+            if kind == "memory"
+            else LmdbEngine.open(path, **options)
         )
         return opened[0]
 

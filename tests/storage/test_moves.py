@@ -21,7 +21,7 @@ from activestore.errors import (
     StorageFullError,
 )
 from activestore.ids import ObjectId, PeerId, SessionId
-from activestore.storage import memory_engine, tables
+from activestore.storage import memory_engine, table_reader
 from activestore.storage.engine import (
     EPOCH_FIRST,
     EPOCH_MAX,
@@ -353,7 +353,7 @@ def of_home(home: bytes, number: int) -> ObjectId:
 
 
 def test_ids_of_objects_from_elsewhere_are_found_page_by_page(reopen, monkeypatch):
-    monkeypatch.setattr(tables, "IDS_PER_READ", 3)
+    monkeypatch.setattr(table_reader, "IDS_PER_READ", 3)
     engine = reopen()
     mine = engine.peer_id
     lower, higher = b"\x00" * 6, b"\xff" * 6
