@@ -18,14 +18,12 @@ from activestore.core.calls import (
     MailboxState,
     Nested,
 )
-from activestore.core.desk import provisional
 from activestore.core.timers import Timer
-from activestore.core.travels import Travels
+from activestore.core.travels import Travels, stale_nests
 from activestore.errors import (
     ActiveStoreError,
-    BusyError,
     CancelledError,
-    ExecutorCrashedError,
+    InvalidRequestError,
     SessionExpiredError,
     UnavailableError,
 )
@@ -56,7 +54,10 @@ class Arrivals(Travels):
         call.chain = event.chain
         call.depth = event.depth
         call.began_ms = event.began_ms
+        call.wants_info = event.wants_info
         if type(origin) is Client:
+            if event.is_stale and not self._admit_stale(origin, call):
+                return
             if not self._admit_client(origin, call, event):
                 return
         elif not self._admit_nested(origin, call):
@@ -66,15 +67,33 @@ class Arrivals(Travels):
             call.timeout_s = event.deadline_s
             call.deadline_s = self._now_s + event.deadline_s
             self.timers.add(call.deadline_s, Timer.DEADLINE, call.call_id)
-        if event.attempt and type(origin) is Client:
+        if event.attempt and type(origin) is Client and not call.is_stale:
             self.lookups.begin(call)
             self._emit(
                 effects.LookUpReply(
                     call.call_id, call.object_id, origin.session, origin.sequence
                 )
             )
+        elif self.replicated and type(origin) is Nested and self._wants_promise(call):
+            self._promise(call)
         elif not self.lookups.lines or not self.lookups.follow(call):
             self._enqueue(call)
+
+    def _admit_stale(self, origin: Client, call: Call) -> bool:
+        """Note that a call reads a copy that is led elsewhere; False where it cannot.
+
+        Of an object that is led here meanwhile it is a call like others.
+        """
+        if call.object_id in self.replicated:
+            return True
+        if call.kind is not Kind.CALL and call.kind is not Kind.GET:
+            error = InvalidRequestError(
+                "it changes the object: call it without staleness_s", call.where()
+            )
+            self._emit(effects.Refuse(origin, error))
+            return False
+        call.is_stale = True
+        return True
 
     def _admit_client(
         self, origin: Client, call: Call, event: events.CallArrived
@@ -110,41 +129,11 @@ class Arrivals(Travels):
             return UnavailableError("peer", "it is stopping")
         return None
 
-    def _enqueue(self, call: Call) -> None:
-        box = self.boxes.box_of(call.object_id)
-        is_nested = type(call.origin) is Nested or bool(call.chain)
-        if is_nested and self._is_settled_in_chain(box, call):
-            return
-        refused_s = self._quarantined_for_s(call)
-        if refused_s:
-            self._fail(
-                call,
-                ExecutorCrashedError(
-                    call.where(), "the same call has killed two executors", refused_s
-                ),
-            )
-            return
-        if len(box.waiting) >= self.boxes.config.mailbox_max:
-            self._fail(
-                call,
-                BusyError(
-                    f"object {call.object_id.hex()}",
-                    f"{len(box.waiting)} calls wait already",
-                ),
-            )
-            return
-        self.boxes.enqueue(box, call)
-
     def _on_away_returned(self, event: events.AwayReturned) -> None:
         call = self.calls.get(event.call_id)
         if call is not None and call.is_away:
             call.is_away = False
             self._enqueue(call)
-
-    def _quarantined_for_s(self, call: Call) -> float:
-        if self._quarantine.is_empty:
-            return 0.0
-        return self._quarantine.refused_for_s(self._key(call), self._now_s)
 
     def _on_nested_waits(self, event: events.NestedWaits) -> None:
         """A method begins to wait for a nested call that it had only submitted."""
@@ -176,19 +165,18 @@ class Arrivals(Travels):
                 self._emit(effects.Refuse(client, error))
                 return
             self.errands.setdefault(client.session, set()).add(client.sequence)
-        outermost = None
-        if type(origin) is Nested:
-            parent = self.calls.get(origin.parent)
-            if parent is not None:
+        parent = self._parent_of_origin(origin)
+        if parent is not None:
+            if parent.is_answered or parent.is_stale:
+                refused = stale_nests("persist") if parent.is_stale else _ended(parent)
+                self._emit(effects.Refuse(origin, refused))
+                return
+            top = self._top_of(parent)
+            if top is not None and top.object_id in self.replicated:
                 parent.changed_others = True
-                outermost = provisional(parent) or self._outermost(parent)
-        token = self.ledger.next_token()
-        self._persists[token] = event
-        self._emit(
-            effects.CommitStates(
-                token, event.states, client, outermost, event.first_unacked
-            )
-        )
+                self._keep_promise(top, event)
+                return
+        self._order_states(event)
 
     def _on_errand_began(self, event: events.ErrandBegan) -> None:
         origin = event.origin
@@ -204,10 +192,19 @@ class Arrivals(Travels):
         if event.code is None:
             self.lookups.end(call)  # It goes on by `_go_on_looked_up`.
             return
+        answer: effects.Answer | effects.Refuse
         if event.code:
-            self._emit(effects.Refuse(call.origin, None, event.code, event.body))
+            answer = effects.Refuse(call.origin, None, event.code, event.body)
         else:
-            self._emit(effects.Answer(call.origin, event.body, event.buffers))
+            answer = effects.Answer(call.origin, event.body, event.buffers)
+        if call.object_id in self.replicated:
+            # What was found on this disk may not be committed yet, or never be.
+            box = self.boxes.box_of(call.object_id)
+            version = box.executed_version
+            call.is_deferred = not self._release_read(box, version, call, answer)
+            self.pool.left.append(box)
+        else:
+            self._emit(answer)
         self._close(call)
 
     def _go_on_looked_up(self) -> None:
@@ -220,7 +217,8 @@ class Arrivals(Travels):
 
     def _on_object_loaded(self, event: events.ObjectLoaded) -> None:
         box = self.boxes.boxes.get(event.object_id)
-        if box is None:
+        is_old = self.boxes.is_old_load(event.object_id, is_reader=event.is_reader)
+        if box is None or is_old:
             self._emit(effects.ReleaseLoaded(event.loaded))
             return
         if event.is_reader:
@@ -241,7 +239,8 @@ class Arrivals(Travels):
 
     def _on_object_missing(self, event: events.ObjectMissing) -> None:
         box = self.boxes.boxes.get(event.object_id)
-        if box is None:
+        is_old = self.boxes.is_old_load(event.object_id, is_reader=event.is_reader)
+        if box is None or is_old:
             return
         if event.is_reader:
             box.reader_loading = False
@@ -312,3 +311,8 @@ class Arrivals(Travels):
 
     def _on_drain_started(self, _event: events.DrainStarted) -> None:
         self.is_draining = True
+
+
+def _ended(parent: Call) -> CancelledError:
+    """Return what a method is told that goes on after it was ended."""
+    return CancelledError(parent.where())

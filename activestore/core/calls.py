@@ -26,6 +26,8 @@ SHORT_RUNS_MIN = 3
 SLOTS_MAX = 64
 # Weight of the newest run in the mean.
 MEAN_WEIGHT = 0.1
+# `Call.round`: it was not asked yet whether its object is led here still.
+NO_ROUND = -1
 
 
 class Kind(enum.IntEnum):
@@ -145,10 +147,10 @@ class Call:
         "children", "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
         "first_unacked", "generation", "has_checkpointed", "has_reader_timer",
         "interrupt", "is_abandoned", "is_answered", "is_away", "is_checked", "is_deferred",
-        "is_readonly", "is_reentrant", "is_stream", "items_sent", "key", "kind",
+        "is_readonly", "is_reentrant", "is_stale", "is_stream", "items_sent", "key", "kind",
         "made_nested", "method", "object_id", "origin", "payload", "promise", "refusal",
-        "slot",
-        "still_open", "timeout_s", "times", "version", "waits_nested",
+        "round", "slot", "still_open", "timeout_s", "times", "version", "waits_nested",
+        "wants_info",
     )  # fmt: skip
 
     def __init__(
@@ -192,8 +194,7 @@ class Call:
         self.slot: Slot | None = None
         self.copy: Copy | None = None
         self.dispatched_s = 0.0
-        self.generation = 0
-        self.version = 0
+        self.generation = self.version = 0
         self.interrupt = ""
         self.is_checked = False
         self.is_readonly = False
@@ -201,8 +202,10 @@ class Call:
         self.is_answered = False
         self.refusal: ActiveStoreError | None = None  # its answer, while it still runs
         self.is_deferred = False  # ended; its answer waits for a commit
-        self.is_abandoned = False
-        self.has_reader_timer = False
+        self.is_abandoned = self.has_reader_timer = False
+        # It may read a copy that is led elsewhere, and nothing but read.
+        self.is_stale = self.wants_info = False
+        self.round = NO_ROUND  # of questions whether its object is led here still
 
     @property
     def is_waited_for(self) -> bool:
@@ -252,11 +255,11 @@ class Mailbox:
     """One object with something to do, or activated."""
 
     __slots__ = (
-        "class_name", "committed_version", "entered", "executed_version", "generation",
-        "hurried_version", "is_held", "is_queued", "is_quiet_told",
-        "known_replies", "loaded", "loaded_bytes", "main", "object_id", "pending_commits",
-        "pipe",
-        "reader", "reader_loading", "reader_running", "readers_waiting", "running",
+        "class_name", "committed_version", "confirmed_round", "entered",
+        "executed_version", "fresh_from", "generation", "hurried_version", "is_followed",
+        "is_held", "is_queued", "is_quiet_told", "is_shared", "known_replies", "loaded",
+        "loaded_bytes", "main", "object_id", "pending_commits", "pipe", "reader",
+        "reader_loading", "reader_running", "readers_waiting", "running",
         "shown_version", "state", "state_bytes", "state_version", "unreplied", "waiting",
         "writers",
     )  # fmt: skip
@@ -285,8 +288,14 @@ class Mailbox:
         self.shown_version = 0  # the highest that an answer has shown
         self.state_version = 0  # the last committed one that changed the state
         self.pending_commits = 0
-        self.unreplied: deque[tuple[int, Any]] = deque()
+        # Version, answer, round: what each waits for; see commits.
+        self.unreplied: deque[tuple[int, Any, int]] = deque()
         self.generation = 0
+        self.is_shared = False  # led here, and others have copies
+        self.confirmed_round = 0  # when it was last sure that it is led here
+        self.is_followed = False  # led elsewhere: only what may be old is read here
+        # The state that is read or loaded is too old for calls from this one on; 0: no.
+        self.fresh_from = 0
         self.is_queued = False
         self.state_bytes = 0
         # Sequences of replies on disk that their client may not have acknowledged yet.

@@ -84,7 +84,10 @@ class Chains(Desk):
 
     def _is_held_back(self, call: Call) -> bool:
         """Whether a call leaves only once what a retry is told is on disk."""
-        return any(call.call_id in ids for _, ids in self._departures.values())
+        return any(
+            any(one is call for one in departure.waiting)
+            for departure in self._departures.values()
+        )
 
     def _depart(self, call: Call, *, is_again: bool = False) -> None:
         left_s = 0.0

@@ -4,10 +4,15 @@ Every mutating call makes the object's next *executed* version and orders a comm
 reply carries the version that its call saw; it leaves once that version is committed,
 in order. A refused commit fails every reply that saw it or anything built on it.
 
+Of an object with copies at other peers a reply that no commit of its own proves also
+waits for a *round*: the answer to whether the object is led here still, asked after the
+call came.
+
 Rules of this file: commits of one object are answered in the order in which they were
 ordered; it never decides what runs.
 
-Source: design section 5, "What a call does to state"; reliability.md 3.4 R5, 3.5 I7.
+Source: design section 5, "What a call does to state"; reliability.md 3.4 R5 and R6,
+3.5 I7.
 """
 
 from __future__ import annotations
@@ -53,6 +58,12 @@ class Pending(NamedTuple):
     call: Call | None
     checkpoint: int | None  # the request number that waits for it
     has_state: bool  # whether it changes the object, or only keeps an answer
+
+
+class Withheld(NamedTuple):
+    """Stands where a reply stood that was refused before its commit was decided."""
+
+    origin: Client | Nested
 
 
 class Ledger:
@@ -123,7 +134,20 @@ class Ledger:
         if version <= mailbox.committed_version and not mailbox.unreplied:
             self._emit(effect)
             return True
-        mailbox.unreplied.append((version, effect))
+        mailbox.unreplied.append((version, effect, 0))
+        return False
+
+    def release_confirmed(
+        self,
+        mailbox: Mailbox,
+        version: int,
+        effect: Answer | Refuse | SendItem,
+        asked_round: int,
+    ) -> bool:
+        """Like `release`, but also once `asked_round` is confirmed."""
+        if asked_round <= mailbox.confirmed_round:
+            return self.release(mailbox, version, effect)
+        mailbox.unreplied.append((version, effect, asked_round))
         return False
 
     def committed(self, mailbox: Mailbox, version: int) -> None:
@@ -131,23 +155,42 @@ class Ledger:
         mailbox.committed_version = max(mailbox.committed_version, version)
         waiting = mailbox.unreplied
         while waiting and waiting[0][0] <= mailbox.committed_version:
+            if waiting[0][2] > mailbox.confirmed_round:
+                return
             effect = waiting.popleft()[1]
-            self._emit(effect)
-            if type(effect) is not SendItem:
+            kind = type(effect)
+            if kind is not Withheld:
+                self._emit(effect)
+            if kind is not SendItem:
                 self._told(effect.origin)
+
+    def confirmed(self, mailbox: Mailbox, asked_round: int) -> None:
+        """Note a confirmed round and let out what waited for it."""
+        mailbox.confirmed_round = max(mailbox.confirmed_round, asked_round)
+        self.committed(mailbox, mailbox.committed_version)
+
+    def withdraw(self, mailbox: Mailbox) -> list[Pending]:
+        """Forget the commits of an object; how they end does not matter here any more."""
+        if not mailbox.pending_commits:
+            return []
+        mailbox.pending_commits = 0
+        pending = self._pending
+        tokens = [token for token, one in pending.items() if one.mailbox is mailbox]
+        return [pending.pop(token) for token in tokens]
 
     def refused(
         self, mailbox: Mailbox, version: int, error: ActiveStoreError
     ) -> list[Client | Nested]:
         """Fail every reply that saw `version` or later; return whom they were for."""
-        kept: list[tuple[int, Answer | Refuse | SendItem]] = []
+        kept: list[tuple[int, Answer | Refuse | SendItem | Withheld, int]] = []
         failed: list[Client | Nested] = []
-        for seen, effect in mailbox.unreplied:
+        for seen, effect, asked_round in mailbox.unreplied:
             if seen < version:
-                kept.append((seen, effect))
+                kept.append((seen, effect, asked_round))
             elif effect.origin not in failed:  # A stream may have several items here.
                 failed.append(effect.origin)
-                self._emit(Refuse(effect.origin, error))
+                if type(effect) is not Withheld:
+                    self._emit(Refuse(effect.origin, error))
                 self._told(effect.origin)
         mailbox.unreplied.clear()
         mailbox.unreplied.extend(kept)

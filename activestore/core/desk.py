@@ -5,11 +5,12 @@ Rules of this file: helpers that more than one part needs; no event is handled h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Mailbox, Nested, Slot
-from activestore.core.commits import Ledger, Step
+from activestore.core.calls import NO_ROUND, Call, Client, Mailbox, Nested, Slot
+from activestore.core.commits import Ledger, Pending, Step
 from activestore.core.executors import Pool, PoolConfig
 from activestore.core.lookups import Lookups
 from activestore.core.mailboxes import MailboxConfig, Mailboxes
@@ -29,6 +30,8 @@ NOT_RUN = "not_run"
 KEY_BODY_BYTES = 4096
 # The encoded nil: the result of what has none.
 NIL = b"\xc0"
+# `Call.promise`: what a retry of this call is told is on disk.
+PROMISED = -1
 
 
 class InvocationConfig(NamedTuple):
@@ -41,6 +44,14 @@ class InvocationConfig(NamedTuple):
     depth_max: int = 32
     mark: bytes = b""  # of this start of this peer, in the chains of calls
     wall_offset_s: float = 0.0  # from the core's clock to the wall's
+
+
+class Departure(NamedTuple):
+    """What waits until a retry of an outermost call would be told of it."""
+
+    top_id: int
+    object_id: ObjectId
+    waiting: list[Call | events.PersistArrived]
 
 
 class Desk:
@@ -62,6 +73,13 @@ class Desk:
             mailboxes or MailboxConfig(), self.pool, self.timers, self._emit,
             self._fail, self._try_delete,
         )  # fmt: skip
+        self.boxes.ask_round = self._ask_round
+        # Objects led here of which others have copies; see leads.
+        self.replicated = self.boxes.shared
+        # Begins to find out whether an object is led here still; the number of the round
+        # that LeadConfirmed will tell, None where nobody else could lead it. Whoever sets
+        # it sees to it that it does not step this core.
+        self.begin_round: Callable[[ObjectId], int | None] = lambda _object_id: None
         self._quarantine = Quarantine(self.config.quarantine_s)
         self.lookups = Lookups()
         self.calls: dict[int, Call] = {}
@@ -69,8 +87,8 @@ class Desk:
         # Answers that are out before what they tell is on disk (relaxed durability).
         self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
         self._persists: dict[int, events.PersistArrived] = {}
-        # Commits that calls to other peers wait for: the outermost call, and those.
-        self._departures: dict[int, tuple[int, list[int]]] = {}
+        # By the token of the commit that they wait for.
+        self._departures: dict[int, Departure] = {}
         # What clients wait for that is no call: persists, requests. By session.
         self.errands: dict[SessionId, set[int]] = {}
         # Objects that are to leave.
@@ -82,11 +100,29 @@ class Desk:
         self._out.append(effect)
 
     def _parent_of(self, call: Call) -> Call | None:
-        origin = call.origin
+        return self._parent_of_origin(call.origin)
+
+    def _parent_of_origin(self, origin: Client | Nested) -> Call | None:
         return self.calls.get(origin.parent) if type(origin) is Nested else None
 
     def _pump(self, box: Mailbox) -> None:
         self.boxes.pump(box)
+
+    def _ask_round(self, call: Call) -> None:
+        """Have it made sure that an object is led here still, for one that reads it."""
+        if call.round == NO_ROUND and not call.is_stale:
+            call.round = self.begin_round(call.object_id) or 0
+
+    def _release_read(
+        self,
+        box: Mailbox,
+        version: int,
+        call: Call,
+        effect: effects.Answer | effects.Refuse | effects.SendItem,
+    ) -> bool:
+        """Let out what a call saw of a shared object, once it is sure to be the newest."""
+        self._ask_round(call)
+        return self.ledger.release_confirmed(box, version, effect, call.round)
 
     def _try_delete(self, box: Mailbox) -> None:
         """Delete the object, as is first in line, if nothing runs on it."""
@@ -123,6 +159,13 @@ class Desk:
         call.is_deferred = not self.ledger.release(box, version, answer)
         self._close(call)
 
+    def _written(self, pending: Pending) -> None:
+        """What was answered before its commit is on disk now, or lost."""
+        if self._unwritten and pending.checkpoint is None and pending.call is not None:
+            origin = pending.call.origin
+            if type(origin) is Client:
+                self._unwritten.pop(origin, None)
+
     def _told(self, origin: Client | Nested) -> None:
         """A deferred answer is out: the request may be forgotten."""
         if type(origin) is Client:
@@ -147,16 +190,27 @@ class Desk:
     @staticmethod
     def _has_left_traces(call: Call) -> bool:
         """Whether running a call again could do something twice that was committed."""
-        return call.changed_others or call.has_checkpointed or bool(call.children)
+        return (
+            call.changed_others or call.has_checkpointed or bool(call.children)
+        ) and not call.is_stale  # It can have changed nothing.
 
     def _outermost(self, call: Call) -> effects.Provisional | None:
         """Return what is kept for the outermost call of a nested one that changes state."""
         if type(call.origin) is Client:
             return None
+        top = self._top_of(call)
+        if top is None or (
+            top.promise == PROMISED and top.object_id in self.replicated
+        ):
+            return None  # It is kept already, by a majority too.
+        return provisional(top)
+
+    def _top_of(self, call: Call) -> Call | None:
+        """Return the outermost call here of a chain; None where it is gone."""
         top: Call | None = call
         while top is not None and type(top.origin) is Nested:
             top = self.calls.get(top.origin.parent)
-        return None if top is None else provisional(top)
+        return top
 
     def _note_change(self, call: Call) -> None:
         """Tell the caller's call that a nested call of it has changed something."""
@@ -179,6 +233,8 @@ class Desk:
             copy.running -= 1
             if copy.is_reader and not call.is_reentrant:
                 box.reader_running -= 1
+                if not copy.running and copy is not box.reader:
+                    self.pool.drop_aside(copy)
         box.entered -= call.is_reentrant
         if box.running.pop(call.call_id, None) is not None and not call.is_readonly:
             box.writers -= 1

@@ -121,10 +121,15 @@ class ObjectQuiet(NamedTuple):
 
 
 class SendOn(NamedTuple):
-    """Send a client's request after its object, which has left."""
+    """Send a client's request after its object, which has left or is led elsewhere.
+
+    `may_have_run`: it ran here, and what it did may be kept there: it must be looked up
+    before it runs again.
+    """
 
     origin: Client
     payload: object
+    may_have_run: bool = False
 
 
 class PingExecutor(NamedTuple):
@@ -225,11 +230,15 @@ class HurryCommits(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Send a result to a client or to the method that asked."""
+    """Send a result to a client or to the method that asked.
+
+    `version`: of the state that it saw, where the call wanted to know; else 0.
+    """
 
     origin: Client | Nested
     body: bytes
     buffers: Sequence[object]
+    version: int = 0
 
 
 class Refuse(NamedTuple):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Copy, Executor, Kind, Mailbox, Nested
-from activestore.core.commits import Pending, Step
+from activestore.core.commits import Step
 from activestore.core.desk import NIL, NOT_RUN, provisional
 from activestore.core.travels import Travels
 from activestore.errors import (
     ActiveStoreError,
     CancelledError,
     DeadlineExceededError,
+    InvalidRequestError,
     UnavailableError,
 )
 
@@ -54,7 +55,8 @@ class Endings(Travels):
         elif is_stale and not call.is_answered:
             self._again(box, call)
         else:
-            self._conclude(box, call, event, is_late=is_late)
+            is_main = copy is not None and not copy.is_reader
+            self._conclude(box, call, event, is_late=is_late, is_main=is_main)
         self._after_call(box, executor)
 
     def _not_run(
@@ -88,37 +90,42 @@ class Endings(Travels):
             self._requeue(box, call)
 
     def _conclude(
-        self, box: Mailbox, call: Call, event: events.CallEnded, *, is_late: bool
+        self,
+        box: Mailbox,
+        call: Call,
+        event: events.CallEnded,
+        *,
+        is_late: bool,
+        is_main: bool,
     ) -> None:
         """Commit what a call changed and order its answer."""
         has_change = (
             event.delta is not None or event.state is not None or bool(event.created)
         )
-        is_discarded = call.is_answered or (is_late and not event.code)
-        if is_discarded:
-            if has_change and not event.is_dropped:
-                self._discard(box)
-            if not call.is_answered:
-                self._fail(call, DeadlineExceededError(call.where(), call.timeout_s))
-            else:
-                self._close(call)
+        if call.is_answered or (is_late and not event.code):
+            is_held = has_change and not event.is_dropped
+            self._throw_away(box, call, is_held=is_held)
             return
         if has_change or call.changed_others:
+            if call.is_stale:
+                self._end_stale(call)
+                return
             self._note_change(call)
-        version = call.version
-        durability = 0
         is_recorded = type(call.origin) is Client and self._has_left_traces(call)
-        if has_change or is_recorded:
-            # Names and new objects always last.
-            if has_change and event.state is None and not event.created:
-                info = self.boxes.classes.get(box.class_name)
-                durability = info.durability if info is not None else 0
-            version = self.ledger.order(
-                box, call, Step(event.delta, event.state, event.created),
-                durability=durability, code=event.code, body=event.body,
-                buffers=event.buffers, outermost=self._outermost(call),
-            )  # fmt: skip
-        answer = _answer_of(call, event)
+        if not (has_change or is_recorded):
+            self._release_seen(box, call, event, is_main=is_main)
+            return
+        durability = 0
+        # Names and new objects always last.
+        if has_change and event.state is None and not event.created:
+            info = self.boxes.classes.get(box.class_name)
+            durability = info.durability if info is not None else 0
+        version = self.ledger.order(
+            box, call, Step(event.delta, event.state, event.created),
+            durability=durability, code=event.code, body=event.body,
+            buffers=event.buffers, outermost=self._outermost(call),
+        )  # fmt: skip
+        answer = _answer_of(call, event, version)
         if durability and not box.unreplied:
             if type(call.origin) is Client:
                 self._unwritten[call.origin] = answer
@@ -127,6 +134,39 @@ class Endings(Travels):
             self._close(call)
             return
         self._release(box, version, call, answer)
+
+    def _throw_away(self, box: Mailbox, call: Call, *, is_held: bool) -> None:
+        """End a call that may have no effect; `is_held`: its copy has its change."""
+        if is_held and call.generation == box.generation:
+            self._discard(box)
+        if call.is_answered:
+            self._close(call)
+        else:
+            self._fail(call, DeadlineExceededError(call.where(), call.timeout_s))
+
+    def _release_seen(
+        self, box: Mailbox, call: Call, event: events.CallEnded, *, is_main: bool
+    ) -> None:
+        """Answer a call that leaves nothing to commit, once what it saw is committed."""
+        version = call.version
+        if is_main and (box.unreplied or box.is_shared):
+            version = box.executed_version  # It may have run behind a writer.
+        answer = _answer_of(call, event, version)
+        if box.is_shared and not call.is_stale:
+            is_out = self._release_read(box, version, call, answer)
+        else:
+            is_out = self.ledger.release(box, version, answer)
+        call.is_deferred = not is_out
+        self._close(call)
+
+    def _end_stale(self, call: Call) -> None:
+        """Refuse what a call made that was to read an older state only."""
+        made = InvalidRequestError(
+            "it made new objects; what may read an older state can only read: call it "
+            "without staleness_s",
+            call.where(),
+        )
+        self._fail(call, made)
 
     def _answer(self, call: Call, event: events.CallEnded) -> None:
         if not call.is_answered:
@@ -198,13 +238,6 @@ class Endings(Travels):
         self._pump(box)
         self.boxes.tidy(box)
 
-    def _written(self, pending: Pending) -> None:
-        """What was answered before its commit is on disk now, or lost."""
-        if self._unwritten and pending.checkpoint is None and pending.call is not None:
-            origin = pending.call.origin
-            if type(origin) is Client:
-                self._unwritten.pop(origin, None)
-
     def _persist_done(self, token: int, error: ActiveStoreError | None) -> None:
         persist = self._persists.pop(token, None)
         if persist is None:
@@ -229,6 +262,9 @@ class Endings(Travels):
             )
         elif event.delta is None and not event.created:
             self._emit(effects.Answer(origin, NIL, ()))
+        elif call.is_stale:
+            refused = InvalidRequestError("a stale read keeps nothing", call.where())
+            self._emit(effects.Refuse(origin, refused))
         else:
             call.has_checkpointed = True
             lost = provisional(call)
@@ -248,10 +284,18 @@ class Endings(Travels):
         call.items_sent += 1
         # An item shows the writer's own, uncommitted state; it is no acknowledgement.
         # What it must not do is overtake answers that wait for earlier commits.
-        self.ledger.release(box, 0 if not call.is_readonly else call.version, item)
+        version = 0 if not call.is_readonly else call.version
+        if box.is_shared and not call.is_stale:
+            self._release_read(box, version, call, item)
+        else:
+            self.ledger.release(box, version, item)
 
 
-def _answer_of(call: Call, event: events.CallEnded) -> effects.Answer | effects.Refuse:
+def _answer_of(
+    call: Call, event: events.CallEnded, version: int = 0
+) -> effects.Answer | effects.Refuse:
     if event.code:
         return effects.Refuse(call.origin, None, event.code, event.body)
+    if call.wants_info:
+        return effects.Answer(call.origin, event.body, event.buffers, version)
     return effects.Answer(call.origin, event.body, event.buffers)

@@ -23,7 +23,8 @@ class CallArrived(NamedTuple):
     items the caller can take at once; 0 where it did not ask for a stream.
     `still_open`: where one of the client's requests stays open for long, all that are:
     the answers of others before this one have arrived. `chain`, `depth`, `began_ms`: of
-    a nested call from another peer, see travels.
+    a nested call from another peer, see travels. `is_stale`: it reads a copy that is led
+    elsewhere. `wants_info`: its Answer is to tell the version that it saw.
     """
 
     origin: Client | Nested
@@ -42,6 +43,8 @@ class CallArrived(NamedTuple):
     chain: Sequence[tuple[bytes, int]] = ()
     depth: int = 0
     began_ms: int = 0
+    is_stale: bool = False
+    wants_info: bool = False
 
 
 class NestedLeft(NamedTuple):
@@ -291,6 +294,44 @@ class CommitRefused(NamedTuple):
     error: ActiveStoreError
 
 
+class ObjectLed(NamedTuple):
+    """This peer leads an object that others have copies of; see leads."""
+
+    object_id: ObjectId
+
+
+class ObjectUnshared(NamedTuple):
+    """Nobody else has a copy of the object any more: it is like any other here."""
+
+    object_id: ObjectId
+
+
+class ObjectDeposed(NamedTuple):
+    """Another peer leads the object now, or may; what is not committed is in doubt."""
+
+    object_id: ObjectId
+
+
+class ObjectUnavailable(NamedTuple):
+    """The object cannot be led now, by anybody: what waits for it is refused."""
+
+    object_id: ObjectId
+    error: ActiveStoreError
+
+
+class LeadConfirmed(NamedTuple):
+    """The object was led here still when this round began; those before it too."""
+
+    object_id: ObjectId
+    round: int
+
+
+class StateReplaced(NamedTuple):
+    """The state on this disk of an object that is led elsewhere is another one."""
+
+    object_id: ObjectId
+
+
 class DrainStarted(NamedTuple):
     """No new calls from clients; what runs may end."""
 
@@ -330,6 +371,12 @@ Event: TypeAlias = (
     | ErrandEnded
     | Committed
     | CommitRefused
+    | ObjectLed
+    | ObjectUnshared
+    | ObjectDeposed
+    | ObjectUnavailable
+    | LeadConfirmed
+    | StateReplaced
     | DrainStarted
     | TimerFired
 )

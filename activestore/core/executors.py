@@ -208,15 +208,16 @@ class Pool:
         copy.package = package
         copy.version = mailbox.executed_version
         executor.packages[package] = revision
-        self.resize(copy, mailbox.state_bytes)
         executor.copies[copy.copy_id] = copy
+        self.resize(copy, mailbox.state_bytes)
         self.make_room(executor, keep=copy)
         return copy
 
     def resize(self, copy: Copy, state_bytes: int) -> None:
         """Note the size of a copy's state."""
-        copy.executor.state_bytes += state_bytes - copy.state_bytes
-        copy.state_bytes = state_bytes
+        if copy.copy_id in copy.executor.copies:
+            copy.executor.state_bytes += state_bytes - copy.state_bytes
+            copy.state_bytes = state_bytes
 
     def touch(self, copy: Copy) -> None:
         """Note that a copy is in use: it is the last to be passivated."""
@@ -252,6 +253,15 @@ class Pool:
         """Tell the executor to forget an idle copy."""
         self.forget(copy)
         self.emit(DropCopy(copy.executor.executor_id, copy.copy_id))
+
+    def drop_aside(self, copy: Copy) -> None:
+        """Drop a copy that only its last call has kept, where it still is."""
+        executor = copy.executor
+        if copy.copy_id in executor.copies:
+            if executor.executor_id in self.executors:
+                self.passivate(copy)
+            else:
+                self.forget(copy)
 
     def forget(self, copy: Copy) -> None:
         """Take a copy out of the tables; its executor does not have it any more."""

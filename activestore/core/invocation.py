@@ -9,6 +9,7 @@
     chains       re-entry and deadlock                travels      calls to other peers
     moves        objects that leave             lookups        what may have been answered
     deadlocks    chains that wait for each other over several peers
+    leads        objects with copies at other peers
 
 Promises kept here: a request id runs at most once at a time and its recorded answer is
 given again; nothing is answered before what it saw is durable; a call that is
@@ -31,13 +32,13 @@ from activestore.core.calls import ExecutorState, MailboxState
 from activestore.core.desk import InvocationConfig
 from activestore.core.endings import Endings
 from activestore.core.executors import PoolConfig
+from activestore.core.leads import Leads
 from activestore.core.mailboxes import MailboxConfig
-from activestore.core.moves import Moves
 from activestore.core.supervision import TIDY_S, Supervision
 from activestore.core.timers import TIMERS_OF_CALLS, Timer
 
 
-class InvocationCore(Arrivals, Endings, Moves, Supervision):
+class InvocationCore(Arrivals, Endings, Leads, Supervision):
     """Decides for all calls of one peer."""
 
     def __init__(
@@ -78,6 +79,12 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
             events.ErrandEnded: self._on_errand_ended,
             events.Committed: self._on_committed,
             events.CommitRefused: self._on_commit_refused,
+            events.ObjectLed: self._on_object_led,
+            events.ObjectUnshared: self._on_object_unshared,
+            events.ObjectDeposed: self._on_object_deposed,
+            events.ObjectUnavailable: self._on_object_unavailable,
+            events.LeadConfirmed: self._on_lead_confirmed,
+            events.StateReplaced: self._on_state_replaced,
             events.DrainStarted: self._on_drain_started,
             events.TimerFired: self._on_timer_fired,
         }
@@ -150,6 +157,8 @@ class InvocationCore(Arrivals, Endings, Moves, Supervision):
             assert box.main or box.reader or not box.is_idle, "an empty mailbox is kept"
             readers = sum(1 for c in box.waiting if c.is_checked and c.is_readonly)
             assert box.readers_waiting == readers
+            assert box.is_shared == (box.object_id in self.replicated)
+            assert not (box.is_shared and box.is_followed)
         executors = self.pool.executors.values()
         kept = sum(e.state is not ExecutorState.RETIRING for e in executors)
         is_started = self.timers.has(Timer.TIDY)

@@ -85,8 +85,13 @@ class Mailboxes:
         self.emit = emit
         self.refuse = refuse
         self.delete = delete
+        # Called for what reads a shared object, as it begins.
+        self.ask_round: Callable[[Call], None] = lambda _call: None
         self.now_s = 0.0
         self.boxes: dict[ObjectId, Mailbox] = {}
+        self.shared: set[ObjectId] = set()
+        # Readings whose result is too old for anybody: by object, and whether for a reader.
+        self._old_loads: dict[tuple[ObjectId, bool], int] = {}
         self.classes: dict[str, ClassInfo] = {}
         # Mailboxes whose next call found no slot, in order of arrival.
         self._ready: dict[ObjectId, Mailbox] = {}
@@ -100,6 +105,7 @@ class Mailboxes:
         box = self.boxes.get(object_id)
         if box is None:
             box = self.boxes[object_id] = Mailbox(object_id)
+            box.is_shared = object_id in self.shared
         return box
 
     def tidy(self, box: Mailbox) -> None:
@@ -119,6 +125,49 @@ class Mailboxes:
         if box.loaded is not None:
             self.emit(ReleaseLoaded(self._take_loaded(box)))
         box.state = MailboxState.COLD
+
+    def set_aside(self, box: Mailbox) -> None:
+        """Have nothing more begin on what was read of an object.
+
+        What runs ends on the copy it has, as readers do beside a writer.
+        """
+        self._drop_loads(box)
+        for copy in (box.main, box.reader):
+            if copy is None:
+                continue
+            if not copy.running:
+                self.pool.passivate(copy)
+            elif copy is box.reader:
+                box.reader = None
+            else:
+                copy.is_reader = True
+                box.reader_running += len(box.running)
+                box.running.clear()
+                box.main = box.pipe = None
+                box.writers = 0
+        box.fresh_from = 0
+        box.state = MailboxState.COLD
+
+    def _drop_loads(self, box: Mailbox) -> None:
+        is_loading = box.state is MailboxState.LOADING
+        for is_reader, is_open in ((False, is_loading), (True, box.reader_loading)):
+            if is_open:
+                key = (box.object_id, is_reader)
+                self._old_loads[key] = self._old_loads.get(key, 0) + 1
+        box.reader_loading = False
+        self.cool(box)
+
+    def is_old_load(self, object_id: ObjectId, *, is_reader: bool) -> bool:
+        """Whether a state that comes from the disk was asked for too early for anybody.
+
+        Storage answers in the order in which it was asked for an object.
+        """
+        if not self._old_loads:
+            return False
+        count = self._old_loads.pop((object_id, is_reader), 0)
+        if count > 1:
+            self._old_loads[object_id, is_reader] = count - 1
+        return count > 0
 
     def _take_loaded(self, box: Mailbox) -> Any:
         loaded, box.loaded = box.loaded, None
@@ -163,6 +212,8 @@ class Mailboxes:
     def enqueue(self, box: Mailbox, call: Call) -> None:
         """Put a call at the end of the mailbox and dispatch what can run."""
         box.waiting.append(call)
+        if call.is_stale and type(call.origin) is Client:
+            box.is_followed = True
         if box.state is not MailboxState.READY or self._check(box, call):
             self.pump(box)
 
@@ -258,6 +309,9 @@ class Mailboxes:
         if box.main is None and box.loaded is None and call.kind not in _NEED_NO_STATE:
             box.state = MailboxState.COLD  # What was read was for a call that is gone.
             return self._wake(box, call)
+        if box.fresh_from and call.call_id >= box.fresh_from:
+            self.set_aside(box)
+            return self._wake(box, call)
         return True
 
     def _wake(self, box: Mailbox, call: Call) -> bool:
@@ -311,7 +365,7 @@ class Mailboxes:
                 return NoSuchMethodError(info.class_name, call.method, _names(info))
             call.is_readonly = call.kind is Kind.GET
             call.times = info.times_of(_READ_FIELD)
-            return None
+            return _why_not_stale(call) if call.is_stale else None
         method = info.methods.get(call.method)
         if method is None:
             return NoSuchMethodError(info.class_name, call.method, _names(info))
@@ -327,7 +381,7 @@ class Mailboxes:
             call.timeout_s = method.timeout_s
             call.deadline_s = call.arrived_s + method.timeout_s
             self.timers.add(call.deadline_s, Timer.DEADLINE, call.call_id)
-        return None
+        return _why_not_stale(call) if call.is_stale else None
 
     def _slot_for(self, box: Mailbox, call: Call) -> Slot | None:
         """Choose the slot for the main copy, None where the call must wait.
@@ -425,6 +479,8 @@ class Mailboxes:
         call.generation = copy.mailbox.generation
         call.version = copy.version if copy.is_reader else copy.mailbox.executed_version
         copy.running += 1
+        if copy.mailbox.is_shared and (call.is_readonly or call.is_stream):
+            self.ask_round(call)  # While it runs.
         if is_stacked:
             copy.mailbox.entered += 1
         else:
@@ -526,6 +582,16 @@ class Mailboxes:
         )  # fmt: skip
         self._serve_readers(box)
         return True
+
+
+def _why_not_stale(call: Call) -> ActiveStoreError | None:
+    if call.is_readonly:
+        return None
+    return InvalidRequestError(
+        "it changes the object; what may read an older state is readonly methods and "
+        "fields: call it without staleness_s",
+        call.where(),
+    )
 
 
 def _names(info: ClassInfo) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Mailbox, MailboxState
 from activestore.core.travels import Travels
+from activestore.errors import UnavailableError
 from activestore.ids import ObjectId
 
 
@@ -74,9 +75,13 @@ class Moves(Travels):
             self._close(call)
             self._emit(effects.SendOn(origin, call.payload))
             return
+        if call.is_stale:
+            self._fail(call, UnavailableError(call.where(), "its object has left"))
+            return
         call.is_away = True
         call.changed_others = True
-        self._promise(call)
+        if not self._is_held_back(call):
+            self._promise(call)
 
 
 def _is_quiet(box: Mailbox) -> bool:

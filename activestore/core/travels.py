@@ -17,14 +17,17 @@ Source: design section 5, "Nested calls"; decision 8.
 from __future__ import annotations
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Nested
+from activestore.core.calls import Call, Client, Kind, Nested
 from activestore.core.chains import Chains
-from activestore.core.desk import provisional
+from activestore.core.desk import PROMISED, Departure, provisional
 from activestore.core.timers import Timer
-from activestore.errors import ActiveStoreError, CancelledError, InvalidRequestError
-
-# `Call.promise`: what a retry of this call is told is on disk.
-PROMISED = -1
+from activestore.errors import (
+    ActiveStoreError,
+    BusyError,
+    CancelledError,
+    ExecutorCrashedError,
+    InvalidRequestError,
+)
 
 
 class Travels(Chains):
@@ -32,6 +35,9 @@ class Travels(Chains):
 
     def _on_nested_left(self, event: events.NestedLeft) -> None:
         origin = event.origin
+        if event.may_change and self._is_of_stale(origin):
+            self._emit(effects.Refuse(origin, stale_nests(event.method)))
+            return
         call = Call(
             self._next_call, origin, event.object_id, event.kind, event.method,
             event.payload,
@@ -61,6 +67,7 @@ class Travels(Chains):
             self._emit(effects.Refuse(origin, CancelledError(call.where())))
             return False
         call.depth = parent.depth + 1
+        call.is_stale = parent.is_stale  # What it calls may only read, too.
         if call.depth > self.config.depth_max:
             self._emit(
                 effects.Refuse(
@@ -79,42 +86,131 @@ class Travels(Chains):
         parent.children.add(call.call_id)
         return True
 
+    def _is_of_stale(self, origin: Nested) -> bool:
+        """Whether a method asks that may read an older state, and so may only read."""
+        parent = self.calls.get(origin.parent)
+        return parent is not None and parent.is_stale
+
+    def _wants_promise(self, call: Call) -> bool:
+        """Whether a nested call to an object here waits for a promise, as others do.
+
+        What it changes is on this disk. The call that made it may be run again at another
+        peer, which must know of it before.
+        """
+        top = self._top_of(call)
+        if top is None or top.object_id not in self.replicated:
+            return False
+        if top.object_id == call.object_id or call.kind is Kind.GET or call.is_stale:
+            return False
+        box = self.boxes.boxes.get(call.object_id)
+        info = self.boxes.classes.get(box.class_name) if box is not None else None
+        method = info.methods.get(call.method) if info is not None else None
+        return call.kind is not Kind.CALL or method is None or not method.is_readonly
+
     def _promise(self, call: Call) -> None:
         """Have kept what a retry of the outermost call is told, then let the call go."""
-        top = call
-        while type(top.origin) is Nested:
-            parent = self.calls.get(top.origin.parent)
-            if parent is None:
-                break
-            top = parent
-        outermost = provisional(top)
-        if outermost is None or top.promise == PROMISED:
-            self._depart(call)
+        self._keep_promise(self._top_of(call), call)
+
+    def _keep_promise(
+        self, top: Call | None, waits: Call | events.PersistArrived
+    ) -> None:
+        outermost = provisional(top) if top is not None else None
+        if top is None or outermost is None or top.promise == PROMISED:
+            self._set_off(waits)
             return
         if not top.promise:
             top.promise = self.ledger.next_token()
-            self._departures[top.promise] = (top.call_id, [])
+            departure = Departure(top.call_id, top.object_id, [])
+            self._departures[top.promise] = departure
             self._emit(effects.CommitStates(top.promise, (), None, outermost))
-        self._departures[top.promise][1].append(call.call_id)
+        self._departures[top.promise].waiting.append(waits)
+
+    def _set_off(self, waited: Call | events.PersistArrived) -> None:
+        """Begin what waited for a promise."""
+        if type(waited) is events.PersistArrived:
+            self._order_states(waited)
+        elif type(waited) is Call:
+            if waited.is_away:
+                self._depart(waited)
+            else:
+                self._enqueue(waited)
 
     def _promise_done(self, token: int, error: ActiveStoreError | None) -> bool:
         """Let go, or fail, what waited for a commit; False where it was no promise."""
         found = self._departures.pop(token, None)
         if found is None:
             return False
-        top = self.calls.get(found[0])
+        top = self.calls.get(found.top_id)
         if top is not None:
             top.promise = 0 if error is not None else PROMISED
-        for call_id in found[1]:
-            call = self.calls.get(call_id)
-            if call is None:
-                continue
+            top.changed_others |= error is None  # Its own answer must take its place.
+        for waited in found.waiting:
             if error is None:
-                self._depart(call)
-            else:
-                call.changed_others = False
-                self._fail(call, error)
+                if self._is_wanted(waited):
+                    self._set_off(waited)
+            elif type(waited) is Call:
+                waited.changed_others = False
+                if self._is_wanted(waited):
+                    self._fail(waited, error)
+            elif self._is_wanted(waited):
+                self._emit(effects.Refuse(waited.origin, error))
         return True
+
+    def _is_wanted(self, waited: Call | events.PersistArrived) -> bool:
+        """Whether somebody still waits for what waited for a promise."""
+        if type(waited) is Call:
+            return waited.call_id in self.calls
+        parent = self._parent_of_origin(waited.origin)
+        return parent is not None and not parent.is_answered
+
+    def _order_states(self, event: events.PersistArrived) -> None:
+        """Order the commit of the states of a Persist."""
+        origin = event.origin
+        client = origin if type(origin) is Client else None
+        outermost = None
+        parent = self._parent_of_origin(origin)
+        if parent is not None:
+            parent.changed_others = True
+            outermost = provisional(parent) or self._outermost(parent)
+            if parent.promise == PROMISED and parent.object_id in self.replicated:
+                outermost = None  # It is kept already, by a majority too.
+        token = self.ledger.next_token()
+        self._persists[token] = event
+        self._emit(
+            effects.CommitStates(
+                token, event.states, client, outermost, event.first_unacked
+            )
+        )
+
+    def _enqueue(self, call: Call) -> None:
+        box = self.boxes.box_of(call.object_id)
+        is_nested = type(call.origin) is Nested or bool(call.chain)
+        if is_nested and self._is_settled_in_chain(box, call):
+            return
+        refused_s = self._quarantined_for_s(call)
+        if refused_s:
+            self._fail(
+                call,
+                ExecutorCrashedError(
+                    call.where(), "the same call has killed two executors", refused_s
+                ),
+            )
+            return
+        if len(box.waiting) >= self.boxes.config.mailbox_max:
+            self._fail(
+                call,
+                BusyError(
+                    f"object {call.object_id.hex()}",
+                    f"{len(box.waiting)} calls wait already",
+                ),
+            )
+            return
+        self.boxes.enqueue(box, call)
+
+    def _quarantined_for_s(self, call: Call) -> float:
+        if self._quarantine.is_empty:
+            return 0.0
+        return self._quarantine.refused_for_s(self._key(call), self._now_s)
 
     def _on_away_answered(self, event: events.AwayAnswered) -> None:
         call = self.calls.get(event.call_id)
@@ -132,3 +228,12 @@ class Travels(Chains):
             self._emit(
                 effects.SendItem(call.origin, event.number, event.body, event.buffers)
             )
+
+
+def stale_nests(method: str) -> InvalidRequestError:
+    """Return what a method is told that may read an older state only."""
+    return InvalidRequestError(
+        "a method that may read an older state calls what may change something: call it "
+        "without staleness_s",
+        method,
+    )

@@ -453,10 +453,10 @@ class Moving:
         """Send a client's request after its object; under a leader it may have run."""
         origin: Client = effect.origin
         session = self._table.sessions.get(origin.session)
+        message: Any = effect.payload
+        if effect.may_have_run and not message.attempt:
+            message = message._replace(attempt=1)  # Whoever gets it looks it up.
         if session is not None:
-            message: Any = effect.payload
-            if message.attempt == 0:
-                message = message._replace(attempt=1)
             self._table.receive(session, message)
 
     @property

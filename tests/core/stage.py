@@ -259,3 +259,30 @@ def answers(out: Sequence[effects.Effect]) -> dict[Any, str]:
             code = effect.code or (effect.error.code if effect.error else "")
             found[effect.origin] = code
     return found
+
+
+def sent_on(out: Sequence[effects.Effect]) -> dict[Any, bool]:
+    """Return whose requests were sent on, in order; and whether each may have run."""
+    found = [(one.origin, one.may_have_run) for one in only(out, effects.SendOn)]
+    assert len(dict(found)) == len(found), "sent on twice"
+    return dict(found)
+
+
+class Group:
+    """Stands for the core of replication: counts the rounds that it begins."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.asked: list[ObjectId] = []
+        stage.core.begin_round = self.begin_round
+        self._step = stage.step
+
+    def begin_round(self, object_id: ObjectId) -> int:
+        """Begin another round."""
+        self.asked.append(object_id)
+        return len(self.asked)
+
+    def confirm(
+        self, number: int, object_id: ObjectId = OBJECT
+    ) -> list[effects.Effect]:
+        """Have a round confirmed."""
+        return self._step(events.LeadConfirmed(object_id, number))

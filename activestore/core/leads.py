@@ -1,0 +1,226 @@
+"""Objects with copies at other peers: what is led here is proven, what was led is let go.
+
+    ObjectLed -> (answers wait for majorities) -> ObjectDeposed | ObjectUnshared
+
+    led        a change is answered once `Committed` says that a majority has it; whatever
+               else shows the state (a read, an error, an item, a recorded answer) once a
+               round that began after the call came says that it is led here still
+    deposed    what has no answer yet is thrown away here, and sent on under its own
+               request id, to be looked up where the object is led
+    followed   led elsewhere: who may read an older state reads the copy on this disk
+
+Answers of relaxed durability are given before their commit, by the choice of the class:
+such a change may be lost with the leader, as it may be with a power cut.
+
+Rules of this file: a request is answered or sent on, never both; what a deposed object
+still runs is interrupted, and nobody sees what it does.
+
+Source: design section 8; reliability.md 3.4 R3, R4, R6.
+"""
+
+from __future__ import annotations
+
+from activestore.core import effects, events
+from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested
+from activestore.core.commits import Pending, Withheld
+from activestore.core.moves import Moves
+from activestore.errors import CancelledError, UnavailableError
+from activestore.ids import ObjectId, SessionId
+
+# Whom a call is for that was sent on while it ran.
+NOBODY = Client(SessionId(b""), 0)
+
+
+class Leads(Moves):
+    """Handlers of what replication says of objects."""
+
+    def _on_object_led(self, event: events.ObjectLed) -> None:
+        object_id = event.object_id
+        if object_id in self.replicated:
+            return
+        self.replicated.add(object_id)
+        box = self.boxes.boxes.get(object_id)
+        if box is None:
+            return
+        box.is_shared = True
+        if box.is_followed:
+            box.is_followed = False
+            self.boxes.set_aside(box)  # What is on the disk now counts.
+            self._pump(box)
+            self.boxes.tidy(box)
+
+    def _on_object_unshared(self, event: events.ObjectUnshared) -> None:
+        self.replicated.discard(event.object_id)
+        box = self.boxes.boxes.get(event.object_id)
+        if box is None:
+            return
+        box.is_shared = False
+        rounds = [one[2] for one in box.unreplied]
+        self.ledger.confirmed(box, max(rounds, default=0))  # There is nobody to ask.
+        self.boxes.tidy(box)
+
+    def _on_lead_confirmed(self, event: events.LeadConfirmed) -> None:
+        box = self.boxes.boxes.get(event.object_id)
+        if box is not None:
+            self.ledger.confirmed(box, event.round)
+            self.boxes.tidy(box)
+
+    def _on_state_replaced(self, event: events.StateReplaced) -> None:
+        box = self.boxes.boxes.get(event.object_id)
+        if box is None or event.object_id in self.replicated:
+            return  # Of what is led here, commits alone change the state.
+        if box.main is None and box.state is not MailboxState.COLD:
+            # What is being read serves those who wait already: where the object changes
+            # faster than it is read, they would wait for ever.
+            box.fresh_from = box.fresh_from or self._next_call
+            return
+        self.boxes.set_aside(box)
+        self._pump(box)
+        self.boxes.tidy(box)
+
+    # -- not led any more --------------------------------------------------------------
+
+    def _on_object_deposed(self, event: events.ObjectDeposed) -> None:
+        object_id = event.object_id
+        self.replicated.discard(object_id)
+        box = self.boxes.boxes.get(object_id)
+        if box is not None:
+            # In order of arrival: what has ended, what runs, what waits.
+            self._send_on_ended(box)
+            self._refuse_checkpoints(self.ledger.withdraw(box))
+            self._end_running(box)
+        self._drop_promises(object_id)
+        for call in self._unbegun(object_id):
+            if box is not None and call in box.waiting:
+                self.boxes.take(box, call)
+            self._send_on(call)
+        if box is not None:
+            self._begin_anew(box)
+            self.boxes.tidy(box)
+
+    def _send_on_ended(self, box: Mailbox) -> None:
+        """Send on what waits for its commit or its round; it may be committed."""
+        for version, effect, _ in box.unreplied:
+            origin = effect.origin
+            if type(effect) is effects.SendItem:
+                continue  # Its stream runs still, or its end is here too.
+            if type(origin) is Nested:
+                is_write = version > box.committed_version
+                self._emit(
+                    effects.Refuse(origin, _in_doubt(box.object_id, is_write=is_write))
+                )
+                continue
+            call = self.sessions[origin.session][origin.sequence]
+            self._forget(origin)
+            if type(effect) is Withheld:
+                continue  # It was refused already.
+            if call.is_stream:
+                self._emit(effects.Refuse(origin, _broken(call)))
+            else:
+                self._emit(effects.SendOn(origin, call.payload, may_have_run=True))
+        box.unreplied.clear()
+
+    def _refuse_checkpoints(self, withdrawn: list[Pending]) -> None:
+        for pending in withdrawn:
+            self._written(pending)
+            if pending.checkpoint is not None and pending.call is not None:
+                origin = Nested(pending.call.call_id, pending.checkpoint)
+                error = _in_doubt(pending.mailbox.object_id, is_write=True)
+                self._emit(effects.Refuse(origin, error))
+
+    def _end_running(self, box: Mailbox) -> None:
+        """Send on what runs, and throw away what it does."""
+        for call in list(self.calls.values()):
+            if call.object_id == box.object_id and call.slot is not None:
+                self._let_run_out(call)
+        copies = (box.main, box.reader)
+        self.boxes.set_aside(box)
+        for copy in copies:
+            if copy is not None:
+                self.pool.drop_aside(copy)
+
+    def _let_run_out(self, call: Call) -> None:
+        """Interrupt a running call whose answer nobody waits for here."""
+        for child_id in list(call.children or ()):
+            child = self.calls.get(child_id)
+            if child is not None:
+                self._stop(child, CancelledError(child.where()), "deposed")
+        slot, origin = call.slot, call.origin
+        if call.is_answered or slot is None:
+            return
+        error = _in_doubt(call.object_id, is_write=self._has_left_traces(call))
+        if type(origin) is Nested:
+            self._emit(effects.Refuse(origin, error))
+        else:
+            self._forget(origin)
+            call.origin = NOBODY
+            if call.is_stream:
+                self._emit(effects.Refuse(origin, _broken(call)))
+            else:
+                self._emit(effects.SendOn(origin, call.payload, may_have_run=True))
+        self._interrupt(call, slot, "deposed", error)
+
+    def _drop_promises(self, object_id: ObjectId) -> None:
+        """Forget what was to be kept for calls of an object, and refuse what waits for it.
+
+        Who made them was sent on; they have not begun.
+        """
+        departures = self._departures
+        tokens = [t for t, one in departures.items() if one.object_id == object_id]
+        for token in tokens:
+            self._promise_done(token, _in_doubt(object_id, is_write=False))
+
+    @staticmethod
+    def _begin_anew(box: Mailbox) -> None:
+        """Forget what was known of an object's state: others decide on it now."""
+        box.generation += 1
+        box.is_shared = False
+        box.confirmed_round = 0
+        box.executed_version = box.committed_version = 0
+        box.shown_version = box.state_version = box.hurried_version = 0
+        box.known_replies.clear()
+
+    # -- not led by anybody ------------------------------------------------------------
+
+    def _on_object_unavailable(self, event: events.ObjectUnavailable) -> None:
+        box = self.boxes.boxes.get(event.object_id)
+        for call in self._unbegun(event.object_id):
+            if box is not None and call in box.waiting:
+                self.boxes.take(box, call)
+            self._fail(call, event.error)
+        if box is None:
+            return
+        running = {call.origin for call in self.calls.values() if call.slot is not None}
+        unreplied = list(box.unreplied)
+        box.unreplied.clear()
+        for version, effect, asked_round in unreplied:
+            origin = effect.origin
+            if type(effect) is effects.SendItem:
+                if origin in running:
+                    box.unreplied.append((version, effect, asked_round))
+                continue
+            if type(effect) is not Withheld:
+                self._emit(effects.Refuse(origin, event.error))
+            if type(origin) is Client:
+                # Until it is decided a retry is told the same, and does not run.
+                call = self.sessions[origin.session][origin.sequence]
+                call.refusal = event.error
+                box.unreplied.append((version, Withheld(origin), asked_round))
+        self.boxes.tidy(box)
+
+
+def _in_doubt(object_id: ObjectId, *, is_write: bool) -> UnavailableError:
+    """Return what a caller is told whose call ended as its object was led elsewhere."""
+    kept = "nothing changed"
+    if is_write:
+        kept = "what the call changed may be kept, or not"
+    return UnavailableError(
+        f"object {object_id.hex()}",
+        f"another peer leads it now, or will, and the call was not answered: {kept}",
+    )
+
+
+def _broken(call: Call) -> UnavailableError:
+    return UnavailableError(
+        call.where(), "another peer leads its object now; a stream is not resumed"
+    )
