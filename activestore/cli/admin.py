@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from activestore.cli.copies import counts_text
 from activestore.cli.options import WORK_S, Target, peer_options
 from activestore.cli.output import echo, plain, say, show, size_text, table
 from activestore.cli.waiting import ASK_S, Step, spinner, watched
@@ -66,7 +67,9 @@ def status(target: Target, *, as_json: bool) -> None:
         ("flash life", about["flash"]["text"]),
         ("classes", ", ".join(about["classes"]) or "none"),
     ]
-    # Peers of earlier versions tell neither.
+    # Peers of earlier versions tell none of these.
+    if "replication" in about:
+        rows.append(("replicas", counts_text(about["replication"])))
     discovery = about.get("discovery", {})
     if discovery.get("is_on"):
         rows.append(("discovery", discovery["trouble"] or "works"))

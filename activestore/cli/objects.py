@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from activestore import remote
+from activestore.cli.copies import REPLICAS, group_map, group_of
 from activestore.cli.options import (
     METHOD,
     REF,
@@ -25,9 +26,20 @@ from activestore.cli.options import (
     peer_options,
     value_of,
 )
-from activestore.cli.output import echo, is_terminal, plain, say, show, size_text, table
+from activestore.cli.output import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    echo,
+    is_terminal,
+    plain,
+    say,
+    show,
+    size_text,
+    table,
+)
 from activestore.cli.waiting import spinner
 from activestore.client.client import Store
+from activestore.client.groups import Group
 from activestore.errors import (
     ActiveStoreError,
     InvalidRequestError,
@@ -84,27 +96,73 @@ def objects(target: Target, alias_prefix: str, *, here: bool, as_json: bool) -> 
 @click.command("show")
 @click.argument("ref", type=REF)
 @peer_options()
-def show_command(target: Target, ref: str, *, as_json: bool) -> None:
-    """Show one object: REF is an alias or an id of 32 digits."""
+@click.pass_context
+def show_command(
+    context: click.Context, target: Target, ref: str, *, as_json: bool
+) -> None:
+    """Show one object, REF an alias or an id of 32 digits, and who has copies of it.
+
+    Where nobody leads it, who has copies is shown all the same, before the error.
+    """
+    lost: UnavailableError | None = None
+    fields: dict[str, Any] = {}
     with spinner("show", quiet=as_json), target.connected() as store:
         object_id, _ = store.identify(ref)
-        about: dict[str, Any] = store.request("show", object_id=object_id)
-        fields = {
-            name: _field(store, object_id, name, size["bytes"])
-            for name, size in about.pop("fields").items()
-        }
-        for name in about.pop("graph_fields"):
-            fields[name] = {"in_graph": True}
+        group = group_of(store, object_id)
+        try:
+            about: dict[str, Any] = store.request("show", object_id=object_id)
+            for name, size in about.pop("fields").items():
+                fields[name] = _field(store, object_id, name, size["bytes"])
+            for name in about.pop("graph_fields"):
+                fields[name] = {"in_graph": True}
+        except UnavailableError as error:
+            if group is None:
+                raise
+            lost, about, fields = error, {"object_id": bytes(object_id)}, {}
     if as_json:
-        show({**about, "fields": fields}, as_json=True)
-        return
+        told: dict[str, Any] = {} if group is None else {"group": group_map(group)}
+        if lost is not None:
+            told["error"] = {"code": lost.code, "message": str(lost)}
+        show({**about, "fields": fields, **told}, as_json=True)
+        context.exit(EXIT_DONE if lost is None else EXIT_FAILED)
+    else:
+        rows = [*_about_rows(about), *_group_rows(group)]
+        rows += [
+            (f"field {name}", _field_text(entry)) for name, entry in fields.items()
+        ]
+        table(("what", "value"), rows)
+    if lost is not None:
+        raise lost
+
+
+def _about_rows(about: dict[str, Any]) -> list[tuple[str, Any]]:
     for name in ("created_s", "changed_s"):
-        stamp = time.localtime(about.pop(name))
-        about[name.replace("_s", "")] = time.strftime("%Y-%m-%d %H:%M:%S", stamp)
-    about["size"] = size_text(about.pop("bytes"))
-    rows = [(name, plain(value)) for name, value in about.items()]
-    rows += [(f"field {name}", _field_text(entry)) for name, entry in fields.items()]
-    table(("what", "value"), rows)
+        if name in about:
+            stamp = time.localtime(about.pop(name))
+            about[name.replace("_s", "")] = time.strftime("%Y-%m-%d %H:%M:%S", stamp)
+    if "bytes" in about:
+        about["size"] = size_text(about.pop("bytes"))
+    return [(name, plain(value)) for name, value in about.items()]
+
+
+def _group_rows(group: Group | None) -> list[tuple[str, Any]]:
+    """Return what a table shows of who has an object; nothing of one copy alone."""
+    if group is None or (len(group.members) < 2 and group.wanted < 2):
+        return []
+    wanted = f"{group.wanted} and a witness" if group.wants_witness else group.wanted
+    state = "" if group.is_whole else ", NOT WHOLE"
+    state += ", QUARANTINED HERE" if group.is_quarantined else ""
+    state += ", changing" if group.is_joint else ""
+    rows: list[tuple[str, Any]] = [
+        ("copies", f"{group.copies} of {wanted}{state}"),
+        ("group", f"version {group.config_version}, epoch {group.epoch}, "
+                  f"number {group.number}, lineage {group.lineage}"),
+    ]  # fmt: skip
+    for one in group.members:
+        number = "number unknown" if one.number is None else f"number {one.number}"
+        lag = f", {one.lag} behind" if one.lag else ""
+        rows.append((f"at {one.peer}", f"{one.role}, {one.state}, {number}{lag}"))
+    return rows
 
 
 def _field(store: Store, object_id: ObjectId, name: str, size: int) -> dict[str, Any]:
@@ -182,20 +240,25 @@ def call(
 @click.option(
     "--peer", default="", type=TEXT, help="Name of the peer that shall keep it."
 )
+@click.option(
+    "--replicas", type=REPLICAS, help="How many peers shall keep it; 1 unless the "
+    "peer's profile says more.",
+)  # fmt: skip
+@click.option(
+    "--witness", is_flag=True, help="With --replicas 2: a third peer that has a vote."
+)
 @peer_options()
 def create(
-    target: Target,
-    class_name: str,
-    arguments: tuple[str, ...],
-    alias: str,
-    peer: str,
-    *,
-    as_json: bool,
-) -> None:
+    target: Target, class_name: str, arguments: tuple[str, ...], alias: str, peer: str,
+    replicas: int | None, *, witness: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Make an object of the published CLASS ("module.Class")."""
     args = [value_of(text) for text in arguments]
     with spinner("create", quiet=as_json), target.connected() as store:
-        made = store.create(class_name, *args, alias=alias, peer=peer)
+        made = store.create(
+            class_name, *args, alias=alias, peer=peer, replicas=replicas,
+            witness=witness or None,
+        )  # fmt: skip
         object_id = remote.id_of(made)
     assert object_id is not None
     if as_json:

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from activestore.cli.copies import counts_text, problem_texts, replication_of
 from activestore.cli.options import Target, guarded, json_option, peer_options
 from activestore.cli.output import EXIT_FAILED, echo, show, size_text, table
 from activestore.cli.waiting import bar, go_through, spinner
@@ -65,6 +66,9 @@ def doctor(
     context: click.Context, target: Target, data_dir: str | None, *, as_json: bool
 ) -> None:
     """Look for what is wrong: with --data-dir every checksum, else a running peer.
+
+    Of a running peer also the objects that it leads and that lack copies, and copies
+    that are quarantined there.
 
     Exits with 1 where something is wrong, with 4 where DATA_DIR is no data directory.
     """
@@ -148,6 +152,7 @@ def _disk(data_dir: str) -> dict[str, Any]:
 def _check_peer(target: Target, *, quiet: bool) -> list[dict[str, Any]]:
     with spinner("doctor", quiet=quiet), target.connected() as store:
         about = store.status()
+        copies = replication_of(store)
     storage = about["storage"]
     used = f"{size_text(storage['used_bytes'])} of {size_text(storage['budget_bytes'])}"
     is_full = storage["used_bytes"] > (1 - 2 * FREE_SHARE_MIN) * storage["budget_bytes"]
@@ -173,4 +178,21 @@ def _check_peer(target: Target, *, quiet: bool) -> list[dict[str, Any]]:
             )
         else:
             findings.append(_finding(name, f"{one['state']}, {one['copies']} objects"))
+    return [*findings, *_of_copies(copies)]
+
+
+def _of_copies(told: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what is wrong with copies that the peer knows, object by object."""
+    if told is None:
+        return []
+    rows = told["objects"]
+    findings = [_finding("replicas", counts_text(told))]
+    for row in rows:
+        name = row.get("alias") or row["object_id"].hex()
+        findings.append(_finding(f"object {name}", *problem_texts(row)))
+    count = told.get("under", 0) + told.get("quarantined", 0) - len(rows)
+    if count > 0:
+        findings.append(
+            _finding("more objects", f"{count} beyond these", "mend these, look again")
+        )
     return findings

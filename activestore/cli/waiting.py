@@ -100,11 +100,12 @@ def watched(
     *,
     progress: Callable[[Store], Step | None] = lambda _: None,
     quiet: bool,
+    unit: str = "bytes",
 ) -> Result:
     """Return what `work` returns; look meanwhile whether the peer lives, how far it is.
 
     A peer answers easy questions while it publishes or copies, but sends no beat for
-    them. `progress` asks over a connection of its own.
+    them. `progress` asks over a connection of its own; `unit` is what it counts.
 
     Raises:
         UnreachableError: the peer cannot be reached, or was lost during the work.
@@ -112,7 +113,7 @@ def watched(
     """
     with target.connected() as store:
         watcher = _Watcher(target, progress, lost=store.close)
-        beside = _Beside(title, quiet=quiet, look=watcher.look)
+        beside = _Beside(title, quiet=quiet, look=watcher.look, unit=unit)
         try:
             return work(store)
         except ActiveStoreError as error:
@@ -181,9 +182,10 @@ class _Beside:
     """The thread beside the work: waits a moment, then looks and draws until the end."""
 
     def __init__(
-        self, title: str, *, quiet: bool, look: Callable[[], Step | None]
-    ) -> None:
-        self._title = title
+        self, title: str, *, quiet: bool, look: Callable[[], Step | None],
+        unit: str = "bytes",
+    ) -> None:  # fmt: skip
+        self._title, self._unit = title, unit
         self._quiet = quiet
         self._look = look
         self._over = threading.Event()
@@ -193,7 +195,7 @@ class _Beside:
     def _run(self) -> None:
         if self._over.wait(SHOWN_AFTER_S):
             return
-        with bar(self._title, quiet=self._quiet) as move:
+        with bar(self._title, quiet=self._quiet, unit=self._unit) as move:
             while not self._over.is_set():
                 step = self._look()
                 if step is not None:

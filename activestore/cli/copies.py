@@ -1,0 +1,279 @@
+"""Commands on the copies of an object: replicate, force, export, import.
+
+Rules of this file: what gives up changes that were acknowledged is asked for twice; a
+file is written whole or not at all, and never over another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from activestore.cli.options import REF, TEXT, WORK_S, Target, peer_options
+from activestore.cli.output import echo, is_terminal, say, show, size_text, table
+from activestore.cli.waiting import Step, spinner, watched
+from activestore.client.client import Store
+from activestore.client.groups import ALIVE, WITNESS, Group
+from activestore.errors import RemoteProtocolError
+from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
+
+REPLICAS = click.IntRange(REPLICAS_MIN, REPLICAS_MAX)
+# Unless the order is forced, the text of `force` in full.
+FORCE_TEXT = """\
+The copy at the connected peer becomes the object: {copy}.
+{missing}
+What was acknowledged by others and is not in this copy is given up. A copy that comes
+back later is quarantined at its peer: `export` takes it out, nothing merges it."""
+
+
+def group_table(group: Group) -> None:
+    """Print who has an object."""
+    table(
+        ("peer", "id", "role", "state", "number", "lag"),
+        (
+            (
+                one.peer, one.peer_id.hex(), one.role, one.state,
+                _known(one.number), _known(one.lag),
+            )
+            for one in group.members
+        ),
+    )  # fmt: skip
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
+def group_map(group: Group) -> dict[str, Any]:
+    """Return a group as JSON shows it."""
+    members = [one._asdict() for one in group.members]
+    return {
+        **group._asdict(), "members": members, "primary": group.primary,
+        "copies": group.copies, "is_whole": group.is_whole,
+    }  # fmt: skip
+
+
+def group_of(store: Store, object_id: Any) -> Group | None:
+    """Return who has an object; None where the peer's version cannot tell."""
+    try:
+        return store.group(object_id)
+    except RemoteProtocolError:
+        return None
+
+
+@click.command()
+@click.argument("ref", type=REF)
+@click.argument("count", metavar="N", type=REPLICAS)
+@click.option(
+    "--witness/--no-witness",
+    default=None,
+    help="With 2: a third peer that has a vote and no state, or none. As it is if left "
+    "out.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=TEXT,
+    help="Name or id of a peer that shall be among them; may be given again.",
+)
+@click.option(
+    "--leaving",
+    multiple=True,
+    type=TEXT,
+    help="Name or id of a peer that shall be none any more; may be given again.",
+)
+@peer_options(work_s=WORK_S)
+def replicate(
+    target: Target,
+    ref: str,
+    count: int,
+    witness: bool | None,
+    peers: tuple[str, ...],
+    leaving: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
+    """Have N peers keep an object, an alias or an id, while it is called.
+
+    More copies are made, or some are given up; the same N again makes new ones now for
+    those that were lost. It returns when the copies are there.
+    """
+
+    def work(store: Store) -> Group:
+        return store.replicate(
+            ref, count, witness=witness, peers=peers, leaving=leaving
+        )
+
+    def progress(store: Store) -> Step | None:
+        return min(store.group(ref).copies, count), count
+
+    group = watched(
+        target, "replicate", work, progress=progress, quiet=as_json, unit="copies"
+    )
+    if as_json:
+        show(group_map(group), as_json=True)
+    else:
+        group_table(group)
+
+
+@click.command()
+@click.argument("ref", type=REF)
+@click.option("--yes", is_flag=True, help="Do not ask; the text is not shown either.")
+@peer_options(work_s=WORK_S)
+def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
+    """Make the connected peer's copy the object, when the others are lost for good.
+
+    For two copies of which one died, or a majority that will not come back: a new
+    lineage begins with what is here. What others had acknowledged beyond it is given
+    up; when they come back their copies are quarantined, can be taken out by `export`,
+    and are never merged.
+    """
+    with target.connected() as store:
+        object_id, _ = store.identify(ref)
+        if not yes:
+            _ask(store.group(object_id), store.status(), as_json=as_json)
+        with spinner("force", quiet=as_json):
+            group = store.force(object_id)
+    if as_json:
+        show(group_map(group), as_json=True)
+    else:
+        group_table(group)
+
+
+def _ask(group: Group, status: dict[str, Any], *, as_json: bool) -> None:
+    """Say what `force` means, and go on only where somebody says yes.
+
+    Raises:
+        Abort: nobody did.
+        UsageError: nobody can be asked.
+    """
+    here = next((m for m in group.members if m.peer_id == status["peer_id"]), None)
+    copy = "it has none, so this will be refused"
+    if here is not None and here.role != WITNESS:
+        copy = f"number {_known(here.number)} at {here.peer}"
+    lost = [m for m in group.members if m.state != ALIVE]
+    names = ", ".join(f"{m.peer} ({m.role}, {m.state})" for m in lost)
+    missing = f"Members that do not answer: {names}."
+    if not lost:
+        missing = (
+            "All members answer: wait for them, or `replicate` again, before this."
+        )
+    say(FORCE_TEXT.format(copy=copy, missing=missing))
+    if as_json or not is_terminal(sys.stdin):
+        raise click.UsageError("nobody can be asked here: give --yes to go on")
+    click.confirm("Go on?", abort=True, err=True)
+
+
+@click.command()
+@click.argument("ref", type=REF)
+@click.argument("file", type=click.Path(dir_okay=False))
+@peer_options(work_s=WORK_S)
+def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
+    """Write the connected peer's copy of an object to FILE, also a quarantined one.
+
+    `import` makes a new object of it. FILE must not be there yet.
+    """
+    with open(file, "xb") as out:
+        try:
+            with spinner("export", quiet=as_json), target.connected() as store:
+                data = store.export(ref)
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+            raise
+    if as_json:
+        show({"file": file, "bytes": len(data)}, as_json=True)
+    else:
+        echo(f"{size_text(len(data))} written to {file}")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--alias", default="", type=TEXT, help="A name for the object.")
+@click.option(
+    "--peer", default="", type=TEXT, help="Name of the peer that shall keep it."
+)
+@click.option("--replicas", type=REPLICAS, help="How many peers shall keep it.")
+@click.option(
+    "--witness", is_flag=True, help="With --replicas 2: a third peer that has a vote."
+)
+@peer_options(work_s=WORK_S)
+def import_command(
+    target: Target,
+    file: str,
+    alias: str,
+    peer: str,
+    replicas: int | None,
+    *,
+    witness: bool,
+    as_json: bool,
+) -> None:
+    """Make a new object of FILE, which `export` wrote.
+
+    The object that it was taken from stays as it is; refs in its state go on naming
+    what they named.
+    """
+    with open(file, "rb") as source:
+        data = source.read()
+    with spinner("import", quiet=as_json), target.connected() as store:
+        object_id = store.bring_back(
+            data, alias=alias, peer=peer, replicas=replicas, witness=witness or None
+        )
+    if as_json:
+        show({"object_id": object_id, "alias": alias}, as_json=True)
+    else:
+        echo(object_id.hex())
+
+
+# -- for other commands ----------------------------------------------------------------
+
+
+def replication_of(store: Store) -> dict[str, Any] | None:
+    """Return what the peer says of the copies it knows; None where it cannot tell."""
+    try:
+        found: dict[str, Any] = store.request("replication")
+    except RemoteProtocolError:
+        return None
+    return found
+
+
+def counts_text(counts: dict[str, Any]) -> str:
+    """Return how many objects a peer leads and follows, for people."""
+    text = f"{counts['led']} led, {counts['followed']} followed"
+    if counts.get("witnessed"):
+        text += f", {counts['witnessed']} witnessed"
+    if counts.get("under"):
+        text += f", {counts['under']} WITHOUT ALL COPIES"
+    if counts.get("quarantined"):
+        text += f", {counts['quarantined']} QUARANTINED"
+    return text
+
+
+def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with the copies of an object, and what to do about it."""
+    ref = row.get("alias") or row["object_id"].hex()
+    if row["problem"] == "quarantined":
+        return (
+            f"quarantined: {row.get('reason') or 'another lineage replaced this copy'}",
+            f"it stays as it is: `export {row['object_id'].hex()} FILE` takes it out, "
+            "`import FILE` makes a new object of it",
+        )
+    wanted = row["wanted"]
+    found = f"{row['copies']} of {wanted} copies"
+    if row.get("wants_witness") and not row.get("has_witness"):
+        found += ", no witness"
+    missing = ", ".join(row.get("missing", ()))
+    if missing:
+        found += f"; {missing}: no answer"
+    if row.get("reason"):
+        found += f"; {row['reason']}"
+    now = f"`replicate {ref} {wanted}` makes other copies now"
+    return found, f"start {missing}, or {now}" if missing else now

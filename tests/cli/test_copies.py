@@ -1,0 +1,347 @@
+"""Commands on copies, against a peer of the tests: it answers as the protocol says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activestore.cli import copies as copies_module
+from activestore.errors import NoQuorumError, ObjectNotFoundError
+from activestore.wire import values
+from activestore.wire.limits import PROTOCOL_VERSION
+from activestore.wire.messages import Create, Persist, Request
+from activestore.wire.state import NamedState, ObjectState, decode_states, encode_states
+from tests.client.fake_peer import FakePeer
+from tests.client.sessions import OBJECT, PEER
+
+pytestmark = pytest.mark.net
+
+REF = OBJECT.hex()
+STATE = ObjectState("model.Counter", b"r" * 16, 1, {"value": b"\x05"}, b"", (), ())
+
+
+def member(name: str, role: str, state: str = "alive", **more: Any) -> dict[str, Any]:
+    peer_id = PEER if name == "edge-1" else name.encode()
+    return {"peer_id": peer_id, "peer": name, "role": role, "state": state, **more}
+
+
+GROUP = {
+    "members": [
+        member("edge-1", "primary", number=9, lag=0),
+        member("edge-2", "replica", number=7, lag=2),
+        member("edge-3", "replica", "dead", number=None, lag=None),
+    ],
+    "epoch": 4, "number": 9, "version": 7, "wanted": 3, "wants_witness": False,
+    "config_version": 5, "lineage": 0, "is_quarantined": False, "is_joint": False,
+}  # fmt: skip
+SHOWN = {
+    "object_id": OBJECT, "alias": "hits", "class_name": "model.Counter", "peer": "edge-1",
+    "epoch": 4, "version": 7, "bytes": 20, "created_s": 1.0, "changed_s": 2.0,
+    "durability": "commit", "fields": {}, "graph_fields": ["model"],
+}  # fmt: skip
+STATUS = {
+    "peer_id": PEER, "name": "edge-1", "state": "serving", "uptime_s": 5.0,
+    "storage": {"used_bytes": 1, "budget_bytes": 100}, "executors": [],
+}  # fmt: skip
+REPLICATION = {
+    "led": 5, "followed": 2, "witnessed": 1, "under": 1, "quarantined": 1,
+    "objects": [
+        {"object_id": OBJECT, "alias": "hits", "class_name": "model.Counter",
+         "problem": "under", "copies": 2, "wanted": 3, "wants_witness": False,
+         "has_witness": False, "missing": ["edge-3"], "reason": ""},
+        {"object_id": b"q" * 16, "alias": "", "class_name": "model.Counter",
+         "problem": "quarantined", "copies": 1, "wanted": 2, "wants_witness": False,
+         "has_witness": False, "missing": [], "reason": "forced at edge-2"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePeer]:
+    fake = FakePeer()
+    fake.version = PROTOCOL_VERSION
+    body, _ = encode_states([NamedState(OBJECT, "hits", STATE)])
+    fake.answers = {
+        "group": GROUP, "replicate": GROUP, "force": GROUP, "show": SHOWN, "peers": [],
+        "status": STATUS, "replication": REPLICATION,
+        "interface": {"interface": {"class_name": "model.Counter", "fields": {},
+                                    "methods": {}}, "revision": b"r" * 16},
+        "export": {"states": body, "buffers": [], "class_name": "model.Counter"},
+    }  # fmt: skip
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def run(fake: FakePeer, cli: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs a command against the fake peer."""
+    return lambda *words: cli(*words, endpoint=fake.endpoint)
+
+
+def asked(fake: FakePeer, operation: str) -> Any:
+    """Return the parameters of the only Request of this kind."""
+    (request,) = fake.wait_for(Request, operation=operation)
+    return values.decode(request.body, request.buffers)
+
+
+# -- replicate -------------------------------------------------------------------------
+
+
+def test_replicate_prints_who_has_the_object_then(fake: FakePeer, run: Any) -> None:
+    text = run("replicate", REF, "3", "--peer", "edge-2", "--leaving", "edge-9")
+
+    assert text.code == 0
+    rows = [row.split("\t") for row in text.out.splitlines()]
+    assert [[row[0], *row[2:]] for row in rows] == [
+        ["edge-1", "primary", "alive", "9", "0"],
+        ["edge-2", "replica", "alive", "7", "2"],
+        ["edge-3", "replica", "dead", "?", "?"],
+    ]
+    assert asked(fake, "replicate") == {
+        "object_id": OBJECT, "replicas": 3, "witness": None, "peers": ["edge-2"],
+        "leaving": ["edge-9"],
+    }  # fmt: skip
+
+
+def test_replicate_prints_json(run: Any) -> None:
+    document = run("replicate", REF, "2", "--witness", "--json").json
+
+    assert (document["primary"], document["copies"]) == ("edge-1", 3)
+    assert document["members"][1] == {
+        "peer_id": b"edge-2".hex(), "peer": "edge-2", "role": "replica",
+        "state": "alive", "number": 7, "lag": 2,
+    }  # fmt: skip
+    assert document["is_whole"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["replicate", REF, "0"], 2, "1<=x<=7"),
+        (["replicate", REF, "8"], 2, "1<=x<=7"),
+        (["replicate", REF, "3", "--witness"], 1, "goes with replicas=2"),
+        (
+            ["replicate", REF, "3", "--peer", "a", "--leaving", "a"],
+            1,
+            "in peers and in",
+        ),
+        (["create", "model.Counter", "--replicas", "9"], 2, "1<=x<=7"),
+        (["create", "model.Counter", "--witness"], 1, "goes with replicas=2"),
+    ],
+)
+def test_copies_that_cannot_be_are_told_before_anything_is_asked(
+    fake: FakePeer, run: Any, words: list[str], code: int, said: str
+) -> None:
+    outcome = run(*words)
+
+    assert outcome.code == code
+    assert said in outcome.err
+    assert not [m for m in fake.seen if type(m) in (Request, Create)]
+
+
+def test_create_asks_for_copies(fake: FakePeer, run: Any) -> None:
+    outcome = run("create", "model.Counter", "--replicas", "2", "--witness")
+
+    assert outcome.code == 0
+    assert fake.wait_for(Create)[0].extra == {"replicas": 2, "witness": True}
+
+
+# -- show ------------------------------------------------------------------------------
+
+
+def test_show_tells_who_has_copies_and_how_far_each_is(run: Any) -> None:
+    rows = dict(row.split("\t") for row in run("show", REF).out.splitlines())
+    document = run("show", REF, "--json").json
+
+    assert rows["copies"] == "3 of 3, NOT WHOLE"
+    assert rows["group"] == "version 5, epoch 4, number 9, lineage 0"
+    assert rows["at edge-1"] == "primary, alive, number 9"
+    assert rows["at edge-2"] == "replica, alive, number 7, 2 behind"
+    assert rows["at edge-3"] == "replica, dead, number unknown"
+    assert rows["durability"] == "commit"
+    assert document["group"]["members"][2]["state"] == "dead"
+    assert document["version"] == 7
+
+
+def test_show_of_an_object_that_nobody_leads_still_tells_who_has_it(
+    fake: FakePeer, run: Any
+) -> None:
+    """That is when an operator looks."""
+    fake.answers["show"] = NoQuorumError(f"object {REF}", "", 1, 2)
+
+    text, document = run("show", REF), run("show", REF, "--json")
+
+    assert (text.code, document.code) == (1, 1)
+    assert "at edge-3\treplica, dead, number unknown" in text.out
+    assert "1 of its voters answer, 2 must" in text.err
+    assert document.json["error"]["code"] == "no_quorum"
+    assert document.json["group"]["wanted"] == 3
+
+
+def test_show_of_one_copy_says_nothing_of_groups(fake: FakePeer, run: Any) -> None:
+    fake.answers["group"] = {"members": GROUP["members"][:1], "wanted": 1}  # type: ignore[index]
+
+    assert "copies" not in run("show", REF).out
+
+
+# -- force -----------------------------------------------------------------------------
+
+
+def test_force_without_anybody_to_ask_needs_yes(fake: FakePeer, run: Any) -> None:
+    outcome = run("force", REF)
+
+    assert outcome.code == 2
+    assert "give --yes" in outcome.err
+    assert "The copy at the connected peer becomes the object: number 9" in outcome.err
+    assert "Members that do not answer: edge-3 (replica, dead)." in outcome.err
+    assert not [m for m in fake.seen if getattr(m, "operation", "") == "force"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [(True, 0), (False, 130)])
+def test_force_goes_on_where_somebody_says_yes(
+    fake: FakePeer, run: Any, monkeypatch: pytest.MonkeyPatch, answer: bool, code: int
+) -> None:
+    def confirm(_text: str, *, abort: bool, err: bool) -> None:
+        assert abort
+        assert err
+        if not answer:
+            raise copies_module.click.Abort
+
+    monkeypatch.setattr(copies_module, "is_terminal", lambda _: True)
+    monkeypatch.setattr(copies_module.click, "confirm", confirm)
+
+    assert run("force", REF).code == code
+    forced = [m for m in fake.seen if getattr(m, "operation", "") == "force"]
+    assert len(forced) == int(answer)
+
+
+def test_force_with_yes_asks_nothing(fake: FakePeer, run: Any) -> None:
+    outcome = run("force", REF, "--yes", "--json")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.json["epoch"] == 4
+    assert asked(fake, "force") == {"object_id": OBJECT}
+
+
+def test_force_where_all_answer_says_what_to_do_instead(
+    fake: FakePeer, run: Any
+) -> None:
+    fake.answers["group"] = {**GROUP, "members": GROUP["members"][:2]}  # type: ignore[index]
+
+    assert "All members answer" in run("force", REF).err
+
+
+# -- export, import --------------------------------------------------------------------
+
+
+def test_exported_file_is_imported_as_a_new_object(
+    fake: FakePeer, run: Any, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "copy")
+
+    exported = run("export", REF, path)
+    imported = run("import", path, "--alias", "again", "--replicas", "3")
+
+    assert (exported.code, imported.code) == (0, 0)
+    (persist,) = fake.wait_for(Persist)
+    (named,) = decode_states(persist.body, persist.buffers)
+    assert named.object_id.hex() == imported.out.strip() != REF
+    assert (named.alias, persist.extra) == ("again", {"replicas": 3})
+
+
+def test_export_writes_over_nothing(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    path.write_text("mine")
+
+    outcome = run("export", REF, str(path))
+
+    assert outcome.code == 1
+    assert path.read_text() == "mine"
+
+
+def test_export_that_fails_leaves_no_file(
+    fake: FakePeer, run: Any, tmp_path: Path
+) -> None:
+    fake.answers["export"] = ObjectNotFoundError(OBJECT)
+    path = tmp_path / "copy"
+
+    outcome = run("export", REF, str(path))
+
+    assert outcome.code == 1
+    assert not path.exists()
+
+
+def test_import_of_another_file_says_so(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"PK\x03\x04")
+
+    outcome = run("import", str(path))
+
+    assert outcome.code == 1
+    assert "it is no export" in outcome.err
+
+
+# -- doctor, status --------------------------------------------------------------------
+
+
+def test_doctor_names_objects_without_all_copies_and_what_to_do(run: Any) -> None:
+    text = run("doctor")
+    document = run("doctor", "--json").json
+
+    rows = {row.split("\t")[1]: row.split("\t") for row in text.out.splitlines()}
+    assert text.code == 1
+    assert rows["replicas"][2] == (
+        "5 led, 2 followed, 1 witnessed, 1 WITHOUT ALL COPIES, 1 QUARANTINED"
+    )
+    mark, _, found, todo = rows["object hits"]
+    assert (mark, found) == ("!!", "2 of 3 copies; edge-3: no answer")
+    assert todo == "start edge-3, or `replicate hits 3` makes other copies now"
+    quarantined = rows[f"object {(b'q' * 16).hex()}"]
+    assert quarantined[2] == "quarantined: forced at edge-2"
+    assert "`export" in quarantined[3]
+    assert document["is_well"] is False
+
+
+def test_doctor_says_when_there_are_more_than_it_lists(
+    fake: FakePeer, run: Any
+) -> None:
+    fake.answers["replication"] = {**REPLICATION, "under": 250}
+
+    assert "more objects\t249 beyond these" in run("doctor").out
+
+
+def test_doctor_of_a_peer_where_all_is_well(fake: FakePeer, run: Any) -> None:
+    fake.answers["replication"] = {
+        "led": 5, "followed": 2, "witnessed": 0, "under": 0, "quarantined": 0,
+        "objects": [],
+    }  # fmt: skip
+
+    outcome = run("doctor")
+
+    assert outcome.code == 0
+    assert "ok\treplicas\t5 led, 2 followed" in outcome.out
+
+
+def test_peer_that_cannot_tell_of_copies_is_no_trouble(
+    fake: FakePeer, run: Any
+) -> None:
+    fake.version = 1
+
+    doctor, shown = run("doctor"), run("show", REF)
+
+    assert (doctor.code, shown.code) == (0, 0)
+    assert "replicas" not in doctor.out
+    assert "copies" not in shown.out
+
+
+def test_missing_witness_is_named() -> None:
+    row = {**REPLICATION["objects"][0], "wants_witness": True, "missing": [],  # type: ignore[index]
+           "copies": 2, "wanted": 2, "reason": "no third peer"}  # fmt: skip
+
+    assert copies_module.problem_texts(row) == (
+        "2 of 2 copies, no witness; no third peer",
+        "`replicate hits 2` makes other copies now",
+    )
