@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from activestore.peer.between import Between
+from activestore.peer.exporting import Exporting
 from activestore.peer.listing import Listing
 from activestore.peer.loop import PeerLoop
 from activestore.peer.requests import Requests
@@ -39,6 +40,7 @@ def wire(
     requests = Requests(loop, status=status, stop=stop, damaged=damaged)
     Between(loop, requests, stop)
     Suiting(loop, requests)
+    Exporting(loop, requests)
     Listing(loop, requests)
     loop.cluster.restore(engine)
     loop.moving.restore(engine)

@@ -251,6 +251,25 @@ def test_doctor_asks_a_running_peer(peer: Any) -> None:
     assert document["is_well"] is True
 
 
+def test_exported_object_is_imported_as_another_one(
+    peer: Any, gauge: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "gauge")
+    peer.run("call", gauge, "add", "4")
+
+    exported = peer.run("export", gauge, path)
+    imported = peer.run("import", path)
+    copy = imported.out.strip()
+    values = [peer.run("call", one, "value").out for one in (gauge, copy)]
+    changed = peer.run("call", copy, "add", "1").out
+    peer.run("delete", copy)
+
+    assert (exported.code, imported.code) == (0, 0)
+    assert copy != gauge
+    assert values == ["5\n", "5\n"]
+    assert (changed, peer.run("call", gauge, "value").out) == ("6\n", "5\n")
+
+
 def test_object_that_is_there_already_is_not_said_to_be_moved(
     peer: Any, gauge: str
 ) -> None:

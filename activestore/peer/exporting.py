@@ -1,0 +1,91 @@
+"""One peer's copy of an object, as it lies on its disk: the operation `export`.
+
+Rules of this file: it asks nobody whether the copy is the newest, for it is wanted where
+nobody can say, or where the copy is quarantined; the answer tells which state it is.
+
+Source: design section 8; schemas/protocol.md section 14.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from activestore.core.register import Register, unpack_register
+from activestore.errors import ObjectNotFoundError, TooLargeError
+from activestore.ids import ObjectId
+from activestore.peer.loop import PeerLoop
+from activestore.peer.moving import in_memory
+from activestore.peer.requests import Origin, Requests, object_id_of
+from activestore.storage.blobs import view_of
+from activestore.storage.engine import Engine
+from activestore.wire.state import (
+    FileBuffer,
+    NamedState,
+    ObjectState,
+    encode_states,
+    state_bytes_count,
+)
+
+# Of an object that was never replicated, and so has no register.
+_ALONE = {"number": 0, "lineage": 0, "is_quarantined": False}
+
+
+class Exporting:
+    """The operation `export`."""
+
+    def __init__(self, loop: PeerLoop, requests: Requests) -> None:
+        self._loop = loop
+        self._requests = requests
+        requests.add("export", self._do_export)
+
+    def _do_export(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        settings = self._loop.settings
+
+        def read(engine: Engine) -> dict[str, Any]:
+            snapshot = engine.snapshot(object_id, "register")
+            head, state = snapshot.head, snapshot.state
+            if head is None or state is None:
+                raise ObjectNotFoundError(object_id, (settings.peer_id,))
+            _check_size(object_id, state, settings.message_bytes_max)
+            state = in_memory(state)
+            row = snapshot.row
+            register = None if row is None else unpack_register(row)
+            body, buffers = encode_states([NamedState(object_id, head.alias, state)])
+            return {
+                "states": body, "buffers": [bytes(view_of(one)) for one in buffers],
+                "alias": head.alias,
+                "class_name": head.class_name, "version": head.version,
+                "epoch": head.epoch, "peer": settings.peer_name, **_about(register),
+            }  # fmt: skip
+
+        self._requests.read(
+            origin, read, lambda found: found, run=self._loop.storage.maintain
+        )
+
+
+def _check_size(object_id: ObjectId, state: ObjectState, bytes_max: int) -> None:
+    """Make sure that a state can be sent; the files of one that cannot are closed.
+
+    Raises:
+        TooLargeError: it is over the limit of a message.
+    """
+    size = state_bytes_count(state)
+    if size <= bytes_max:
+        return
+    for buffer in state.buffers:
+        if isinstance(buffer, FileBuffer):
+            os.close(buffer.fd)
+    raise TooLargeError(
+        f"object {object_id.hex()}", size, bytes_max, "message_bytes_max"
+    )
+
+
+def _about(register: Register | None) -> dict[str, Any]:
+    if register is None:
+        return _ALONE
+    return {
+        "epoch": register.epoch.counter, "number": register.number,
+        "lineage": register.config.lineage, "is_quarantined": register.is_quarantined,
+    }  # fmt: skip

@@ -1,0 +1,70 @@
+"""A copy of an object goes out as bytes; damaged, too large or absent it is an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from activestore import ActiveObject, activemethod
+from activestore.client.exporting import packed, unpacked
+from activestore.errors import ObjectNotFoundError, TooLargeError
+from activestore.testing import Simulation
+from activestore.testing.peers import PeerSettings
+from activestore.wire import values
+from tests.simulation.models import Letterbox
+
+LETTERBOX = "tests.simulation.models.Letterbox"
+
+
+class Shelf(ActiveObject):
+    """Grows by every call beyond what one message holds."""
+
+    books: list
+
+    def __init__(self) -> None:
+        self.books = []
+
+    @activemethod
+    def put(self, book: bytes) -> None:
+        self.books.append(book)
+
+
+def test_copy_tells_its_state_and_which_one_it_is() -> None:
+    with Simulation(seed=1, peers=1, classes=[Letterbox]) as sim:
+        client = sim.client("peer-1")
+        box = client.create(LETTERBOX, alias="box")
+        box.put(b"one")
+        object_id, _ = client.identify(box)
+        place = client.locate(box)
+
+        exported = unpacked(
+            packed(client.request("export", object_id=object_id), object_id)
+        )
+
+    assert exported.named.alias == "box"
+    assert values.decode(exported.named.state.fields["last"]) == b"one"
+    about = {"alias": "box", "class_name": LETTERBOX, "version": place["version"], "epoch": place["epoch"],
+             "number": 0, "lineage": 0, "peer": "peer-1", "is_quarantined": False}  # fmt: skip
+    assert exported.about == {"object_id": object_id, **about}
+
+
+def test_peer_without_a_copy_does_not_ask_others() -> None:
+    """What is asked for is this peer's own: another one's may be of another lineage."""
+    with Simulation(seed=1, peers=2, classes=[Letterbox]) as sim:
+        box = sim.client("peer-1").create(LETTERBOX)
+        object_id, _ = sim.client("peer-1").identify(box)
+
+        with pytest.raises(ObjectNotFoundError):
+            sim.client("peer-2").request("export", object_id=object_id)
+
+
+def test_copy_beyond_a_message_is_refused_with_both_numbers() -> None:
+    settings = PeerSettings(message_bytes_max=200_000)
+    with Simulation(seed=1, peers=1, classes=[Shelf], settings=settings) as sim:
+        client = sim.client("peer-1")
+        shelf = client.create(f"{__name__}.Shelf")
+        for _ in range(2):
+            shelf.put(b"x" * 150_000)
+        object_id, _ = client.identify(shelf)
+
+        with pytest.raises(TooLargeError, match="message_bytes_max"):
+            client.request("export", object_id=object_id)
