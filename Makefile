@@ -18,7 +18,7 @@ ARGS ?=
 # A tree can be tested through its installed copy only if nothing else shadows it.
 unexport PYTHONPATH
 .DELETE_ON_ERROR:
-.PHONY: help test lint format test-all soak demo demo-edge bench bench-network bench-scaling bench-rivals clean
+.PHONY: help test lint format test-all soak demo demo-edge bench bench-network bench-scaling bench-rivals chaos clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -124,6 +124,10 @@ bench-scaling: $(VENV)/installed.stamp ## bytes, hops and idle traffic over obje
 bench-rivals: $(VENV)/installed.stamp ## the same measurements of other systems, side by side
 	@echo "== benchmarks of rivals; each in its own environment"
 	@$(BIN)/python bench/rivals/run.py $(ARGS)
+
+chaos: $(VENV)/installed.stamp ## ten minutes of kills, pauses and partitions of real peers; nothing may be lost
+	@echo "== chaos: 5 peers, 8 clients, 10 minutes; another length: ARGS='--minutes 2'"
+	@$(BIN)/python -m bench.chaos $(ARGS)
 
 clean: ## remove environments, caches and builds
 	@echo "== removing .venv*, caches, build, dist"

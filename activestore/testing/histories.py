@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from activestore.errors import (
     ActiveStoreError,
     BusyError,
+    ExecutorCrashedError,
     InvalidRequestError,
     ObjectNotFoundError,
     StorageFullError,
@@ -69,6 +70,8 @@ NOTHING_HAPPENED = (
 def outcome_of(error: BaseException) -> Outcome:
     """Return what an error of a call lets its client know."""
     if isinstance(error, NOTHING_HAPPENED):
+        return Outcome.FAILED
+    if isinstance(error, ExecutorCrashedError) and not error.is_partial:
         return Outcome.FAILED
     return Outcome.UNKNOWN
 
