@@ -64,12 +64,12 @@ class Relay:
         self._pids[pid] = name
 
     def cut(self, source: str, target: str) -> None:
-        """Let nothing get from one to the other any more."""
-        self._loop.call_soon_threadsafe(lambda: self._gate(source, target).clear())
+        """Let nothing get from one to the other that is sent from now on."""
+        self._set(source, target, is_open=False)
 
     def heal(self, source: str, target: str) -> None:
         """Let it through again, what waits first."""
-        self._loop.call_soon_threadsafe(lambda: self._gate(source, target).set())
+        self._set(source, target, is_open=True)
 
     def heal_all(self, names: Iterable[str]) -> None:
         """Heal every cut between these."""
@@ -91,6 +91,13 @@ class Relay:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10.0)
         self._loop.close()
+
+    def _set(self, source: str, target: str, *, is_open: bool) -> None:
+        async def change() -> None:
+            gate = self._gate(source, target)
+            gate.set() if is_open else gate.clear()
+
+        asyncio.run_coroutine_threadsafe(change(), self._loop).result(CONNECT_S_MAX)
 
     # -- in the thread -----------------------------------------------------------------
 
