@@ -53,6 +53,9 @@ reveal_type(c.add(1))  # shows: int
 reveal_type(c.add.submit(1).result())  # shows: int
 reveal_type(c.peek())  # shows: str
 reveal_type(c.add.options(timeout_s=5.0)(1))  # shows: int
+reveal_type(c.peek.options(staleness_s=5)())  # shows: str
+reveal_type(c.peek.with_info()[0])  # shows: str
+c.add.with_info("x")  # wrong: argument
 reveal_type(c.count.stream(3))  # shows: Iterator[int]
 reveal_type(c.make_persistent(alias="hits"))  # shows: Counter
 reveal_type(Counter.get_by_alias("hits"))  # shows: Counter

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import activestore
 from activestore import ActiveObject, activemethod, remote
 from activestore.client.client import Store
-from activestore.client.exporting import MAGIC, unpacked
+from activestore.client.exporting import DIGEST_BYTES, MAGIC, unpacked
 from activestore.client.groups import Group, Info, Member, group_of, info_of
 from activestore.errors import (
     InvalidRequestError,
@@ -361,6 +364,15 @@ def test_damaged_file_is_told_and_nothing_is_made(
         store.bring_back(data)
 
     assert not [m for m in peer.seen if type(m) is Persist]
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200)
+def test_any_bytes_under_a_right_checksum_are_an_export_or_refused(content: bytes):
+    digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+    with pytest.raises(InvalidRequestError, match="malformed"):
+        unpacked(MAGIC + digest + content)
 
 
 @pytest.mark.parametrize(

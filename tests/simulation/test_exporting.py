@@ -42,7 +42,8 @@ def test_copy_tells_its_state_and_which_one_it_is() -> None:
 
     assert exported.named.alias == "box"
     assert values.decode(exported.named.state.fields["last"]) == b"one"
-    about = {"alias": "box", "class_name": LETTERBOX, "version": place["version"], "epoch": place["epoch"],
+    about = {"alias": "box", "class_name": LETTERBOX, "version": place["version"],
+             "epoch": place["epoch"],
              "number": 0, "lineage": 0, "peer": "peer-1", "is_quarantined": False}  # fmt: skip
     assert exported.about == {"object_id": object_id, **about}
 
