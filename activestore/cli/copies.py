@@ -18,7 +18,7 @@ from activestore.cli.output import echo, is_terminal, say, show, size_text, tabl
 from activestore.cli.waiting import Step, spinner, watched
 from activestore.client.client import Store
 from activestore.client.groups import ALIVE, WITNESS, Group
-from activestore.errors import RemoteProtocolError
+from activestore.errors import RemoteProtocolError, UnavailableError
 from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
 
 REPLICAS = click.IntRange(REPLICAS_MIN, REPLICAS_MAX)
@@ -58,11 +58,11 @@ def group_map(group: Group) -> dict[str, Any]:
 
 
 def group_of(store: Store, object_id: Any) -> Group | None:
-    """Return who has an object; None where the peer's version cannot tell."""
+    """Return who has an object; None where the peer cannot tell."""
     try:
         return store.group(object_id)
-    except RemoteProtocolError:
-        return None
+    except (RemoteProtocolError, UnavailableError):
+        return None  # Of an earlier version; or it asks one that does not answer.
 
 
 @click.command()
@@ -136,7 +136,7 @@ def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
     with target.connected() as store:
         object_id, _ = store.identify(ref)
         if not yes:
-            _ask(store.group(object_id), store.status(), as_json=as_json)
+            _ask(group_of(store, object_id), store.status(), as_json=as_json)
         with spinner("force", quiet=as_json):
             group = store.force(object_id)
     if as_json:
@@ -145,24 +145,24 @@ def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
         group_table(group)
 
 
-def _ask(group: Group, status: dict[str, Any], *, as_json: bool) -> None:
+def _ask(group: Group | None, status: dict[str, Any], *, as_json: bool) -> None:
     """Say what `force` means, and go on only where somebody says yes.
 
     Raises:
         Abort: nobody did.
         UsageError: nobody can be asked.
     """
-    here = next((m for m in group.members if m.peer_id == status["peer_id"]), None)
-    copy = "it has none, so this will be refused"
-    if here is not None and here.role != WITNESS:
-        copy = f"number {_known(here.number)} at {here.peer}"
-    lost = [m for m in group.members if m.state != ALIVE]
-    names = ", ".join(f"{m.peer} ({m.role}, {m.state})" for m in lost)
-    missing = f"Members that do not answer: {names}."
-    if not lost:
-        missing = (
-            "All members answer: wait for them, or `replicate` again, before this."
-        )
+    copy, missing = status["name"], "Who else has it, nobody answers that."
+    if group is not None:
+        here = next((m for m in group.members if m.peer_id == status["peer_id"]), None)
+        copy += " has none, so this will be refused"
+        if here is not None and here.role != WITNESS:
+            copy = f"number {_known(here.number)} at {here.peer}"
+        lost = [m for m in group.members if m.state != ALIVE]
+        names = ", ".join(f"{m.peer} ({m.role}, {m.state})" for m in lost)
+        missing = f"Members that do not answer: {names}."
+        if not lost:
+            missing = "All members answer: `replicate` again before you do this."
     say(FORCE_TEXT.format(copy=copy, missing=missing))
     if as_json or not is_terminal(sys.stdin):
         raise click.UsageError("nobody can be asked here: give --yes to go on")

@@ -234,6 +234,19 @@ def test_force_where_all_answer_says_what_to_do_instead(
     assert "All members answer" in run("force", REF).err
 
 
+def test_force_can_be_asked_for_where_nobody_tells_of_the_group(
+    fake: FakePeer, run: Any
+) -> None:
+    """It is for when nobody leads; who leads is who is asked for the group."""
+    fake.answers["group"] = NoQuorumError(f"object {REF}", "", 1, 2)
+
+    refused, forced = run("force", REF), run("force", REF, "--yes")
+
+    assert (refused.code, forced.code) == (2, 0)
+    assert "becomes the object: edge-1." in refused.err
+    assert "nobody answers that" in refused.err
+
+
 # -- export, import --------------------------------------------------------------------
 
 
