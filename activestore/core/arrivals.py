@@ -198,10 +198,10 @@ class Arrivals(Travels):
         else:
             answer = effects.Answer(call.origin, event.body, event.buffers)
         if call.object_id in self.replicated:
-            # What was found on this disk may not be committed yet, or never be.
+            # What was found on this disk may not be committed yet, or never be: then the
+            # answer that it is of waits here, and this one behind it.
             box = self.boxes.box_of(call.object_id)
-            version = box.executed_version
-            call.is_deferred = not self._release_read(box, version, call, answer)
+            call.is_deferred = not self._release_read(box, 0, call, answer)
             self.pool.left.append(box)
         else:
             self._emit(answer)

@@ -179,19 +179,27 @@ class Ledger:
         return [pending.pop(token) for token in tokens]
 
     def refused(
-        self, mailbox: Mailbox, version: int, error: ActiveStoreError
+        self,
+        mailbox: Mailbox,
+        version: int,
+        error: ActiveStoreError,
+        asked_round: int = 0,
     ) -> list[Client | Nested]:
-        """Fail every reply that saw `version` or later; return whom they were for."""
+        """Fail every reply that saw `version` or later; return whom they were for.
+
+        They are told once `asked_round` is confirmed: a request that failed here may
+        have been run by another leader.
+        """
         kept: list[tuple[int, Answer | Refuse | SendItem | Withheld, int]] = []
         failed: list[Client | Nested] = []
-        for seen, effect, asked_round in mailbox.unreplied:
+        for seen, effect, its_round in mailbox.unreplied:
             if seen < version:
-                kept.append((seen, effect, asked_round))
+                kept.append((seen, effect, its_round))
+            elif type(effect) is Withheld:
+                self._told(effect.origin)
             elif effect.origin not in failed:  # A stream may have several items here.
                 failed.append(effect.origin)
-                if type(effect) is not Withheld:
-                    self._emit(Refuse(effect.origin, error))
-                self._told(effect.origin)
+                kept.append((0, Refuse(effect.origin, error), asked_round))
         mailbox.unreplied.clear()
         mailbox.unreplied.extend(kept)
         self.committed(mailbox, mailbox.committed_version)  # Those behind it are free.

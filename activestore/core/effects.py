@@ -123,8 +123,8 @@ class ObjectQuiet(NamedTuple):
 class SendOn(NamedTuple):
     """Send a client's request after its object, which has left or is led elsewhere.
 
-    `may_have_run`: it ran here, and what it did may be kept there: it must be looked up
-    before it runs again.
+    `may_have_run`: what it did, here or under another leader, may be kept there: it must
+    be looked up before it runs.
     """
 
     origin: Client

@@ -76,6 +76,8 @@ class Endings(Travels):
             call.is_reentrant = False
             self._requeue(box, call)
         self._pump(box)
+        self.boxes.pump_ready()  # Where it was ended meanwhile, its slot is free.
+        self.boxes.tidy(box)
 
     def _again(self, box: Mailbox, call: Call) -> None:
         """Run a call once more whose copy was built on a change that was discarded."""
@@ -223,7 +225,10 @@ class Endings(Travels):
         self._written(pending)
         if pending.generation == box.generation:
             self._discard(box)
-        failed = self.ledger.refused(box, pending.version, event.error)
+        asked_round = 0
+        if box.is_shared and box.unreplied:
+            asked_round = self.begin_round(box.object_id) or 0
+        failed = self.ledger.refused(box, pending.version, event.error, asked_round)
         for call in list(box.running.values()):
             if call.origin in failed and call.slot is not None:
                 self._interrupt(call, call.slot, "commit failed", event.error)

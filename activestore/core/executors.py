@@ -257,6 +257,7 @@ class Pool:
     def drop_aside(self, copy: Copy) -> None:
         """Drop a copy that only its last call has kept, where it still is."""
         executor = copy.executor
+        self.left.append(copy.mailbox)
         if copy.copy_id in executor.copies:
             if executor.executor_id in self.executors:
                 self.passivate(copy)

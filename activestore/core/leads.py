@@ -93,7 +93,8 @@ class Leads(Moves):
         for call in self._unbegun(object_id):
             if box is not None and call in box.waiting:
                 self.boxes.take(box, call)
-            self._send_on(call)
+            # Its client may have sent it to another leader too, which has run it.
+            self._send_on(call, may_have_run=True)
         if box is not None:
             self._begin_anew(box)
             self.boxes.tidy(box)

@@ -132,19 +132,16 @@ class Mailboxes:
         What runs ends on the copy it has, as readers do beside a writer.
         """
         self._drop_loads(box)
+        for call in box.running.values():
+            if call.copy is not None:
+                call.copy.is_reader = True
+        box.reader_running += len(box.running)
+        box.running.clear()
+        box.writers = 0
         for copy in (box.main, box.reader):
-            if copy is None:
-                continue
-            if not copy.running:
+            if copy is not None and not copy.running:
                 self.pool.passivate(copy)
-            elif copy is box.reader:
-                box.reader = None
-            else:
-                copy.is_reader = True
-                box.reader_running += len(box.running)
-                box.running.clear()
-                box.main = box.pipe = None
-                box.writers = 0
+        box.main = box.reader = box.pipe = None
         box.fresh_from = 0
         box.state = MailboxState.COLD
 

@@ -69,11 +69,11 @@ class Moves(Travels):
             and not (call.is_away or call.is_answered or call.is_deferred)
         ]
 
-    def _send_on(self, call: Call) -> None:
+    def _send_on(self, call: Call, *, may_have_run: bool = False) -> None:
         origin = call.origin
         if type(origin) is Client:
             self._close(call)
-            self._emit(effects.SendOn(origin, call.payload))
+            self._emit(effects.SendOn(origin, call.payload, may_have_run))
             return
         if call.is_stale:
             self._fail(call, UnavailableError(call.where(), "its object has left"))

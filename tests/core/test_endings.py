@@ -198,6 +198,19 @@ def test_cancelled_call_that_is_given_back_is_gone(stage: Stage) -> None:
     assert not stage.core.calls
 
 
+def test_slot_of_an_ended_call_that_comes_back_untouched_goes_to_who_waits() -> None:
+    stage = Stage(slots=1)
+    call = stage.run(1)
+    stage.step(events.CancelArrived(session_of(1), 1))
+    stage.call(2, object_id=OTHER)
+    waits = stage.load(OTHER)
+
+    out = stage.end(call, code="not_run", is_dropped=True)
+
+    assert only(waits, effects.Dispatch) == []
+    assert dispatched(out).origin == client(2)
+
+
 def test_reentrant_call_that_is_given_back_fails(stage: Stage) -> None:
     outer = stage.run(1)
     inner = dispatched(stage.nest(outer, 1, "add", OBJECT))

@@ -219,6 +219,31 @@ def test_delete_is_answered_once_a_majority_has_it(led: Stage) -> None:
     assert group.asked == []
 
 
+def test_refused_commit_is_told_once_it_is_sure_that_nobody_else_leads(
+    led: Stage,
+) -> None:
+    """The same request may have been run by another leader meanwhile."""
+    group = Group(led)
+    written = led.end(led.run(1), change=delta())
+
+    refused = led.refuse_commit(written)
+    out = group.confirm(1)
+
+    assert answers(refused) == {}
+    assert answers(out) == {client(1): "storage_full"}
+    assert led.core.sessions == {}
+
+
+def test_refused_commit_of_a_deposed_leader_is_sent_on(led: Stage) -> None:
+    Group(led)
+    led.refuse_commit(led.end(led.run(1), change=delta()))
+
+    out = led.step(events.ObjectDeposed(OBJECT))
+
+    assert answers(out) == {}
+    assert sent_on(out) == {client(1): True}
+
+
 def test_read_behind_a_writer_fails_with_its_commit(stage: Stage) -> None:
     """They share a slot: the reader was sent before the writer had its version."""
     stage.make_short()

@@ -24,7 +24,7 @@ from activestore.wire.state import ObjectState, StateDelta
 
 REVISION = b"r" * 16
 CLASS = "model.Counter"
-RETRIED = ("executor_crashed", "busy", "unavailable")
+RETRIED = ("executor_crashed", "busy", "unavailable", "no_quorum")
 ATTEMPTS_MAX = 50
 
 
