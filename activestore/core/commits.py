@@ -199,7 +199,12 @@ class Ledger:
                 self._told(effect.origin)
             elif effect.origin not in failed:  # A stream may have several items here.
                 failed.append(effect.origin)
-                kept.append((0, Refuse(effect.origin, error), asked_round))
+                refusal = Refuse(effect.origin, error)
+                if asked_round > mailbox.confirmed_round:
+                    kept.append((0, refusal, asked_round))
+                else:
+                    self._emit(refusal)
+                    self._told(effect.origin)
         mailbox.unreplied.clear()
         mailbox.unreplied.extend(kept)
         self.committed(mailbox, mailbox.committed_version)  # Those behind it are free.
