@@ -93,6 +93,9 @@ class Arrivals(Travels):
             self._emit(effects.Refuse(origin, error))
             return False
         call.is_stale = True
+        box = self.boxes.box_of(call.object_id)
+        box.is_followed = True
+        self.pool.left.append(box)  # Should the call not be admitted.
         return True
 
     def _admit_client(

@@ -55,8 +55,7 @@ class Endings(Travels):
         elif is_stale and not call.is_answered:
             self._again(box, call)
         else:
-            is_main = copy is not None and not copy.is_reader
-            self._conclude(box, call, event, is_late=is_late, is_main=is_main)
+            self._conclude(box, call, event, copy, is_late=is_late)
         self._after_call(box, executor)
 
     def _not_run(
@@ -96,9 +95,9 @@ class Endings(Travels):
         box: Mailbox,
         call: Call,
         event: events.CallEnded,
+        copy: Copy | None,
         *,
         is_late: bool,
-        is_main: bool,
     ) -> None:
         """Commit what a call changed and order its answer."""
         has_change = (
@@ -115,7 +114,7 @@ class Endings(Travels):
             self._note_change(call)
         is_recorded = type(call.origin) is Client and self._has_left_traces(call)
         if not (has_change or is_recorded):
-            self._release_seen(box, call, event, is_main=is_main)
+            self._release_seen(box, call, event, copy)
             return
         durability = 0
         # Names and new objects always last.
@@ -147,14 +146,15 @@ class Endings(Travels):
             self._fail(call, DeadlineExceededError(call.where(), call.timeout_s))
 
     def _release_seen(
-        self, box: Mailbox, call: Call, event: events.CallEnded, *, is_main: bool
+        self, box: Mailbox, call: Call, event: events.CallEnded, copy: Copy | None
     ) -> None:
         """Answer a call that leaves nothing to commit, once what it saw is committed."""
         version = call.version
-        if is_main and (box.unreplied or box.is_shared):
+        is_shared = box.is_shared
+        if (is_shared or box.unreplied) and copy is not None and not copy.is_reader:
             version = box.executed_version  # It may have run behind a writer.
         answer = _answer_of(call, event, version)
-        if box.is_shared and not call.is_stale:
+        if is_shared and not call.is_stale:
             is_out = self._release_read(box, version, call, answer)
         else:
             is_out = self.ledger.release(box, version, answer)

@@ -209,8 +209,6 @@ class Mailboxes:
     def enqueue(self, box: Mailbox, call: Call) -> None:
         """Put a call at the end of the mailbox and dispatch what can run."""
         box.waiting.append(call)
-        if call.is_stale and type(call.origin) is Client:
-            box.is_followed = True
         if box.state is not MailboxState.READY or self._check(box, call):
             self.pump(box)
 
