@@ -392,7 +392,7 @@ class MovedError(UnavailableError):
     """The object is at another peer. Ask there; clients and peers do so by themselves.
 
     `endpoint`: where that is. The word with the highest (epoch, group_version) is newest;
-    `others` have a copy. `is_doubtful`: the request may have run; ask by its next attempt.
+    `others` have a copy. `is_doubtful`: it may have run: a peer asks with its next attempt.
     """
 
     code = "moved"

@@ -288,8 +288,6 @@ class Session:
             return []  # It went elsewhere meanwhile.
         request.heard_s = now_s
         request.redirects += 1
-        if error.is_doubtful is True:  # It may have run, under a leader of before.
-            request.attempt = max(request.attempt, 1)
         place = Place(error.peer_id, error.endpoint, error.epoch)
         is_news = self.links.remember(request.message, error.object_id, place)
         target: Link | None = None

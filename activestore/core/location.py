@@ -70,6 +70,8 @@ class Location:
         # Copies on disk of objects that another member of their group leads, or nobody
         # does; `peer_id` is NOBODY where no other is known to.
         self.followed: dict[ObjectId, Place] = {}
+        # Those of them of which no state is here, only a vote: never led here.
+        self.witnessed: set[ObjectId] = set()
         self._hints: OrderedDict[ObjectId, Place] = OrderedDict()
         self._hints_max = hints_max
 
@@ -109,6 +111,7 @@ class Location:
         """Note that the object is here now: it came, or is led here from now on."""
         self.staged.pop(object_id, None)
         self.followed.pop(object_id, None)
+        self.witnessed.discard(object_id)
         self.places.pop(object_id, None)
         self._hints.pop(object_id, None)
         if home_of(object_id) != self.me:
@@ -119,18 +122,25 @@ class Location:
         self.guests.discard(object_id)
         self.staged.pop(object_id, None)
 
-    def follow(self, object_id: ObjectId, place: Place) -> bool:
+    def follow(
+        self, object_id: ObjectId, place: Place, *, is_witness: bool = False
+    ) -> bool:
         """Note that a copy is here of an object that this peer does not lead.
 
         Args:
             object_id: A member of its group we are.
             place: Who leads it, NOBODY or we ourselves where nobody is known to, and the
                 other members, of which we may be one.
+            is_witness: No copy is here, only a vote.
 
         Returns:
             False where something newer is known of it.
         """
         self.let_go(object_id)
+        if is_witness:
+            self.witnessed.add(object_id)
+        else:
+            self.witnessed.discard(object_id)
         known = self.followed.get(object_id)
         if known is not None and known.is_newer(place):
             return False
@@ -148,12 +158,18 @@ class Location:
         say that it does not exist.
         """
         place = self.place_of(object_id)
+        self.witnessed.discard(object_id)
         if self.followed.pop(object_id, None) is None or is_gone or place is None:
             return
         if home_of(object_id) == self.me:
             self.learn_place(object_id, place)
         else:
             self.hear(object_id, place)
+
+    @property
+    def copies_count(self) -> int:
+        """How many copies are here of objects that others lead."""
+        return len(self.followed) - len(self.witnessed)
 
     def leader_of(self, object_id: ObjectId) -> PeerId:
         """Return who is believed to lead an object that is followed; NOBODY for nobody."""
@@ -256,3 +272,4 @@ class Location:
             )
             assert self.me not in place.members, (object_id, "it names this peer")
             assert len(place.others) <= OTHERS_MAX
+        assert self.witnessed <= self.followed.keys()

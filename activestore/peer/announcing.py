@@ -12,13 +12,13 @@ Source: design section 7; reliability.md 2.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from activestore.core.keepers import Keepers
 from activestore.core.names import Claim
-from activestore.ids import PeerId
+from activestore.ids import ObjectId, PeerId
 from activestore.peer import keeping
 from activestore.storage.engine import Engine
 
@@ -70,7 +70,7 @@ class Announcing:
                 self.due_s = _NEVER
                 return
             engine = self._table.storage.engine
-            self._walk = _names(engine, self._naming.me)
+            self._walk = _names(engine, self._naming.me, self._naming.followed)
         self.due_s = _NEVER
         self._is_reading = True
         walk, before, now = self._walk, self._before, self._now
@@ -104,13 +104,15 @@ class Announcing:
             self._before = self._now  # The next turn sees whether others live by now.
 
 
-def _names(engine: Engine, me: PeerId) -> Iterator[tuple[str, Claim]]:
+def _names(
+    engine: Engine, me: PeerId, followed: Container[ObjectId]
+) -> Iterator[tuple[str, Claim]]:
     """Yield the names of objects that are here, then those kept for other peers."""
     after = ""
     while True:
         page = engine.names(after)
         for alias, object_id, created_s in page:
-            if engine.row("staged", object_id) is None:
+            if keeping.is_held(engine, object_id, followed):
                 yield alias, Claim(object_id, me, created_s, True)
         if not page:
             break

@@ -15,7 +15,7 @@ Source: design section 7; schemas/protocol.md section 6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from activestore.core.names import TELL_MAX, Claim, Free, judge
@@ -48,9 +48,12 @@ class Kept(NamedTuple):
 
 
 def keep(
-    engine: Engine, me: PeerId, items: Sequence[tuple[str, Item]], wall_s: float
-) -> Kept:
+    engine: Engine, me: PeerId, items: Sequence[tuple[str, Item]], wall_s: float,
+    followed: Container[ObjectId] = (),
+) -> Kept:  # fmt: skip
     """Take claims and freed names, in order; durable on return.
+
+    `followed`: objects of which copies are here, and that other peers lead.
 
     Raises:
         ActiveStoreError: the disk is full; nothing was kept.
@@ -62,7 +65,7 @@ def keep(
     for alias, item in items:
         if alias not in found:
             rows[alias] = found[alias] = claim_of(engine, alias)
-            own = own_claim(engine, me, alias)
+            own = own_claim(engine, me, alias, followed)
             if own is not None and found[alias] != own:
                 verdict = judge(found[alias], own, wall_s)
                 found[alias] = verdict.kept
@@ -89,10 +92,17 @@ def keep(
     return Kept(votes, losers)
 
 
-def own_claim(engine: Engine, me: PeerId, alias: str) -> Claim | None:
+def is_held(engine: Engine, object_id: ObjectId, followed: Container[ObjectId]) -> bool:
+    """Return whether what is on this disk is the object, and no copy of it."""
+    return object_id not in followed and engine.row("staged", object_id) is None
+
+
+def own_claim(
+    engine: Engine, me: PeerId, alias: str, followed: Container[ObjectId] = ()
+) -> Claim | None:
     """Return the claim of an object that this peer holds; None where it holds none."""
     object_id = engine.resolve(alias)
-    if object_id is None or engine.row("staged", object_id) is not None:
+    if object_id is None or not is_held(engine, object_id, followed):
         return None
     try:
         head = engine.head(object_id)

@@ -13,7 +13,7 @@ Source: design section 7; schemas/protocol.md section 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from activestore.core.calls import Client
@@ -111,7 +111,10 @@ class Listing:
                 "claims": keeping.told([(alias, claim)] if claim is not None else []),
             }
 
-        self._requests.read(origin, lambda engine: _look_up(engine, alias), answer)
+        followed = self._loop.location.followed
+        self._requests.read(
+            origin, lambda engine: _look_up(engine, alias, followed), answer
+        )
 
     def _do_rename(self, origin: Origin, parameters: dict[str, Any]) -> None:
         self._check_peer(origin, "rename")
@@ -149,7 +152,8 @@ class Listing:
             else:
                 _Search(self._loop, alias, claim, self._may_scatter, then).begin()
 
-        self._loop.storage.read(lambda engine: _look_up(engine, alias), found)
+        followed = self._loop.location.followed
+        self._loop.storage.read(lambda engine: _look_up(engine, alias, followed), found)
 
     def _with_interface(self, then: Then, parameters: dict[str, Any]) -> Then:
         """Have the interface of the object's class in the answer, where it was asked for.
@@ -211,6 +215,7 @@ class Listing:
                 {**row_of(head), "peer": settings.peer_name}
                 for head in page
                 if head.object_id not in location.staged
+                and head.object_id not in location.followed
             ]
             is_last = len(page) < limit
             following = None if is_last else page[-1].object_id
@@ -313,12 +318,12 @@ def _cursor_of(after: bytes | None) -> tuple[PeerId, bytes | None]:
 
 
 def _look_up(
-    engine: Engine, alias: str
+    engine: Engine, alias: str, followed: Container[ObjectId]
 ) -> tuple[tuple[ObjectId, str] | None, Claim | None]:
     """Return the object of an alias that is here, and the claim that is kept here."""
     claim = keeping.claim_of(engine, alias)
     object_id = engine.resolve(alias)
-    if object_id is None or engine.row("staged", object_id) is not None:
+    if object_id is None or not keeping.is_held(engine, object_id, followed):
         return None, claim
     try:
         head = engine.head(object_id)

@@ -366,8 +366,6 @@ class Moving:
         me = PeerId(self._table.settings.peer_id)
         self._places.came(object_id, Place(me, epoch))
         self.on_held(object_id)
-        for session in self._table.sessions.values():
-            session.doubt()  # What they ask of it may have been answered where it was.
         for session, message in self._parked.pop(object_id, ()):
             self._table.receive(session, message)
 
@@ -450,7 +448,7 @@ class Moving:
         self.on_look(now_s)
 
     def send_on(self, effect: effects.SendOn) -> None:
-        """Send a client's request after its object; under a leader it may have run."""
+        """Send a client's request after its object."""
         origin: Client = effect.origin
         session = self._table.sessions.get(origin.session)
         message: Any = effect.payload

@@ -64,6 +64,8 @@ class Naming:
         self._cluster = cluster
         self._relays = relays
         self.me = PeerId(table.settings.peer_id)
+        # Copies whose names are told of by whoever leads them.
+        self.followed = cluster.location.followed
         self._keepers: Keepers | None = None
         self.core = Names(self.me, self.keepers_of, cluster.name_of, table.random)
         self.disputes = Disputes(table, cluster, relays, self.tell_held, self.free)
@@ -326,7 +328,8 @@ class Naming:
             then(found, error)
 
         self._table.storage.write(
-            lambda engine: keeping.keep(engine, self.me, items, wall_s), kept
+            lambda engine: keeping.keep(engine, self.me, items, wall_s, self.followed),
+            kept,
         )
 
     def _do_check_holder(self, effect: names.CheckHolder) -> None:
@@ -379,7 +382,7 @@ class Naming:
     # -- objects that came by another way ----------------------------------------------
 
     def held(self, object_id: ObjectId) -> None:
-        """An object has moved here: the keepers of its name are to know who has it."""
+        """An object has moved here, or is led here now: its keepers are to know."""
         if self.is_alone:
             return
 

@@ -80,8 +80,12 @@ class Places:
             place: This peer, and who else has it.
             is_new: False: it was so when this peer ended.
         """
+        known = self._held.get(object_id)
         self._untold[object_id] = self._held[object_id] = place
         self._told.pop(object_id, None)
+        if known is None or known.epoch < place.epoch:
+            for session in self._table.sessions.values():
+                session.doubt()  # What they ask of it may have been answered elsewhere.
         if is_new:
             self._tell(object_id)
             self._relays.heard(object_id)
@@ -91,10 +95,12 @@ class Places:
         for table in (self._untold, self._held, self._told):
             table.pop(object_id, None)
 
-    def followed(self, object_id: ObjectId, place: Place) -> None:
-        """An object of which a copy is here is led by another peer, or by nobody."""
+    def followed(
+        self, object_id: ObjectId, place: Place, *, is_witness: bool = False
+    ) -> None:
+        """An object of whose group we are is led by another peer, or by nobody."""
         self.left(object_id)
-        self._location.follow(object_id, place)
+        self._location.follow(object_id, place, is_witness=is_witness)
         self._relays.heard(object_id)
 
     def tells_of(self, object_id: ObjectId) -> bool:

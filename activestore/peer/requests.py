@@ -383,12 +383,13 @@ class Requests:
 
     def _do_status(self, origin: Origin, _parameters: dict[str, Any]) -> None:
         status = dict(self._status())
+        copies_count = self._loop.location.copies_count
 
         def answer(usage: Any) -> object:
-            return {
-                **status,
-                "storage": {n: getattr(usage, n) for n in usage.__slots__},
-            }
+            storage = {n: getattr(usage, n) for n in usage.__slots__}
+            # Whoever leads them counts them.
+            storage["objects"] = max(0, storage["objects"] - copies_count)
+            return {**status, "storage": storage}
 
         self.read(origin, lambda engine: engine.usage(), answer)
 

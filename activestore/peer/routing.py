@@ -65,9 +65,11 @@ class Routing:
     def is_leaderless(self, object_id: ObjectId) -> bool:
         """Whether a copy is here of an object that nobody who answers leads.
 
-        Its leader is asked no more once it is suspect: whoever is touched takes over.
+        Its leader is asked no more once it is suspect: whoever is touched takes over. A
+        witness cannot, and names the others.
         """
-        if object_id not in self._location.followed:
+        location = self._location
+        if object_id not in location.followed or object_id in location.witnessed:
             return False
         leader = self._location.leader_of(object_id)
         if leader in {NOBODY, self._me}:

@@ -14,11 +14,22 @@ from typing import Any
 import pytest
 
 from activestore import remote
+from activestore.core import effects
+from activestore.core.calls import Client
 from activestore.core.location import Place
-from activestore.errors import ActiveStoreError, NoQuorumError, UnavailableError
+from activestore.errors import (
+    ActiveStoreError,
+    AliasExistsError,
+    AliasNotFoundError,
+    NoQuorumError,
+    UnavailableError,
+)
 from activestore.ids import ObjectId, PeerId
+from activestore.peer.keeping import claim_of
 from activestore.storage.engine import Change
 from activestore.testing import Simulation
+from activestore.testing.peers import SimPeer
+from activestore.wire.messages import Call, Reply
 from activestore.wire.replicas import NOBODY
 from tests.simulation.clusters import COUNTER, join, settle
 from tests.simulation.models import Counter, Relay
@@ -31,15 +42,31 @@ TAKE_OVER_S = 0.4
 SUSPECT_S = 4.0
 
 
+def drop_replies(peer: SimPeer) -> Callable[[], None]:
+    """Have a peer answer nothing that it did; return what ends that."""
+    loop, tell = peer.loop, peer.loop.tell
+
+    def told(session: Any, message: Any) -> None:
+        if type(message) is not Reply:
+            tell(session, message)
+
+    def end() -> None:
+        loop.tell = tell  # type: ignore[method-assign]
+
+    loop.tell = told  # type: ignore[method-assign]
+    return end
+
+
 class Group:
     """One counter at peer-1, copied to peer-2 and peer-3; who leads is said by hand."""
 
-    def __init__(self, sim: Simulation, home: str = LEADER) -> None:
+    def __init__(self, sim: Simulation, home: str = LEADER, alias: str = "") -> None:
         self.sim = sim
         self.touched: list[str] = []
         self.counter = 1
         client = sim.client(home)
-        self.object_id: ObjectId = remote.id_of(client.create(COUNTER))
+        created = client.create(COUNTER, alias=alias)
+        self.object_id: ObjectId = remote.id_of(created)
         if home != LEADER:
             client.move(self.object_id, LEADER)
         settle(sim)
@@ -55,7 +82,8 @@ class Group:
         head, state = found
         for name in targets:
             change = Change(
-                self.object_id, head.version, state, epoch=head.epoch,
+                self.object_id, head.version, state, epoch=head.epoch, is_copy=True,
+                alias=head.alias, created_s=head.created_s,
                 replies=tuple(engine.replies_of(self.object_id)),
             )  # fmt: skip
             assert self.sim.peers[name].engine.commit([change]) == [None]
@@ -80,6 +108,7 @@ class Group:
             if one == name:
                 peer.loop.location.hold(self.object_id)
                 peer.loop.places.came(self.object_id, place)
+                peer.loop.naming.held(self.object_id)
             else:
                 peer.loop.places.followed(self.object_id, place)
             peer.loop.location.check()
@@ -104,6 +133,37 @@ class Group:
     def hook_all(self, then: Callable[[str], ActiveStoreError | None]) -> None:
         for name in MEMBERS:
             self.hook(name, lambda name=name: then(name))  # type: ignore[misc]
+
+    def let_commit(self, count: int) -> None:
+        """Let time pass until so many more changes are on the leader's disk."""
+        engine = self.sim.peers[LEADER].engine
+
+        def version() -> int:
+            head = engine.head(self.object_id)
+            assert head is not None
+            return head.version
+
+        wanted = version() + count
+        assert self.sim.run_until(lambda: version() >= wanted, timeout_s=5.0)
+
+    def adds_by(self, way: str) -> list[Any]:
+        """Return two that add to the counter: of a client, a peer for it, or methods.
+
+        All members know it already: of those that are new all requests are looked up.
+        """
+        client = self.sim.client(STRANGER)
+        known = [
+            remote.id_of(self.sim.client(name).create(COUNTER)) for name in MEMBERS
+        ]
+        adds = []
+        for object_id in (*known, self.object_id, self.object_id):
+            counter = client.get(object_id)
+            if way == "nested":
+                counter = client.create("tests.simulation.models.Relay", counter)
+            adds.append(counter.add.options(direct=way == "followed"))
+            for _ in range(3 if object_id in known else 0):
+                adds[-1](1)
+        return adds[-2:]
 
     def take_over(self, name: str) -> None:
         """Lead, unless another member does already."""
@@ -298,24 +358,153 @@ def test_keepers_are_told_of_a_group_that_has_changed() -> None:
                 assert place == smaller, peer.name
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_whoever_dies_calls_are_answered_once(seed: int) -> None:
-    """The copies are equal at every death: so each add counts once, or is in doubt."""
-    with cluster(seed) as sim:
+WAYS = pytest.mark.parametrize("way", ["followed", "forwarded", "nested"])
+
+
+@WAYS
+def test_calls_that_their_leader_committed_and_could_not_answer_count_once(
+    way: str,
+) -> None:
+    """The next leader has the answers: the retries are asked as further attempts."""
+    with cluster() as sim:
         join(sim)
         group = Group(sim)
         group.hook_all(group.take_over)
-        add = sim.client(STRANGER).get(group.object_id).add
-        values = [add(1)]
-        led = LEADER
-        group.copy(led, *(one for one in (LEADER, *MEMBERS) if one != led))
-        future = add.submit(1)
-        sim.run(sim.rng.random() * 0.002)
-        # What the dead leader has committed, its group has.
-        group.copy(led, *MEMBERS)
-        sim.crash(led)
+        adds = group.adds_by(way)
+        assert adds[0](1) == 1
+        drop_replies(sim.peers[LEADER])
+        futures = [add.submit(1) for add in adds]
 
-        values.append(future.result())
-        values.append(add(1))
+        group.let_commit(2)
+        group.copy(LEADER, *MEMBERS)
+        sim.crash(LEADER)
 
-        assert values == [1, 2, 3]
+        assert sorted(future.result() for future in futures) == [2, 3]
+        assert adds[1](1) == 4
+
+
+@WAYS
+def test_calls_in_doubt_at_a_deposed_leader_are_sent_on_as_further_attempts(
+    way: str,
+) -> None:
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim)
+        adds = group.adds_by(way)
+        assert adds[0](1) == 1
+        sim.run(1.0)
+        leader = sim.peers[LEADER].loop
+        calls: list[tuple[Any, Any]] = []
+        on_call = leader._messages[Call]
+
+        def keeping(session: Any, message: Any) -> None:
+            calls.append((session, message))
+            on_call(session, message)
+
+        # It commits, and is deposed before it hears that a majority has it.
+        leader._messages[Call] = keeping
+        answer_again = drop_replies(sim.peers[LEADER])
+        futures = [add.submit(1) for add in adds]
+        group.let_commit(2)
+        sim.run(0.1)
+        group.copy(LEADER, *MEMBERS)
+        group.lead("peer-3")
+
+        for session, message in calls[:]:  # They come here again.
+            origin = Client(session.session_id, message.sequence)
+            leader.moving.send_on(effects.SendOn(origin, message, may_have_run=True))
+
+        assert sorted(future.result() for future in futures) == [2, 3]
+        answer_again()
+        assert adds[1](1) == 4
+
+
+def test_a_copy_whose_name_is_old_does_not_say_that_it_has_it() -> None:
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim, alias="old")
+        leader = sim.peers[LEADER]
+        rename = Change(group.object_id, alias="new", is_rename=True)
+        assert leader.engine.commit([rename]) == [None]
+        leader.loop.naming.free("old", group.object_id)
+        leader.loop.naming.held(group.object_id)
+        sim.run(5.0)
+
+        for name in sim.peers:
+            assert remote.id_of(sim.client(name).get("new")) == group.object_id
+            with pytest.raises(AliasNotFoundError):
+                sim.client(name).get("old")
+
+
+def test_an_object_is_listed_and_counted_where_it_is_led() -> None:
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim, alias="hits")
+        for name in sim.peers:
+            (row,) = sim.client(name).objects()
+            assert (row["peer"], row["alias"]) == (LEADER, "hits")
+            about = sim.client(name).request("status")
+            assert about["storage"]["objects"] == int(name == LEADER)
+
+        group.lead("peer-3")
+
+        (row,) = sim.client(STRANGER).objects()
+        assert row["peer"] == "peer-3"
+        about = sim.client(LEADER).request("status")
+        assert about["storage"]["objects"] == 0
+
+
+def test_a_name_is_found_at_every_peer_and_after_the_death_of_its_holder() -> None:
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim, alias="hits")
+        for name in sim.peers:
+            assert remote.id_of(sim.client(name).get("hits")) == group.object_id
+        group.copy(LEADER, *MEMBERS)
+        group.hook_all(group.take_over)
+        sim.crash(LEADER)
+
+        asker = sim.client(STRANGER)
+        assert asker.get("hits").add.options(direct=False)(1) == 1
+        sim.run(60.0)  # The dead leader is known to be.
+
+        place = sim.peers[STRANGER].loop.location.place_of(group.object_id)
+        assert place is not None
+        for name in (*MEMBERS, STRANGER, "peer-5"):
+            assert remote.id_of(sim.client(name).get("hits")) == group.object_id
+            claim = claim_of(sim.peers[name].engine, "hits")
+            assert claim is None or claim.holder == place.peer_id, name
+        with pytest.raises(AliasExistsError):
+            asker.create(COUNTER, alias="hits")
+
+
+def test_a_follower_tells_nobody_that_it_has_the_name_of_its_copy() -> None:
+    """Else two holders of one name would dispute it after every change of peers."""
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim, alias="hits")
+        sim.crash("peer-5")
+        sim.run(60.0)  # Others keep the name now: they were told anew.
+        sim.restart("peer-5")
+        sim.run(30.0)
+
+        leader = group.id_of(LEADER)
+        claims = [claim_of(peer.engine, "hits") for peer in sim.peers.values()]
+        assert {claim.holder for claim in claims if claim is not None} == {leader}
+        assert remote.id_of(sim.client("peer-5").get("hits")) == group.object_id
+
+
+def test_a_witness_names_who_leads_and_is_not_asked_to() -> None:
+    with cluster() as sim:
+        join(sim)
+        group = Group(sim, "peer-5")
+        witness = sim.peers["peer-5"].loop
+        witness.places.followed(group.object_id, group.place(LEADER), is_witness=True)
+        counter = sim.client("peer-5").get(group.object_id)
+        assert counter.add.options(direct=False)(1) == 1
+        group.copy(LEADER, *MEMBERS)
+        group.hook_all(group.take_over)
+        group.hook("peer-5", lambda: pytest.fail("a witness cannot lead"))
+        sim.crash(LEADER)
+
+        assert counter.add.options(direct=False)(1) == 2

@@ -7,7 +7,7 @@ import pytest
 from activestore.core.names import TENTATIVE_S, Claim, Free
 from activestore.errors import InvalidRequestError, RemoteProtocolError
 from activestore.ids import ObjectId, PeerId
-from activestore.peer import keeping
+from activestore.peer import announcing, keeping
 from activestore.storage.engine import ZERO_ID, Change, Row
 from tests.storage.changes import new, oid
 
@@ -122,3 +122,15 @@ def test_too_many_claims_at_once_are_refused():
 
     with pytest.raises(RemoteProtocolError, match="256"):
         keeping.heard(rows)
+
+
+def test_copy_of_what_another_peer_leads_claims_no_name(engine):
+    engine.commit([new(1, alias="n", created_s=40.0), new(2, alias="m")])
+    known = Claim(oid(1), OTHER, 40.0, True)
+
+    assert keeping.own_claim(engine, ME, "n", {oid(1)}) is None
+    assert keeping.keep(engine, ME, [("n", known)], 100.0, {oid(1)}).votes["n"] == known
+    walked = [alias for alias, c in announcing._names(engine, ME, {oid(1)})]
+    assert walked == ["m", "n"], "its own, and the one that it keeps for the other"
+    holders = dict(announcing._names(engine, ME, {oid(1)}))
+    assert holders["n"].holder == OTHER
