@@ -1,19 +1,20 @@
-"""The register of one object at one peer: what is promised, what is accepted.
+"""The register of one object at one peer, and the rules of an acceptor, as functions.
 
-Rules of this file: pure data and the acceptor's rules; every change of a register is on
-disk before anybody is told of it.
+Rules of this file: pure data and pure functions; every change of a register is on disk
+before anybody is told of it, which is the acceptor's business.
 
-Source: reliability.md 3.2, 3.4 R1 and R2.
+Source: reliability.md 3.2, 3.4 R1, R2 and R8.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import PeerId
 from activestore.wire import packing
-from activestore.wire.replicas import Ballot, Config, Point
+from activestore.wire.replicas import Accept, Ballot, Config, Point, Prepare, Reason
 
 
 class Register(NamedTuple):
@@ -24,6 +25,7 @@ class Register(NamedTuple):
     `is_voter`: False for a copy that is to become a member. `changed_s`: when, wall clock.
     `is_lost`: the state cannot be read any more; what was promised and accepted holds all
     the same, so it votes as a witness does, and takes no delta, until a whole state came.
+    `is_stateless`: a witness, or one that is to become it.
     """
 
     promised: Ballot
@@ -35,11 +37,133 @@ class Register(NamedTuple):
     is_quarantined: bool = False
     changed_s: float = 0.0
     is_lost: bool = False
+    is_stateless: bool = False
 
     @property
     def point(self) -> Point:
         """Which state is kept."""
         return Point(self.epoch.counter, self.number)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the state, or that it is deleted, can be read here."""
+        return not self.is_stateless and not self.is_lost
+
+
+def electorate(config: Config) -> tuple[PeerId, ...]:
+    """Return all whose vote counts, in this config or in the one before, once each."""
+    if not config.before:
+        return config.voters
+    return tuple(dict.fromkeys((*config.voters, *config.before)))
+
+
+def _reach_of(voters: tuple[PeerId, ...], reached: Callable[[PeerId], int]) -> int:
+    """Return the highest number that a majority of the voters has reached."""
+    return sorted(map(reached, voters))[(len(voters) - 1) // 2]
+
+
+def reach(config: Config, reached: Callable[[PeerId], int]) -> int:
+    """Return the highest number that is reached by a majority, or by both.
+
+    `reached`: tells how far a peer got. Where `before` is not empty, majorities of the
+    config before and of this one are needed. Source: reliability.md R8.
+    """
+    number = _reach_of(config.voters, reached)
+    if config.before:
+        number = min(number, _reach_of(config.before, reached))
+    return number
+
+
+def has_quorum(config: Config, peers: Container[PeerId]) -> bool:
+    """Return whether these peers are a majority, or both majorities."""
+    return reach(config, lambda peer: int(peer in peers)) == 1
+
+
+def missing_votes(config: Config, peers: Container[PeerId]) -> tuple[int, int]:
+    """Return how many of these peers have a vote, and how many votes are needed."""
+    for voters in (config.before, config.voters):
+        present, needed = sum(p in peers for p in voters), len(voters) // 2 + 1
+        if voters and present < needed:
+            return present, needed
+    return sum(p in peers for p in config.voters), len(config.voters) // 2 + 1
+
+
+def judge_prepare(
+    register: Register, sender: PeerId, message: Prepare
+) -> Reason | None:
+    """Return why an epoch is not promised; None where it is.
+
+    One who is no member here may be one by a config that this peer has not heard of; so
+    it is a stranger only if it does not know a newer one.
+
+    Source: reliability.md R1; plan D2: a counter is promised to one leader only.
+    """
+    config = register.config
+    if register.is_quarantined or message.lineage != config.lineage:
+        return Reason.LINEAGE
+    if sender not in electorate(config) and message.config_version <= config.version:
+        return Reason.STRANGER
+    if message.epoch == register.promised:
+        return None
+    if message.epoch.counter <= register.promised.counter:
+        return Reason.PROMISED
+    return None
+
+
+def judge_accept(register: Register, message: Accept) -> Reason | None:
+    """Return why a state is not taken; None where it is, or was.
+
+    Source: reliability.md R2.
+    """
+    if register.is_quarantined or message.config.lineage != register.config.lineage:
+        return Reason.LINEAGE
+    epoch, promised = message.epoch, register.promised
+    if epoch != promised and epoch.counter <= promised.counter:
+        return Reason.PROMISED
+    if is_taken(register, message) or is_whole(message):
+        return None
+    if register.is_stateless:
+        return None  # It follows on anything, as long as no state is to be kept.
+    is_next = message.base == register.point
+    if register.is_lost and message.change is not None:
+        is_next = False
+    return None if is_next else Reason.BASE
+
+
+def is_taken(register: Register, message: Accept) -> bool:
+    """Return whether what a leader asks to keep is kept, or something after it."""
+    return message.epoch == register.epoch and message.number <= register.number
+
+
+def is_whole(message: Accept) -> bool:
+    """Return whether an accept can be kept whatever was there before."""
+    return message.base is None or message.is_deleted
+
+
+def accepted_by(me: PeerId, register: Register | None, message: Accept) -> Register:
+    """Return the register of a peer that takes this state.
+
+    A witness, and who is to become one, are sent no state.
+    """
+    config, is_lost = message.config, False
+    if message.base is None and not message.is_deleted:
+        is_stateless = message.change is None
+    else:
+        is_stateless = register is not None and register.is_stateless
+        is_lost = register is not None and register.is_lost and not message.is_deleted
+    return Register(
+        promised=message.epoch,
+        epoch=message.epoch,
+        number=message.number,
+        config=config,
+        is_deleted=message.is_deleted,
+        is_voter=me in electorate(config),
+        is_lost=is_lost,
+        is_stateless=is_stateless or config.witness == me,
+    )
+
+
+# -- as bytes --------------------------------------------------------------------------
 
 
 def pack_register(register: Register) -> bytes:
@@ -63,7 +187,7 @@ def unpack_register(value: bytes) -> Register:
             _config(config),
             *flags,
             *map(float, more[3:4]),
-            *map(bool, more[4:5]),
+            *map(bool, more[4:6]),
         )
     except packing.UNPACK_ERRORS as error:
         reason = f"it is none: {str(error)[:80]}"

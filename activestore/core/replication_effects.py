@@ -20,8 +20,10 @@ class Send(NamedTuple):
 class SendWhole(NamedTuple):
     """Read the state that is on this disk and send it whole.
 
-    `message`: an Accept (base None) or a State; number, point and `is_deleted` are set to
-    what was read, in one transaction with the state, which may be newer by then.
+    `message`: an Accept (base None) or a State; number, point, `config` and `is_deleted`
+    are set to what was read, in one transaction with the state, which may be newer by
+    then. An Accept is not sent if the epoch on the disk is another one than its own, nor
+    anything if the state went: the peer leads no more, and who waits asks again.
     """
 
     peer_id: PeerId

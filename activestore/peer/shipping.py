@@ -200,7 +200,7 @@ def _follows(copy: Copy, at: Point | None) -> bool:
     if copy.is_delete or at is None:
         return True
     register = copy.register
-    has_state = not register.is_lost and not register.is_deleted
+    has_state = register.has_state and not register.is_deleted
     return not has_state or at.number in {0, register.number}
 
 

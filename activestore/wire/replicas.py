@@ -5,7 +5,8 @@ epoch, *accept* has a state kept, *confirm* asks whether an epoch still holds. S
 travel as a *change*: what follows on the state before (a delta), or the whole.
 
     Prepare -> Promise | Nack      Accept -> Accepted | Nack     Confirm -> Confirmed | Nack
-    Fetch -> State | Nack          Committed, Drop, Forget: not answered
+    Fetch -> State | Nack          Drop, Forget -> Told           until then they are said again
+    Committed: not answered
     Ask -> Told                    who leads, and who is in the group
 
 Rules of this file: data only, nothing is decided here. Fields are only ever appended.
@@ -163,11 +164,15 @@ class Confirmed(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """This number is committed: for reads of followers; may be lost."""
+    """This number is committed: for reads of followers; may be lost.
+
+    `is_handed`: the receiver has everything, and shall lead now in the sender's place.
+    """
 
     object_id: ObjectId
     epoch: Ballot
     number: int
+    is_handed: bool = False
 
 
 class Fetch(NamedTuple):
@@ -400,7 +405,7 @@ _KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
     5: (Nack, (*_OC, _number, _reason, _ballot, _no_or(config_of), _text)),
     6: (Confirm, (*_OC, _number, _number)),
     7: (Confirmed, (*_OC, _number)),
-    8: (Committed, (*_OC, _number)),
+    8: (Committed, (*_OC, _number, _flag)),
     9: (Fetch, (*_OC, _point)),
     10: (State, (*_OC, _point, config_of, _flag, _change)),
     11: (Drop, (*_OC, config_of)),

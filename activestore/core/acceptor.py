@@ -1,0 +1,513 @@
+"""The acceptor: what this peer has promised and accepted, and what it answers to others.
+
+Every answer that says "promised" or "accepted" leaves only after the disk said so. What
+follows on what is being written is ordered at once, so that one commit takes many; what
+does not follow waits until nothing of its object is being written.
+
+    Prepare --Store--> Promise        Accept --Store--> Accepted        else Nack
+
+Rules of this file: it knows no leader's business; who must know that an epoch is over, or
+that a copy went, is called through the hooks.
+
+Source: reliability.md 3.4 R1, R2, R9, R10; plan D1, D2, D8 to D12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from activestore.core.effects import Note
+from activestore.core.register import (
+    Register,
+    accepted_by,
+    electorate,
+    is_taken,
+    is_whole,
+    judge_accept,
+    judge_prepare,
+)
+from activestore.core.registers import Deferrable, Heard, Order, Registers
+from activestore.core.replication_desk import Desk
+from activestore.core.replication_effects import (
+    Followed,
+    Remove,
+    SendWhole,
+    StateReplaced,
+)
+from activestore.core.replication_events import StateLost, Stored
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import (
+    NOBODY,
+    Accept,
+    Accepted,
+    Ask,
+    Ballot,
+    Committed,
+    Config,
+    Confirm,
+    Confirmed,
+    Drop,
+    Fetch,
+    Forget,
+    Nack,
+    Point,
+    Prepare,
+    Promise,
+    Reason,
+    State,
+    Told,
+)
+
+# Messages about one object that wait for its disk; more are lost, and sent again.
+DEFERRED_MAX = 1024
+# Objects that were dropped or forgotten here lately: who asks late is told.
+REMEMBERED_MAX = 10_000
+
+
+class Hooks(Protocol):
+    """What others of this peer must know."""
+
+    def on_overtaken(self, object_id: ObjectId, epoch: Ballot) -> None:
+        """Another was promised, or has, a newer epoch."""
+
+    def on_led_by(self, object_id: ObjectId, leader: Ballot) -> None:
+        """A leader was heard."""
+
+    def on_gone(self, object_id: ObjectId) -> None:
+        """Nothing of the object is here any more."""
+
+    def on_quarantined(self, object_id: ObjectId) -> None:
+        """A newer lineage was heard of: the copy here is history."""
+
+    def on_own_stored(
+        self, object_id: ObjectId, register: Register, problem: str
+    ) -> None:
+        """What this peer's leader or candidate ordered is on disk, or is not."""
+
+    def on_asked(self, object_id: ObjectId) -> None:
+        """Another peer wants to know who leads the object."""
+
+    def told_config(self, object_id: ObjectId) -> Config | None:
+        """Return the committed config where this peer leads; else None."""
+
+
+class Acceptor(Registers):
+    """What others ask of the registers of one peer, and what they are told."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        hooks: Hooks,
+        plain: Callable[[ObjectId], int | None],
+    ) -> None:
+        super().__init__(desk)
+        self._me = desk.me
+        self._hooks = hooks
+        self._plain = plain
+
+    # Writing
+
+    def end_write(self, object_id: ObjectId) -> None:
+        """Go on with what waited for a write, once everybody knows of it."""
+        self._finish(object_id)
+
+    def on_stored(self, event: Stored) -> None:
+        """Answer whoever waits for the disk."""
+        order = self._orders.pop(event.token, None)
+        if order is None:
+            return
+        object_id, register, sender, message = order
+        before = self.registers.get(object_id)
+        if not event.problem:
+            self._settle(object_id, register)
+        if message is None:
+            self._hooks.on_own_stored(object_id, register, event.problem)
+        elif event.problem:
+            self._refuse_stored(order, event)
+        elif isinstance(message, Prepare):
+            self._promise(sender, message, register)
+        else:
+            self._accepted(sender, message, before)
+        self._finish(object_id)
+
+    def _finish(self, object_id: ObjectId) -> None:
+        busy = self._busy[object_id]
+        busy.count -= 1
+        if busy.count:
+            return
+        del self._busy[object_id]
+        for sender, message in busy.deferred:
+            self.on_message(sender, message)
+
+    def _refuse_stored(self, order: Order, event: Stored) -> None:
+        reasons = {"base": Reason.BASE, "requirement": Reason.REQUIREMENT}
+        reason = reasons.get(event.problem, Reason.SPACE)
+        message = order.message
+        assert message is not None
+        number = message.number if isinstance(message, Accept) else 0
+        promised = order.register.promised
+        self._desk.send(
+            order.sender,
+            Nack(
+                order.object_id,
+                message.epoch,
+                number,
+                reason,
+                promised,
+                None,
+                event.text,
+            ),
+        )
+
+    # Messages
+
+    def on_message(self, sender: PeerId, message: Deferrable) -> None:
+        """Take a message that may change a register, or that its state is damaged."""
+        if isinstance(message, StateLost):
+            self._on_state_lost(message)
+            return
+        if self._desk.is_distrusted:
+            self._nack(sender, message, Reason.UNKNOWN, None)
+            return
+        busy = self._busy.get(message.object_id)
+        if busy is not None and busy.deferred:
+            self._defer(sender, message)  # In the order in which they came.
+            return
+        if isinstance(message, Prepare):
+            self._on_prepare(sender, message)
+        elif isinstance(message, Accept):
+            self._on_accept(sender, message)
+        elif isinstance(message, Drop):
+            self._on_drop(sender, message)
+        else:
+            self._on_forget(sender, message)
+
+    def _defer(self, sender: PeerId, message: Deferrable) -> bool:
+        busy = self._busy.get(message.object_id)
+        if busy is None:
+            return False
+        if len(busy.deferred) < DEFERRED_MAX:
+            busy.deferred.append((sender, message))
+        return True
+
+    def _nack(
+        self,
+        sender: PeerId,
+        message: Prepare | Accept | Confirm | Fetch | Drop | Forget,
+        reason: Reason,
+        register: Register | None,
+    ) -> None:
+        number = message.number if isinstance(message, Accept) else 0
+        promised = Ballot() if register is None else register.promised
+        config = None if register is None else register.config
+        object_id = message.object_id
+        nack = Nack(object_id, message.epoch, number, reason, promised, config)
+        self._desk.send(sender, nack)
+
+    def _on_unknown(self, sender: PeerId, message: Prepare | Accept) -> None:
+        left = self._left.get(message.object_id)
+        if isinstance(left, Forget):
+            self._desk.send(sender, left)
+        else:
+            self._nack(sender, message, Reason.UNKNOWN, None)
+
+    def _on_prepare(self, sender: PeerId, message: Prepare) -> None:
+        object_id = message.object_id
+        register = self.latest(object_id)
+        if sender != message.epoch.leader:
+            return
+        if register is None:
+            self._on_unknown(sender, message)
+            return
+        reason = judge_prepare(register, sender, message)
+        if reason is not None:
+            self._nack(sender, message, reason, register)
+            if reason is Reason.LINEAGE:
+                self.meet_lineage(object_id, message.lineage)
+            return
+        if message.epoch.counter > register.promised.counter:
+            self._hooks.on_overtaken(object_id, message.epoch)
+        if self._defer(sender, message):
+            return
+        stored = self.registers[object_id]
+        if message.epoch == stored.promised:
+            self._promise(sender, message, stored)
+            return
+        register = stored._replace(promised=message.epoch)
+        self.order(object_id, register, sender=sender, message=message)
+
+    def _promise(self, sender: PeerId, message: Prepare, register: Register) -> None:
+        self._desk.send(
+            sender,
+            Promise(
+                message.object_id,
+                message.epoch,
+                register.point,
+                register.config,
+                register.is_deleted,
+                register.has_state,
+            ),
+        )
+
+    def _on_accept(self, sender: PeerId, message: Accept) -> None:
+        object_id = message.object_id
+        register = self.latest(object_id)
+        if sender != message.epoch.leader:
+            return
+        if register is None:
+            self._on_first(sender, message)
+            return
+        reason = judge_accept(register, message)
+        if reason is not None:
+            self._nack(sender, message, reason, register)
+            if reason is Reason.LINEAGE:
+                self.meet_lineage(object_id, message.config.lineage)
+            return
+        if message.epoch != register.promised:
+            self._hooks.on_overtaken(object_id, message.epoch)
+        if is_taken(register, message):
+            self._accept_again(sender, message)
+            return
+        is_next = message.epoch == register.epoch and message.base == register.point
+        must_wait = is_whole(message) or not is_next or register.is_stateless
+        if must_wait and self._defer(sender, message):
+            return
+        self._take(sender, message, register)
+
+    def _accept_again(self, sender: PeerId, message: Accept) -> None:
+        stored = self.registers.get(message.object_id)
+        if stored is not None and is_taken(stored, message):
+            self._answer_accept(sender, message, stored.number)
+        # Else it is being written: the answer comes with that.
+
+    def _on_first(self, sender: PeerId, message: Accept) -> None:
+        """Take the first state of an object that is not here, as a member to be."""
+        left = self._left.get(message.object_id, -1)
+        is_late = isinstance(left, Forget) or message.config.version < left
+        if not message.is_learner or message.base is not None or is_late:
+            self._on_unknown(sender, message)
+            return
+        self._take(sender, message, None)
+
+    def _take(self, sender: PeerId, message: Accept, register: Register | None) -> None:
+        new = accepted_by(self._me, register, message)
+        base = None if is_whole(message) or new.is_stateless else message.base
+        change = None if new.is_stateless else message.change
+        self.order(
+            message.object_id,
+            new,
+            base=base,
+            change=change,
+            sender=sender,
+            message=message,
+        )
+
+    def _accepted(
+        self, sender: PeerId, message: Accept, before: Register | None
+    ) -> None:
+        object_id = message.object_id
+        register = self.registers[object_id]
+        is_new_state = message.change is not None or message.is_deleted
+        if is_new_state and before is not None and before.has_state:
+            self._desk.emit(StateReplaced(object_id))
+        self._answer_accept(sender, message, message.number)
+        if before is None or before.config != register.config:
+            # The places of its members are told anew.
+            self._desk.emit(
+                Followed(object_id, sender, message.epoch.counter, register.config)
+            )
+
+    def _answer_accept(self, sender: PeerId, message: Accept, number: int) -> None:
+        object_id = message.object_id
+        self._desk.send(sender, Accepted(object_id, message.epoch, number))
+        self._hooks.on_led_by(object_id, message.epoch)
+        self._hear(object_id, message.epoch, message.committed, is_vouch=False)
+
+    # Reading, and what is committed
+
+    def on_confirm(self, sender: PeerId, message: Confirm) -> None:
+        """Say whether a leader's epoch is the newest here. Source: R6."""
+        register = self.latest(message.object_id)
+        if register is None or self._desk.is_distrusted:
+            self._nack(sender, message, Reason.UNKNOWN, None)
+        elif register.is_quarantined:
+            self._nack(sender, message, Reason.LINEAGE, register)
+        elif register.promised == message.epoch:
+            object_id, epoch = message.object_id, message.epoch
+            self._desk.send(sender, Confirmed(object_id, epoch, message.round))
+            self._hear(object_id, epoch, message.committed, is_vouch=False)
+        elif register.promised.counter < message.epoch.counter:
+            self._nack(sender, message, Reason.BASE, register)
+        else:
+            self._nack(sender, message, Reason.PROMISED, register)
+
+    def on_committed(self, sender: PeerId, message: Committed) -> None:
+        """Note what a leader says is committed."""
+        if sender == message.epoch.leader:
+            object_id = message.object_id
+            self._hear(object_id, message.epoch, message.number, is_vouch=True)
+
+    def _hear(
+        self, object_id: ObjectId, epoch: Ballot, committed: int, *, is_vouch: bool
+    ) -> None:
+        """Note that a majority had this number when its leader said so.
+
+        A number that is told again with an Accept or a Confirm proves nothing new: the
+        leader may be cut off.
+        """
+        register = self.registers.get(object_id)
+        if register is None or register.epoch != epoch:
+            return
+        heard = self._heard.get(object_id)
+        is_same = heard is not None and heard.epoch == epoch
+        known = heard.committed if heard is not None and is_same else 0
+        at_s = heard.at_s if heard is not None else None
+        if register.number >= committed and (is_vouch or committed > known):
+            at_s = self._desk.now_s
+        self._heard[object_id] = Heard(epoch, max(known, committed), at_s)
+
+    def on_fetch(self, sender: PeerId, message: Fetch) -> None:
+        """Send the state to whom it was promised."""
+        register = self.latest(message.object_id)
+        if register is None or self._desk.is_distrusted or not register.has_state:
+            self._nack(sender, message, Reason.UNKNOWN, None)
+        elif register.is_quarantined or register.promised != message.epoch:
+            self._nack(sender, message, Reason.PROMISED, register)
+        else:
+            object_id, epoch = message.object_id, message.epoch
+            state = State(
+                object_id, epoch, register.point, register.config, register.is_deleted
+            )
+            self._desk.emit(SendWhole(sender, state))
+
+    def on_ask(self, sender: PeerId, message: Ask) -> None:
+        """Tell what is known of an object."""
+        self._desk.send(sender, self.told(message.object_id))
+        self._hooks.on_asked(message.object_id)
+
+    def told(self, object_id: ObjectId) -> Told:
+        """Return what is known of an object; a plain one is led by its only holder."""
+        register = self.latest(object_id)
+        if register is None or self._desk.is_distrusted:
+            counter = None if self._desk.is_distrusted else self._plain(object_id)
+            if counter is None:
+                return Told(object_id, Ballot(), Point(), None, False)
+            ballot = Ballot(counter, self._me)
+            config = Config(counter, (self._me,))
+            return Told(object_id, ballot, Point(counter), config, True)
+        led = self._hooks.told_config(object_id)
+        config = register.config if led is None else led
+        is_led = led is not None
+        return Told(object_id, register.promised, register.point, config, is_led)
+
+    # Going
+
+    def _on_state_lost(self, event: StateLost) -> None:
+        """Vote on as a witness does: what was promised and accepted holds."""
+        if self._defer(NOBODY, event):
+            return
+        register = self.registers.get(event.object_id)
+        if register is not None and register.has_state and not register.is_deleted:
+            self.order(event.object_id, register._replace(is_lost=True))
+
+    def _on_drop(self, sender: PeerId, message: Drop) -> None:
+        object_id = message.object_id
+        register = self.latest(object_id)
+        if register is not None:
+            epoch, config = message.epoch, message.config
+            self.learn_config(sender, object_id, epoch, config, is_drop=True)
+        # A drop that waits for the disk is answered when its leader says it again.
+        self._desk.send(sender, self.told(object_id))
+
+    def learn_config(
+        self,
+        leader: PeerId,
+        object_id: ObjectId,
+        epoch: Ballot,
+        config: Config,
+        *,
+        is_drop: bool = False,
+    ) -> None:
+        """Take a committed config from its leader: a copy that is no member goes.
+
+        One who was to become a member knows the same version. It goes when who taught it
+        says so, or when another leads who does not teach it.
+        """
+        register = self.latest(object_id)
+        if register is None or leader != epoch.leader:
+            return
+        if config.lineage != register.config.lineage:
+            self.meet_lineage(object_id, config.lineage)
+            return
+        is_member = self._me in electorate(config)
+        if is_member or register.is_quarantined or self.is_busy(object_id):
+            return
+        is_newer = config.version > register.config.version
+        if not register.is_voter and not is_newer:
+            is_same = config.version == register.config.version
+            least = max(register.promised.counter, register.epoch.counter + 1 - is_drop)
+            is_newer = is_same and epoch.counter >= least
+        if is_newer:
+            self._hooks.on_overtaken(object_id, epoch)
+            self._desk.emit(Followed(object_id, leader, epoch.counter, config))
+            self.remove(object_id, config.version)
+
+    def remove(self, object_id: ObjectId, left: Forget | int) -> None:
+        """Remove everything of an object; late messages do not bring it back."""
+        assert object_id not in self._busy
+        self._desk.emit(Remove(object_id))
+        self.release(object_id, left)
+
+    def release(self, object_id: ObjectId, left: Forget | int) -> None:
+        """Forget a register that somebody else removes."""
+        self.registers.pop(object_id, None)
+        self._heard.pop(object_id, None)
+        self._pledges.pop(object_id, None)
+        self._left[object_id] = left
+        if len(self._left) > REMEMBERED_MAX:
+            self._left.popitem(last=False)
+        self._hooks.on_gone(object_id)
+
+    def _on_forget(self, sender: PeerId, message: Forget) -> None:
+        object_id = message.object_id
+        register = self.latest(object_id)
+        if register is not None:
+            if self._defer(sender, message):
+                return
+            is_over = register.epoch.counter >= message.epoch.counter
+            if register.is_deleted and is_over and not register.is_quarantined:
+                self.remove(object_id, message)
+        self._desk.send(sender, self.told(object_id))
+
+    def meet_lineage(self, object_id: ObjectId, lineage: int) -> None:
+        """Take note of a lineage: where it is newer, the copy here is history.
+
+        The higher number is the newer one: it counts how often a group was forced.
+        """
+        register = self.latest(object_id)
+        if register is None or register.is_quarantined or self.is_busy(object_id):
+            return
+        if lineage <= register.config.lineage:
+            return
+        self._hooks.on_quarantined(object_id)
+        text = f"replica quarantined object={object_id.hex()} newer_lineage={lineage}"
+        self._desk.emit(Note("WARNING", text))
+        self.order(object_id, register._replace(is_quarantined=True))
+
+    def check(self) -> None:
+        """Make sure that nothing goes back, and that everything is bounded."""
+        for register in self.registers.values():
+            assert register.promised.counter >= register.epoch.counter
+            assert register.promised.counter > register.epoch.counter or (
+                register.promised == register.epoch
+            )
+            assert register.number >= 0
+        counts: dict[ObjectId, int] = {}
+        for order in self._orders.values():
+            counts[order.object_id] = counts.get(order.object_id, 0) + 1
+        for object_id, busy in self._busy.items():
+            assert busy.count == counts.pop(object_id, 0) + len(busy.writes)
+            assert len(busy.deferred) <= DEFERRED_MAX
+        assert not counts, "orders of objects that are not busy"
+        assert len(self._left) <= REMEMBERED_MAX

@@ -1,0 +1,118 @@
+"""How a group becomes the one that is wanted: the next single change, as functions.
+
+Growing first, one new member at a time, then the witness, then shrinking: so there are
+never fewer copies than before and than wanted. A leader that is to leave goes last.
+
+    {A} --grow--> {A, B} --grow--> {A, B, C} --shrink--> {B, C}
+
+Rules of this file: it decides and holds no object; each change is committed by the
+majorities of both configs before the next is asked for.
+
+Source: reliability.md R8; plan D4.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from activestore.core.replication_events import GroupWanted
+from activestore.ids import PeerId
+from activestore.wire.replicas import NOBODY, Config
+
+
+class Plan:
+    """A wanted group on its way."""
+
+    __slots__ = (
+        "candidates",
+        "deadline_s",
+        "is_witness",
+        "learner",
+        "leaving",
+        "refused",
+        "request",
+        "wanted",
+        "wants_witness",
+    )
+
+    def __init__(self, event: GroupWanted) -> None:
+        self.request = event.request
+        self.wanted = max(1, event.wanted)
+        self.wants_witness = event.wants_witness
+        self.candidates = deque(event.candidates)
+        self.leaving = frozenset(event.leaving)
+        self.learner = NOBODY  # who is being sent the state
+        self.is_witness = False  # is it to become the witness?
+        self.deadline_s = 0.0
+        self.refused: list[str] = []
+
+    def goal_of(self, config: Config) -> Config:
+        """Return a config with what is wanted noted in it."""
+        return config._replace(wanted=self.wanted, wants_witness=self.wants_witness)
+
+
+def stays(plan: Plan, config: Config) -> list[PeerId]:
+    """Return the members that are not to leave."""
+    return [member for member in config.members if member not in plan.leaving]
+
+
+def lacks_member(plan: Plan, config: Config) -> bool:
+    """Return whether one more must hold the state."""
+    return len(stays(plan, config)) < plan.wanted
+
+
+def lacks_witness(plan: Plan, config: Config) -> bool:
+    """Return whether a witness is wanted, and there is none that stays."""
+    has_one = bool(config.witness) and config.witness not in plan.leaving
+    return plan.wants_witness and not has_one
+
+
+def next_candidate(plan: Plan, config: Config) -> PeerId:
+    """Return who is asked next, NOBODY where all were; it is asked once."""
+    while plan.candidates:
+        candidate = plan.candidates.popleft()
+        if candidate not in config.voters and candidate not in plan.leaving:
+            return candidate
+    return NOBODY
+
+
+def with_learner(plan: Plan, config: Config) -> Config:
+    """Return the config in which the new one has a vote."""
+    if plan.is_witness:
+        return changed(plan, config, config.members, plan.learner)
+    return changed(plan, config, (*config.members, plan.learner), config.witness)
+
+
+def smaller(plan: Plan, config: Config, me: PeerId) -> Config | None:
+    """Return the config with one fewer, None where nobody is to go."""
+    if config.witness and (not plan.wants_witness or config.witness in plan.leaving):
+        return changed(plan, config, config.members, NOBODY)
+    # The leader counts votes until the end.
+    order = sorted(config.members, key=lambda peer: (peer in plan.leaving, peer != me))
+    victims = [peer for peer in order if peer in plan.leaving and peer != me]
+    victims = victims or [peer for peer in order if peer in plan.leaving]
+    if not victims and len(config.members) > plan.wanted:
+        victims = [peer for peer in reversed(config.members) if peer != me][:1]
+    if not victims or len(config.members) == 1:
+        return None
+    rest = tuple(peer for peer in config.members if peer != victims[0])
+    return changed(plan, config, rest, config.witness)
+
+
+def noted(plan: Plan, config: Config) -> Config | None:
+    """Return the config with only the goal changed, None where it is the same."""
+    if plan.goal_of(config) == config:
+        return None
+    return changed(plan, config, config.members, config.witness)
+
+
+def changed(
+    plan: Plan, config: Config, members: tuple[PeerId, ...], witness: PeerId
+) -> Config:
+    """Return the next version of a config, which both majorities must commit."""
+    return plan.goal_of(config)._replace(
+        version=config.version + 1,
+        members=members,
+        witness=witness,
+        before=config.voters,
+    )

@@ -1,0 +1,618 @@
+"""All objects that this peer leads: writes, reads, changes of groups, deletes.
+
+Rules of this file: it never decides who leads; it is told, and it lets go at once when
+another was promised a newer epoch. Whatever a majority must answer is bounded in time.
+
+Source: reliability.md 3.4 R4 to R10; plan D3 to D7, D10, D11.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from activestore.core import groups
+from activestore.core.acceptor import Acceptor
+from activestore.core.groups import Plan
+from activestore.core.leading import NOTHING, Entry, Lead, Mode
+from activestore.core.led_objects import LedObjects
+from activestore.core.register import Register, electorate
+from activestore.core.replication_desk import Desk, Wake
+from activestore.core.replication_effects import (
+    Deposed,
+    GroupChanged,
+    GroupDone,
+    Led,
+    ReadDone,
+    Remove,
+    Unshared,
+    WriteDone,
+)
+from activestore.core.replication_events import GroupWanted, LeadHandedOver
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import (
+    NOBODY,
+    VOTERS_MAX,
+    Ballot,
+    Committed,
+    Config,
+    Confirmed,
+    Drop,
+    Forget,
+    Nack,
+    Point,
+    Reason,
+    Told,
+)
+
+# Changes of one group that wait for each other; more are refused.
+PLANS_MAX = 16
+# A learner that is out of reach for so long is given up, in seconds.
+UNREACHABLE_S = 5.0
+
+
+class _Hand:
+    """The lead is to go to another."""
+
+    __slots__ = ("request", "target", "until_s")
+
+    def __init__(self, request: int, target: PeerId, until_s: float) -> None:
+        self.request = request
+        self.target = target
+        self.until_s = until_s
+
+
+class Leaders(LedObjects):
+    """The leads of one peer."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        acceptor: Acceptor,
+        on_led: Callable[[ObjectId, Ballot], None],
+        on_lost: Callable[[ObjectId, PeerId], None],
+    ) -> None:
+        super().__init__(desk, acceptor)
+        self._on_led = on_led
+        self._on_lost = on_lost
+        self._plans: dict[ObjectId, deque[Plan]] = {}
+        self._hands: dict[ObjectId, _Hand] = {}
+        self._deleted: dict[ObjectId, int] = {}
+
+    # Beginning
+
+    def begin(
+        self, object_id: ObjectId, register: Register, *, is_growing: bool
+    ) -> Lead:
+        """Lead an object whose register only this peer has; the caller writes it."""
+        lead = self._new(object_id, register)
+        lead.floor, lead.acked = register.point, register.number
+        lead.committed = register.number
+        lead.is_growing = is_growing
+        self._be_led(lead)
+        return lead
+
+    def recommit(
+        self, object_id: ObjectId, register: Register, base: Point, at: set[PeerId]
+    ) -> None:
+        """Have the newest state accepted again under a new epoch; lead when it is.
+
+        `register`: is on this disk already; `base`: what it was accepted as before;
+        `at`: who promised, and has it at that point.
+
+        Source: reliability.md R3.
+        """
+        lead = self._new(object_id, register)
+        entry = Entry(
+            register.number,
+            register.config,
+            None,
+            is_deleted=register.is_deleted,
+            size=0,
+        )
+        entry.base = base
+        lead.know_members(at)
+        lead.add(entry)
+        lead.settle(register.number, is_refused=False)
+        self._after(lead)
+
+    def _be_led(self, lead: Lead) -> None:
+        lead.is_led = True
+        self._on_led(lead.object_id, lead.ballot)
+        self._desk.emit(Led(lead.object_id, lead.ballot.counter, lead.config))
+        if lead.is_deleted:
+            self._deleted[lead.object_id] = lead.committed
+            self._forget_if_all(lead)
+        elif lead.config.before:
+            self._finish_change(lead, lead.config)
+        else:
+            self._unshare_if_alone(lead)
+
+    def on_written(self, object_id: ObjectId, number: int, *, is_refused: bool) -> None:
+        """Take what this disk did with a write; what it has goes to the members."""
+        lead = self.leads.get(object_id)
+        if lead is None:
+            return
+        lead.settle(number, is_refused=is_refused)
+        if is_refused and lead.is_deleted:
+            lead.is_deleted = any(entry.is_deleted for entry in lead.entries)
+        self._after(lead)
+
+    def on_own_stored(
+        self, object_id: ObjectId, register: Register, problem: str
+    ) -> None:
+        """Take that a change of the group is on this disk, or that it failed."""
+        lead = self.find(object_id, register.epoch)
+        if lead is None:
+            return
+        if problem:
+            self.depose(object_id)
+            return
+        lead.settle(register.number, is_refused=False)
+        self._after(lead)
+
+    def _after(self, lead: Lead) -> None:
+        """Draw the conclusions of what was acknowledged."""
+        object_id = lead.object_id
+        done = lead.reach_committed()
+        self._note_lagging(lead)
+        if done:
+            if not lead.is_led:
+                lead.committed_config = done[0].config
+                self._be_led(lead)
+            elif lead.is_led:
+                self._desk.emit(WriteDone(object_id, lead.committed))
+            for entry in done:
+                if self.leads.get(object_id) is lead:
+                    self._on_committed_entry(lead, entry)
+        if self.leads.get(object_id) is lead:
+            lead.trim()
+            self._go_on(lead)
+
+    def _on_committed_entry(self, lead: Lead, entry: Entry) -> None:
+        if entry.is_deleted:
+            self._deleted.setdefault(lead.object_id, entry.number)
+        if entry.config != lead.committed_config:
+            self._finish_change(lead, entry.config)
+
+    # Answers
+
+    def on_accepted(
+        self, peer_id: PeerId, object_id: ObjectId, epoch: Ballot, number: int
+    ) -> None:
+        """Take that a member has a state on disk."""
+        lead = self.find(object_id, epoch)
+        if lead is not None:
+            lead.on_accepted(peer_id, number)
+            self._after(lead)
+
+    def on_confirmed(self, peer_id: PeerId, message: Confirmed) -> None:
+        """Take that a voter has promised nobody else."""
+        lead = self.find(message.object_id, message.epoch)
+        done = None if lead is None else lead.on_confirmed(peer_id, message.round)
+        if done is not None:
+            self._desk.emit(ReadDone(message.object_id, done))
+
+    def on_nack(self, peer_id: PeerId, message: Nack) -> None:
+        """Take that a member did not take something; a newer epoch ends this one."""
+        lead = self.find(message.object_id, message.epoch)
+        if lead is None or peer_id not in lead.members:
+            return
+        if message.reason in (Reason.PROMISED, Reason.STRANGER):
+            if peer_id in electorate(lead.config):
+                self.depose(message.object_id)
+            return
+        is_final = message.reason in (Reason.SPACE, Reason.REQUIREMENT, Reason.LINEAGE)
+        if is_final and peer_id in lead.learners:
+            self._give_up_learner(lead, message.text or message.reason.name.lower())
+            return
+        lead.on_nack(peer_id, message)
+        self._note_lagging(lead)
+
+    def on_told(self, peer_id: PeerId, message: Told) -> None:
+        """Take that a peer dropped its copy, or keeps it as history."""
+        object_id = message.object_id
+        waiting = self._leaving.get(object_id)
+        order = None if waiting is None else waiting.get(peer_id)
+        if waiting is None or order is None:
+            return
+        is_gone = message.config is None
+        if isinstance(order, Drop) and message.config is not None:
+            is_gone = message.config.lineage != order.config.lineage
+        if not is_gone:
+            return
+        del waiting[peer_id]
+        if not waiting:
+            del self._leaving[object_id]
+        lead = self.leads[object_id]
+        if peer_id not in lead.members:
+            self._forget_lagging(object_id, peer_id)
+        if isinstance(order, Drop):
+            self._unshare_if_alone(lead)
+        elif object_id not in self._leaving:
+            self._forget(lead)
+
+    # Changes of the group
+
+    def want(self, event: GroupWanted) -> None:
+        """Begin, or queue, a change of a group."""
+        lead = self.leads.get(event.object_id)
+        error = ""
+        if event.wanted + event.wants_witness > VOTERS_MAX:
+            error = f"{event.wanted} copies: a group has {VOTERS_MAX} voters at most"
+        elif lead is None or not lead.is_led or lead.is_deleted:
+            error = "it is not led here: ask its leader"
+        if error or lead is None:
+            self._desk.emit(GroupDone(event.request, event.object_id, error))
+            return
+        plans = self._plans.setdefault(event.object_id, deque())
+        if len(plans) >= PLANS_MAX:
+            error = f"{PLANS_MAX} changes of its group wait already: try again later"
+            self._desk.emit(GroupDone(event.request, event.object_id, error))
+            return
+        plans.append(Plan(event))
+        self._go_on(lead)
+
+    def _go_on(self, lead: Lead) -> None:
+        """Take the next step of whatever is to be done besides calls."""
+        if not lead.is_led:
+            return
+        if lead.is_deleted and lead.object_id in self._deleted:
+            self._end_plans(lead.object_id, "it was deleted")
+            self._forget_if_all(lead)
+        elif lead.object_id in self._plans:
+            self._go_on_with_plan(lead)
+        else:
+            self._unshare_if_alone(lead)
+        if lead.object_id in self._hands:
+            self._hand_over(lead)
+
+    def _go_on_with_plan(self, lead: Lead) -> None:
+        plan = self._plans[lead.object_id][0]
+        if lead.config != lead.committed_config or lead.config.before:
+            return  # One change at a time.
+        if plan.learner:
+            if self._has_learned(lead, plan.learner):
+                lead.learners.pop(plan.learner)
+                config = groups.with_learner(plan, lead.config)
+                plan.learner = NOBODY
+                self._propose(lead, config)
+            return
+        is_short = groups.lacks_member(plan, lead.config)
+        if is_short or groups.lacks_witness(plan, lead.config):
+            self._teach(lead, plan, is_witness=not is_short)
+            return
+        smaller = groups.smaller(plan, lead.config, self._desk.me)
+        smaller = smaller or groups.noted(plan, lead.config)
+        if smaller is None:
+            self._end_plan(lead, plan)
+        else:
+            self._propose(lead, smaller)
+
+    @staticmethod
+    def _has_learned(lead: Lead, learner: PeerId) -> bool:
+        """Return whether a new member has all that is committed."""
+        member = lead.members.get(learner)
+        if member is None or member.mode is not Mode.LIVE:
+            return False
+        return member.acked >= lead.committed > NOTHING
+
+    def _teach(self, lead: Lead, plan: Plan, *, is_witness: bool) -> None:
+        """Send the state to the next candidate, or say that there is none."""
+        candidate = groups.next_candidate(plan, lead.config)
+        while candidate and not self._desk.is_reachable(candidate):
+            plan.refused.append(f"{candidate.hex()[:8]} is out of reach")
+            candidate = groups.next_candidate(plan, lead.config)
+        if not candidate:
+            config = groups.noted(plan, lead.config)
+            if config is not None:  # The goal stays: repair grows again.
+                self._propose(lead, config)
+            else:
+                self._end_plan(lead, plan)
+            return
+        if lead.dropped.get(candidate) == lead.config.version:
+            # That it is to drop its copy may come late: a newer version tells the two
+            # copies from each other.
+            plan.candidates.appendleft(candidate)
+            config = lead.config
+            members, witness = config.members, config.witness
+            self._propose(lead, groups.changed(plan, config, members, witness))
+            return
+        plan.learner, plan.is_witness = candidate, is_witness
+        plan.deadline_s = self._desk.now_s + self._desk.config.learner_wait_s
+        lead.learners[candidate] = is_witness
+        waiting = self._leaving.get(lead.object_id)
+        if waiting is not None:
+            waiting.pop(candidate, None)
+        lead.know_members(set())
+        lead.offer(candidate)
+        self._note_lagging(lead)
+        self._desk.wake(UNREACHABLE_S, Wake.PLAN, lead.object_id)
+
+    def on_plan_late(self, object_id: ObjectId) -> None:
+        """Give up a learner that takes too long, or is out of reach."""
+        lead, plans = self.leads.get(object_id), self._plans.get(object_id)
+        if lead is None or not plans or not plans[0].learner:
+            return
+        if not self._desk.is_reachable(plans[0].learner):
+            self._give_up_learner(lead, "out of reach")
+        elif self._desk.now_s >= plans[0].deadline_s:
+            self._give_up_learner(lead, "too slow")
+        else:
+            self._desk.wake(UNREACHABLE_S, Wake.PLAN, object_id)
+
+    def _give_up_learner(self, lead: Lead, why: str) -> None:
+        plan = self._plans[lead.object_id][0]
+        learner, plan.learner = plan.learner, NOBODY
+        plan.refused.append(f"{learner.hex()[:8]}: {why}")
+        del lead.learners[learner]
+        lead.know_members(set())
+        self._forget_lagging(lead.object_id, learner)
+        self._drop(lead, learner, lead.committed_config)
+        self._go_on(lead)
+
+    def _propose(self, lead: Lead, config: Config) -> None:
+        """Write a config as the next state; nothing else of the state changes."""
+        lead.config = config
+        lead.know_members(set())
+        before = self._acceptor.latest(lead.object_id)
+        assert before is not None
+        register = self._numbered(lead, config, None, size=0)
+        self._acceptor.order(lead.object_id, register, base=before.point)
+
+    def _finish_change(self, lead: Lead, config: Config) -> None:
+        """A config is committed: by both majorities first, then on its own."""
+        before, lead.committed_config = lead.committed_config, config
+        if config.before:
+            self._propose(lead, config._replace(before=()))
+            return
+        self._desk.emit(GroupChanged(lead.object_id, config))
+        for peer_id in before.before:
+            if peer_id not in config.voters and peer_id != self._desk.me:
+                self._forget_lagging(lead.object_id, peer_id)
+                self._drop(lead, peer_id, config)
+        if self._desk.me not in config.voters:
+            self._leave(lead)
+        else:
+            self._unshare_if_alone(lead)
+
+    def _leave(self, lead: Lead) -> None:
+        """This peer is no member any more: the best that stays leads next."""
+        object_id, config = lead.object_id, lead.committed_config
+        plans = self._plans.get(object_id)
+        if plans:
+            plan = plans.popleft()
+            self._desk.emit(GroupDone(plan.request, object_id))
+            if not plans:
+                del self._plans[object_id]
+        ranked = sorted(config.members, key=lambda peer: -lead.reached(peer))
+        lead.tell_committed()
+        self._tell_handed(lead, ranked[0])
+        self.depose(object_id, ranked[0])
+
+    def _end_plan(self, lead: Lead, plan: Plan) -> None:
+        object_id, config = lead.object_id, lead.committed_config
+        plans = self._plans[object_id]
+        plans.popleft()
+        if not plans:
+            del self._plans[object_id]
+        error = ""
+        if groups.lacks_member(plan, config) or groups.lacks_witness(plan, config):
+            copies = len(groups.stays(plan, config))
+            why = "; ".join(plan.refused) or "no other peer was named"
+            error = f"{copies} of {plan.wanted} copies"
+            if plan.wants_witness:
+                error += " and a witness" if config.witness else ", no witness"
+            error += f": {why}"
+        self._desk.emit(GroupDone(plan.request, object_id, error))
+        lead.is_growing = False
+        self._unshare_if_alone(lead)
+        if self.leads.get(object_id) is lead:
+            self._go_on(lead)
+
+    def _unshare_if_alone(self, lead: Lead) -> None:
+        """Make an object plain again once nobody else has, or is to have, a copy."""
+        object_id, config = lead.object_id, lead.committed_config
+        is_wanted = config.wanted > 1 or config.wants_witness or config.lineage
+        is_alone = config.voters == (self._desk.me,) and not config.before
+        is_open = object_id in self._plans or object_id in self._leaving
+        is_open = is_open or lead.is_growing
+        if not lead.is_led or not is_alone or is_wanted or is_open:
+            return
+        if not lead.is_quiet or self._acceptor.is_busy(object_id) or lead.is_deleted:
+            return
+        # Versions go on from there: see begin.
+        counter = max(lead.ballot.counter, config.version)
+        self._end(object_id)
+        self._acceptor.release(object_id, config.version)
+        self._desk.emit(Unshared(object_id, counter))
+
+    # Those who are to hear that they are out
+
+    def _drop(self, lead: Lead, peer_id: PeerId, config: Config) -> None:
+        lead.dropped[peer_id] = config.version
+        order = Drop(lead.object_id, lead.ballot, config)
+        self._tell_leaving(lead.object_id, peer_id, order)
+
+    def tell_forced(self, lead: Lead, before: Config) -> None:
+        """Tell the members of the lineage before that it is history."""
+        for peer_id in electorate(before):
+            if peer_id != self._desk.me:
+                self._drop(lead, peer_id, lead.config)
+
+    def _tell_leaving(
+        self, object_id: ObjectId, peer_id: PeerId, order: Drop | Forget
+    ) -> None:
+        self._leaving.setdefault(object_id, {})[peer_id] = order
+        self._lagging.setdefault(peer_id, {})[object_id] = None
+        self._desk.send(peer_id, order)
+        lead = self.leads[object_id]
+        lead.arm_resend()
+
+    def _retell(self, object_id: ObjectId) -> None:
+        for peer_id, order in self._leaving.get(object_id, {}).items():
+            if self._desk.is_reachable(peer_id):
+                self._desk.send(peer_id, order)
+                self.leads[object_id].arm_resend()
+
+    # Deletes
+
+    def _forget_if_all(self, lead: Lead) -> None:
+        """Let everything go once all voters have it that the object is deleted."""
+        object_id = lead.object_id
+        number = self._deleted.get(object_id)
+        waiting = self._leaving.get(object_id, {})
+        if number is None or any(isinstance(o, Forget) for o in waiting.values()):
+            return
+        voters = electorate(lead.config)
+        if any(lead.reached(peer) < number for peer in voters):
+            return
+        # Who left before, and has not said so, is told when it asks.
+        self._leaving.pop(object_id, None)
+        order = Forget(object_id, lead.ballot, number)
+        for peer_id in {*voters, *lead.learners} - {self._desk.me}:
+            self._tell_leaving(object_id, peer_id, order)
+        if object_id not in self._leaving:
+            self._forget(lead)
+
+    def _forget(self, lead: Lead) -> None:
+        object_id = lead.object_id
+        if self._acceptor.is_busy(object_id):
+            return
+        number = self._deleted[object_id]
+        self._end(object_id)
+        self._desk.emit(Remove(object_id))
+        self._acceptor.release(object_id, Forget(object_id, lead.ballot, number))
+
+    # Handing over
+
+    def hand_over(self, event: LeadHandedOver) -> None:
+        """Let another lead as soon as nothing is under way."""
+        lead = self.leads.get(event.object_id)
+        error = ""
+        if lead is None or not lead.is_led:
+            error = "it is not led here: ask its leader"
+        elif event.target == self._desk.me:
+            self._desk.emit(GroupDone(event.request, event.object_id))
+            return
+        elif event.target not in lead.committed_config.members:
+            error = f"{event.target.hex()} holds no copy: make it a member first"
+        elif event.object_id in self._hands:
+            error = "its lead is being handed over already"
+        if error or lead is None:
+            self._desk.emit(GroupDone(event.request, event.object_id, error))
+            return
+        until_s = self._desk.now_s + self._desk.config.hand_over_s
+        self._hands[event.object_id] = _Hand(event.request, event.target, until_s)
+        self._desk.wake(self._desk.config.hand_over_s, Wake.HAND_OVER, event.object_id)
+        self._go_on(lead)
+
+    def _hand_over(self, lead: Lead) -> None:
+        hand = self._hands[lead.object_id]
+        is_open = lead.object_id in self._plans or lead.config.before
+        if is_open or not lead.is_quiet or lead.reached(hand.target) < lead.acked:
+            return
+        del self._hands[lead.object_id]
+        self._tell_handed(lead, hand.target)
+        self.depose(lead.object_id, hand.target)
+        self._desk.emit(GroupDone(hand.request, lead.object_id))
+
+    def on_hand_late(self, object_id: ObjectId) -> None:
+        """Keep the lead: it was not possible in time."""
+        hand = self._hands.get(object_id)
+        if hand is None or self._desk.now_s < hand.until_s - 1e-6:
+            return
+        del self._hands[object_id]
+        error = "the target has not everything, or calls never paused: try again later"
+        self._desk.emit(GroupDone(hand.request, object_id, error))
+
+    def on_state_lost(self, object_id: ObjectId) -> None:
+        """Let the member lead that has the most: the state is not on this disk any more."""
+        lead = self.leads.get(object_id)
+        if lead is None:
+            return
+        others = [p for p in lead.committed_config.members if p != self._desk.me]
+        others = [p for p in others if lead.reached(p) >= lead.committed]
+        successor = max(others, key=lead.reached, default=NOBODY)
+        if successor:
+            self._tell_handed(lead, successor)
+        self.depose(object_id, successor)
+
+    def _tell_handed(self, lead: Lead, target: PeerId) -> None:
+        message = Committed(lead.object_id, lead.ballot, lead.committed, True)
+        self._desk.send(target, message)
+
+    # Ending
+
+    def depose(self, object_id: ObjectId, successor: PeerId = NOBODY) -> None:
+        """Lead no more; what is open is in doubt."""
+        lead = self.leads.get(object_id)
+        if lead is None:
+            return
+        self._end(object_id)
+        if lead.is_led:
+            self._desk.emit(Deposed(object_id))
+        self._on_lost(object_id, successor)
+        if self._desk.me not in electorate(lead.committed_config) and successor:
+            self._on_left(lead)
+
+    def _on_left(self, lead: Lead) -> None:
+        object_id = lead.object_id
+        if not self._acceptor.is_busy(object_id):
+            self._acceptor.remove(object_id, lead.committed_config.version)
+
+    def _end(self, object_id: ObjectId) -> None:
+        lead = self.leads.pop(object_id)
+        self._deleted.pop(object_id, None)
+        self._leaving.pop(object_id, None)
+        for peer_id in list(self._lagging):
+            self._forget_lagging(object_id, peer_id)
+        why = "its leader was deposed meanwhile: look at its group, and ask again"
+        self._end_plans(object_id, why)
+        hand = self._hands.pop(object_id, None)
+        if hand is not None:
+            self._desk.emit(GroupDone(hand.request, object_id, why))
+        assert lead.object_id == object_id
+
+    def _end_plans(self, object_id: ObjectId, why: str) -> None:
+        for plan in self._plans.pop(object_id, ()):
+            self._desk.emit(GroupDone(plan.request, object_id, why))
+
+    # Time, and peers that come back
+
+    def on_wake(self, what: Wake, object_id: ObjectId) -> None:
+        """Do what is due for an object, if it is led still."""
+        lead = self.leads.get(object_id)
+        if what is Wake.CATCH_UP:
+            self._catch_up()
+        elif lead is None:
+            return
+        elif what is Wake.RESEND:
+            lead.on_resend()
+            self._retell(object_id)
+            self._go_on(lead)
+        elif what is Wake.QUORUM_WAIT:
+            if lead.is_in_doubt():
+                self.depose(object_id)
+        elif what is Wake.COMMITTED:
+            lead.tell_committed()
+        elif what is Wake.RETRY_SPACE:
+            lead.retry_full()
+        elif what is Wake.PLAN:
+            self.on_plan_late(object_id)
+        elif what is Wake.HAND_OVER:
+            self.on_hand_late(object_id)
+
+    def check(self) -> None:
+        """Make sure that what is led is what is promised here."""
+        for object_id, lead in self.leads.items():
+            lead.check()
+            register = self._acceptor.latest(object_id)
+            assert register is not None
+            assert register.promised == register.epoch == lead.ballot
+            assert lead.ballot.leader == self._desk.me
+            if self._acceptor.is_busy(object_id):
+                continue
+            assert register.number == lead.acked
+        for tables in (self._plans, self._hands, self._leaving, self._deleted):
+            assert tables.keys() <= self.leads.keys()

@@ -1,0 +1,526 @@
+"""What the leader of one object knows: writes in flight, how far each member is.
+
+    WriteStored -> Accept to each member -> Accepted by a majority (or both) -> committed
+
+Rules of this file: one instance for one object under one epoch; it knows no other object.
+The leader's disk is first: what is not on it leaves it not. One value for one number: what
+is sent again is the same. What a member misses is sent in order, or else the whole state.
+
+Source: reliability.md 3.4 R2 to R6; plan D3, D6, D7, D9.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import Any
+
+from activestore.core.register import electorate, reach
+from activestore.core.replication_desk import Desk, Wake
+from activestore.core.replication_effects import SendWhole
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import (
+    Accept,
+    Ballot,
+    Committed,
+    Config,
+    Confirm,
+    Nack,
+    Point,
+    Reason,
+)
+
+# Nothing was acknowledged under this epoch; numbers begin with 1.
+NOTHING = 0
+
+
+class Entry:
+    """A state that this leader has under its epoch: one number, one value for ever."""
+
+    __slots__ = (
+        "base",
+        "begun_s",
+        "change",
+        "config",
+        "is_deleted",
+        "number",
+        "outcome",
+        "size",
+    )
+
+    def __init__(
+        self, number: int, config: Config, change: Any, *, is_deleted: bool, size: int
+    ) -> None:
+        self.number = number
+        self.config = config
+        self.change = change
+        self.is_deleted = is_deleted
+        self.size = size
+        self.base = Point()
+        self.begun_s = 0.0
+        self.outcome: bool | None = None  # on this disk? None: not known yet
+
+
+class Mode(enum.Enum):
+    """What a member is sent."""
+
+    LIVE = 0  # what follows on what it has
+    BEHIND = 1  # the whole is to be sent
+    WHOLE = 2  # the whole was sent, and is not acknowledged
+    FULL = 3  # its disk is full: nothing, for a while
+
+
+class Member:
+    """How far a member is."""
+
+    __slots__ = ("acked", "confirmed", "mode", "sent", "sent_s", "told")
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.acked = NOTHING
+        self.sent = NOTHING
+        self.sent_s = 0.0
+        self.told = NOTHING
+        self.confirmed = 0
+
+
+class Lead:
+    """One object that this peer leads, or whose newest state it has accepted again."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        object_id: ObjectId,
+        ballot: Ballot,
+        number: int,
+        config: Config,
+        *,
+        is_deleted: bool,
+    ) -> None:
+        self._desk = desk
+        self.object_id = object_id
+        self.ballot = ballot
+        self.config = config
+        self.committed_config = config
+        self.is_deleted = is_deleted
+        self.number = number  # the newest that has been given
+        self.floor = Point()  # the newest on this disk, under this epoch
+        self.committed = NOTHING
+        self.is_led = False
+        self.is_growing = False  # it was plain, and its first change is under way
+        self.members: dict[PeerId, Member] = {}
+        self.entries: deque[Entry] = deque()
+        self.kept_bytes = 0
+        self.acked = NOTHING  # by this disk
+        self.round = 0
+        self.round_done = 0
+        self.rounds: deque[tuple[int, float]] = deque()
+        self.resend_s = desk.config.resend_s
+        self.is_resending = self.is_waiting = self.is_telling = False
+        self.vouched_s = 0.0
+        self.learners: dict[PeerId, bool] = {}  # value: is to become the witness
+        self.dropped: dict[PeerId, int] = {}  # value: the version that was without it
+
+    # Numbers
+
+    def add(self, entry: Entry) -> None:
+        """Give an entry its place; it is not sent before it is on this disk."""
+        assert entry.number >= self.number
+        self.number = entry.number
+        entry.begun_s = self._desk.now_s
+        self.entries.append(entry)
+        self.kept_bytes += entry.size
+        self.arm_wait()
+
+    def settle(self, number: int, *, is_refused: bool) -> None:
+        """Take what this disk did with an entry, and send what is next."""
+        for entry in self.entries:
+            if entry.number == number and entry.outcome is None:
+                entry.outcome = not is_refused
+        self._advance()
+
+    def _advance(self) -> None:
+        refused = []
+        for entry in self.entries:
+            if entry.number <= self.acked:
+                continue
+            if entry.outcome is None:
+                break
+            if not entry.outcome:
+                refused.append(entry)
+                continue
+            if self.floor.counter:
+                entry.base = self.floor
+            self.floor = Point(self.ballot.counter, entry.number)
+            self.acked = entry.number
+        for entry in refused:
+            self.entries.remove(entry)
+            self.kept_bytes -= entry.size
+        for peer_id in self.members:
+            self.offer(peer_id)
+        self.trim()
+
+    def reached(self, peer_id: PeerId) -> int:
+        """Return the number up to which a peer has everything on disk."""
+        if peer_id == self._desk.me:
+            return self.acked
+        member = self.members.get(peer_id)
+        return NOTHING if member is None else member.acked
+
+    def reach_committed(self) -> list[Entry]:
+        """Return the entries that are committed now and were not, in order."""
+        done = []
+        for entry in self.entries:
+            if entry.number <= self.committed:
+                continue
+            if entry.number > self.acked:
+                break
+            if reach(entry.config, self.reached) < entry.number:
+                break
+            self.committed = entry.number
+            done.append(entry)
+        if done:
+            self.resend_s = self._desk.config.resend_s
+            self.arm_committed()
+        return done
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything that was given a number is committed."""
+        return self.committed == self.acked and all(
+            entry.outcome is not None for entry in self.entries
+        )
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Since when somebody waits for a majority; None where nobody does."""
+        waits = [e.begun_s for e in self.entries if e.number > self.committed][:1]
+        waits += [begun_s for _, begun_s in self.rounds][:1]
+        return min(waits, default=None)
+
+    # Members
+
+    def know_members(self, at_base: frozenset[PeerId] | set[PeerId]) -> None:
+        """Keep a record of each that is to be sent something.
+
+        `at_base`: known to have what the first entry follows on.
+        """
+        wanted = {*electorate(self.config), *self.learners} - {self._desk.me}
+        for peer_id in [p for p in self.members if p not in wanted]:
+            del self.members[peer_id]
+        for peer_id in wanted:
+            if peer_id not in self.members:
+                is_at = peer_id in at_base
+                self.members[peer_id] = Member(Mode.LIVE if is_at else Mode.BEHIND)
+
+    def is_witness(self, peer_id: PeerId) -> bool:
+        """Return whether a member gets no state."""
+        witnesses = (self.config.witness, self.committed_config.witness)
+        return peer_id in witnesses or self.learners.get(peer_id, False)
+
+    def lagging(self) -> list[PeerId]:
+        """Return the members that have not acknowledged everything on this disk."""
+        floor = self.acked
+        return [peer for peer, m in self.members.items() if m.acked < floor]
+
+    def offer(self, peer_id: PeerId) -> None:
+        """Send a member what it has not been sent."""
+        member = self.members[peer_id]
+        if self.acked == NOTHING:
+            return
+        if member.mode is Mode.BEHIND:
+            self._send_whole(peer_id, member)
+        if member.mode is not Mode.LIVE:
+            return
+        for entry in self.entries:
+            if member.sent < entry.number <= self.acked:
+                self._send_entry(peer_id, member, entry)
+
+    def _send_entry(self, peer_id: PeerId, member: Member, entry: Entry) -> None:
+        is_witness = self.is_witness(peer_id)
+        self._desk.send(
+            peer_id,
+            Accept(
+                self.object_id,
+                self.ballot,
+                entry.number,
+                entry.base,
+                entry.config,
+                entry.is_deleted,
+                self.committed,
+                peer_id in self.learners,
+                None if is_witness else entry.change,
+            ),
+        )
+        member.sent = entry.number
+        member.told = self.committed
+        self._note_sent(member)
+
+    def _send_whole(self, peer_id: PeerId, member: Member) -> None:
+        """Send everything; the shell fills in what its disk has by then."""
+        message = Accept(
+            self.object_id,
+            self.ballot,
+            self.acked,
+            None,
+            self.latest_config(),
+            self.is_deleted_at(self.acked),
+            self.committed,
+            peer_id in self.learners,
+        )
+        if self.is_witness(peer_id) or message.is_deleted:
+            self._desk.send(peer_id, message)
+        else:
+            self._desk.emit(SendWhole(peer_id, message))
+        member.mode = Mode.WHOLE
+        member.sent = self.acked
+        member.told = self.committed
+        self._note_sent(member)
+
+    def latest_config(self) -> Config:
+        """Return the config of the newest state on this disk."""
+        config = self.committed_config
+        for entry in self.entries:
+            if entry.number <= self.acked:
+                config = entry.config
+        return config
+
+    def is_deleted_at(self, number: int) -> bool:
+        """Return whether the state of this number is that it is deleted."""
+        return self.is_deleted and not any(
+            entry.is_deleted and entry.number > number for entry in self.entries
+        )
+
+    def _note_sent(self, member: Member) -> None:
+        member.sent_s = self._desk.now_s
+        if not self.is_resending:
+            self.is_resending = True
+            self._desk.wake(self.resend_s, Wake.RESEND, self.object_id)
+
+    def on_accepted(self, peer_id: PeerId, number: int) -> bool:
+        """Take what a member has on disk; return whether that is new."""
+        member = self.members.get(peer_id)
+        # The whole may have been read before this core knew that its disk had it.
+        if member is None or number > self.number:
+            return False
+        is_new = number > member.acked
+        member.acked = max(member.acked, number)
+        if member.mode is not Mode.LIVE:
+            # What follows on the whole was not sent with it.
+            member.mode = Mode.LIVE
+            member.sent = member.acked
+        member.sent = max(member.sent, member.acked)
+        self._mind_gap(member)
+        self.offer(peer_id)
+        self.trim()
+        return is_new
+
+    def _mind_gap(self, member: Member) -> None:
+        """A member to which nothing that is kept here follows on needs the whole."""
+        if member.acked >= self.acked:
+            return
+        follows = any(
+            entry.base.number <= member.acked < entry.number
+            for entry in self.entries
+            if entry.base.counter == self.ballot.counter
+        )
+        if not follows and member.mode is Mode.LIVE:
+            member.mode = Mode.BEHIND
+
+    def on_nack(self, peer_id: PeerId, message: Nack) -> None:
+        """Take that a member did not take something, for want of its base, or of room."""
+        member = self.members.get(peer_id)
+        if member is None:
+            return
+        if message.reason is Reason.BASE:
+            self._on_base(peer_id, member, message.number)
+        elif message.reason is Reason.UNKNOWN and peer_id in self.learners:
+            member.mode = Mode.BEHIND
+            self.arm_resend()
+        elif message.reason in (Reason.SPACE, Reason.REQUIREMENT):
+            member.mode = Mode.FULL
+            member.sent = member.acked
+            self._desk.wake(
+                self._desk.config.space_pause_s, Wake.RETRY_SPACE, self.object_id
+            )
+
+    def _on_base(self, peer_id: PeerId, member: Member, number: int) -> None:
+        """Send in order what came out of order, and the whole where nothing helps."""
+        if member.mode is not Mode.LIVE or number <= member.acked:
+            return
+        if not number:  # A question came before the state that it is about.
+            self.arm_resend()
+            return
+        refused = [entry for entry in self.entries if entry.number == number]
+        is_ours = refused and refused[0].base.counter == self.ballot.counter
+        if is_ours and refused[0].base.number > member.acked > NOTHING:
+            self.arm_resend()
+            return
+        member.mode = Mode.BEHIND
+        self.offer(peer_id)
+
+    def retry_full(self) -> None:
+        """Ask members again whose disks were full."""
+        for peer_id, member in self.members.items():
+            if member.mode is Mode.FULL:
+                self.restart(peer_id)
+
+    def restart(self, peer_id: PeerId) -> None:
+        """Send a member again what it has not acknowledged: it may be lost."""
+        member = self.members.get(peer_id)
+        if member is None or member.acked >= self.acked:
+            return
+        if member.mode is not Mode.LIVE:
+            member.mode = Mode.BEHIND
+        if member.acked != NOTHING:
+            member.mode = Mode.LIVE
+            self._mind_gap(member)
+        member.sent = member.acked
+        self.offer(peer_id)
+
+    def on_resend(self) -> bool:
+        """Send again what reachable members did not answer.
+
+        Returns:
+            Whether there is anything left to wait for.
+        """
+        self.is_resending = False
+        desk, config = self._desk, self._desk.config
+        waiting = [p for p in self.lagging() if desk.is_reachable(p)]
+        waiting = [p for p in waiting if self.members[p].mode is not Mode.FULL]
+        for peer_id in waiting:
+            member = self.members[peer_id]
+            is_whole = member.mode is Mode.WHOLE
+            patience_s = config.whole_s if is_whole else self.resend_s
+            if desk.now_s - member.sent_s >= patience_s * 0.99:
+                self.restart(peer_id)
+        if self.rounds:
+            self._ask_round(self.rounds[-1][0])
+        if waiting or self.rounds:
+            self.resend_s = min(2 * self.resend_s, config.resend_s_max)
+            self.arm_resend()
+        else:
+            self.resend_s = config.resend_s
+        return bool(waiting or self.rounds)
+
+    def arm_resend(self) -> None:
+        """Look after a while whether members answered."""
+        if not self.is_resending:
+            self.is_resending = True
+            self._desk.wake(self.resend_s, Wake.RESEND, self.object_id)
+
+    def arm_wait(self) -> None:
+        """Look in time whether the oldest write is committed."""
+        if not self.is_waiting:
+            self.is_waiting = True
+            wait_s = self._desk.config.quorum_wait_s
+            self._desk.wake(wait_s, Wake.QUORUM_WAIT, self.object_id)
+
+    def is_in_doubt(self) -> bool:
+        """Return whether somebody waited too long; else look again in time."""
+        self.is_waiting = False
+        oldest_s = self.oldest_s
+        if oldest_s is None:
+            return False
+        left_s = oldest_s + self._desk.config.quorum_wait_s - self._desk.now_s
+        if left_s <= 1e-6:
+            return True
+        self.is_waiting = True
+        self._desk.wake(left_s, Wake.QUORUM_WAIT, self.object_id)
+        return False
+
+    # What is kept to be sent again
+
+    def trim(self) -> None:
+        """Let go of entries that nobody needs; who needs too many gets the whole."""
+        config = self._desk.config
+        while True:
+            live = [m.acked for m in self.members.values() if m.mode is not Mode.BEHIND]
+            least = min([*live, self.acked])
+            while self.entries and self.entries[0].number <= min(least, self.committed):
+                self.kept_bytes -= self.entries.popleft().size
+            is_catching = any(m.mode is Mode.WHOLE for m in self.members.values())
+            entries_max = config.catching_entries_max if is_catching else None
+            bytes_max = config.catching_bytes_max if is_catching else None
+            entries_max = entries_max or config.entries_max
+            bytes_max = bytes_max or config.entries_bytes_max
+            if len(self.entries) <= entries_max and self.kept_bytes <= bytes_max:
+                return
+            late = [m for m in self.members.values() if m.acked < self.committed]
+            late = [m for m in late if m.mode is not Mode.BEHIND]
+            if not late:
+                return  # They are not committed: bounded by the calls that wait.
+            slowest = min(late, key=lambda m: m.acked)
+            slowest.mode = Mode.BEHIND
+            self.arm_resend()
+
+    # Reads, and what followers are told
+
+    def ask_round(self) -> int:
+        """Ask all voters whether this epoch still holds; return the question's number."""
+        self.round += 1
+        self.rounds.append((self.round, self._desk.now_s))
+        self._ask_round(self.round)
+        self.arm_wait()
+        self.arm_resend()
+        return self.round
+
+    def _ask_round(self, number: int) -> None:
+        message = Confirm(self.object_id, self.ballot, number, self.committed)
+        for peer_id in electorate(self.config):
+            if peer_id != self._desk.me:
+                member = self.members[peer_id]
+                if member.confirmed < number:
+                    self._desk.send(peer_id, message)
+
+    def on_confirmed(self, peer_id: PeerId, number: int) -> int | None:
+        """Take a voter's word; return up to which question a majority agreed, if new."""
+        member = self.members.get(peer_id)
+        if member is None or number > self.round:
+            return None
+        member.confirmed = max(member.confirmed, number)
+        done = reach(self.config, self._confirmed)
+        if done <= self.round_done:
+            return None
+        self.round_done = done
+        while self.rounds and self.rounds[0][0] <= done:
+            self.rounds.popleft()
+        if self._desk.now_s - self.vouched_s >= self._desk.config.vouch_s:
+            self.vouched_s = self._desk.now_s
+            self.arm_committed()
+            for told in self.members.values():
+                told.told = NOTHING
+        return done
+
+    def _confirmed(self, peer_id: PeerId) -> int:
+        if peer_id == self._desk.me:
+            return self.round
+        member = self.members.get(peer_id)
+        return 0 if member is None else member.confirmed
+
+    def arm_committed(self) -> None:
+        """Tell soon what is committed, if no write tells it sooner."""
+        if not self.is_telling and self.members:
+            self.is_telling = True
+            self._desk.wake(
+                self._desk.config.committed_s, Wake.COMMITTED, self.object_id
+            )
+
+    def tell_committed(self) -> None:
+        """Tell members what is committed that have not heard of it."""
+        self.is_telling = False
+        message = Committed(self.object_id, self.ballot, self.committed)
+        for peer_id, member in self.members.items():
+            if member.told < self.committed and member.acked > NOTHING:
+                member.told = self.committed
+                self._desk.send(peer_id, message)
+
+    def check(self) -> None:
+        """Make sure that numbers are in order."""
+        assert self.committed <= self.acked <= self.number
+        numbers = [entry.number for entry in self.entries]
+        assert numbers == sorted(set(numbers))
+        assert self.kept_bytes == sum(entry.size for entry in self.entries)
+        for member in self.members.values():
+            assert member.acked <= self.number
+            assert member.confirmed <= self.round

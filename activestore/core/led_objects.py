@@ -1,0 +1,147 @@
+"""The objects that one peer leads: their numbers, their reads, who misses what.
+
+Rules of this file: it decides nothing about groups; see `leaders`.
+
+Source: reliability.md 3.4 R5, R6; plan D3, D7.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from activestore.core.acceptor import Acceptor
+from activestore.core.leading import Entry, Lead
+from activestore.core.register import Register, electorate
+from activestore.core.replication_desk import Desk, Wake
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import Ballot, Config, Drop, Forget
+
+# Objects of which a peer that came back gets the rest at once, then every step so many.
+CATCH_UP_COUNT = 20
+CATCH_UP_STEP_S = 0.02
+
+
+class LedObjects:
+    """The leads of one peer, as far as they are alike."""
+
+    def __init__(self, desk: Desk, acceptor: Acceptor) -> None:
+        self._desk = desk
+        self._acceptor = acceptor
+        self.leads: dict[ObjectId, Lead] = {}
+        self._asking: dict[ObjectId, Lead] = {}
+        # Who must hear that it is no member any more, or that nothing is to be kept.
+        self._leaving: dict[ObjectId, dict[PeerId, Drop | Forget]] = {}
+        self._lagging: dict[PeerId, dict[ObjectId, None]] = {}
+        self._catching: deque[tuple[PeerId, ObjectId]] = deque()
+
+    def find(self, object_id: ObjectId, ballot: Ballot) -> Lead | None:
+        """Return the lead under this epoch, None where it is over."""
+        lead = self.leads.get(object_id)
+        return lead if lead is not None and lead.ballot == ballot else None
+
+    def _new(self, object_id: ObjectId, register: Register) -> Lead:
+        lead = self.leads[object_id] = Lead(
+            self._desk,
+            object_id,
+            register.epoch,
+            register.number,
+            register.config,
+            is_deleted=register.is_deleted,
+        )
+        return lead
+
+    # Writing
+
+    def begin_write(
+        self, object_id: ObjectId, change: Any, *, is_delete: bool, size: int
+    ) -> Register:
+        """Give a write its number; see Replication.begin_write."""
+        lead = self.leads.get(object_id)
+        if lead is None or not lead.is_led or lead.is_deleted:
+            text = (
+                f"object {object_id.hex()} is not led here: ask is_led before a write"
+            )
+            raise LookupError(text)
+        lead.is_deleted = is_delete
+        register = self._numbered(lead, lead.config, change, size=size)
+        self._acceptor.begin_write(object_id, register)
+        return register
+
+    def _numbered(
+        self, lead: Lead, config: Config, change: Any, *, size: int
+    ) -> Register:
+        number = lead.number + 1
+        lead.add(Entry(number, config, change, is_deleted=lead.is_deleted, size=size))
+        return Register(
+            promised=lead.ballot,
+            epoch=lead.ballot,
+            number=number,
+            config=config,
+            is_deleted=lead.is_deleted,
+            is_voter=self._desk.me in electorate(config),
+        )
+
+    # Reads
+
+    def confirm(self, object_id: ObjectId) -> int | None:
+        """Begin or join a round of confirmations; see Replication.confirm."""
+        lead = self.leads.get(object_id)
+        if lead is None or not lead.is_led:
+            text = f"object {object_id.hex()} is not led here: ask is_led before a read"
+            raise LookupError(text)
+        if set(electorate(lead.config)) == {self._desk.me}:
+            return None
+        self._asking[object_id] = lead
+        return lead.round + 1
+
+    def flush_rounds(self) -> None:
+        """Send the questions of all reads that came since the last time."""
+        if self._asking:
+            asking, self._asking = self._asking, {}
+            for object_id, lead in asking.items():
+                if self.leads.get(object_id) is lead:
+                    lead.ask_round()
+
+    # Members that miss something
+
+    def _note_lagging(self, lead: Lead) -> None:
+        """Keep for each member what it misses, for the time when it comes back."""
+        for peer_id, member in lead.members.items():
+            objects = self._lagging.get(peer_id)
+            if member.acked < lead.acked:
+                if objects is None:
+                    objects = self._lagging[peer_id] = {}
+                objects[lead.object_id] = None
+            elif objects is not None and lead.object_id in objects:
+                del objects[lead.object_id]
+
+    def _forget_lagging(self, object_id: ObjectId, peer_id: PeerId) -> None:
+        objects = self._lagging.get(peer_id)
+        if objects is not None:
+            objects.pop(object_id, None)
+            if not objects:
+                del self._lagging[peer_id]
+
+    def on_peer_back(self, peer_id: PeerId) -> None:
+        """Send a peer that came back what it missed, not all at once."""
+        objects = self._lagging.get(peer_id)
+        if not objects:
+            return
+        is_idle = not self._catching
+        self._catching.extend((peer_id, object_id) for object_id in objects)
+        if is_idle:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for _ in range(min(CATCH_UP_COUNT, len(self._catching))):
+            peer_id, object_id = self._catching.popleft()
+            lead = self.leads.get(object_id)
+            if lead is None:
+                continue
+            lead.restart(peer_id)
+            order = self._leaving.get(object_id, {}).get(peer_id)
+            if order is not None:
+                self._desk.send(peer_id, order)
+        if self._catching:
+            self._desk.wake(CATCH_UP_STEP_S, Wake.CATCH_UP)

@@ -1,0 +1,180 @@
+"""The registers of one peer: what is on disk, what is on the way there.
+
+Rules of this file: it decides nothing and answers nobody. `registers` has what is
+durable; `latest` what it will be. Only what is in `registers` may be told.
+
+Source: reliability.md 3.2; plan D1, D8.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import NamedTuple
+
+from activestore.core.register import Register
+from activestore.core.replication_desk import Desk
+from activestore.core.replication_effects import Store
+from activestore.core.replication_events import StateLost
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import (
+    NOBODY,
+    Accept,
+    Ballot,
+    Config,
+    Drop,
+    Forget,
+    Point,
+    Prepare,
+)
+
+Deferrable = Prepare | Accept | Drop | Forget | StateLost
+
+
+class Order(NamedTuple):
+    """A Store that is not answered yet; `message` None: one of this peer's own."""
+
+    object_id: ObjectId
+    register: Register
+    sender: PeerId
+    message: Prepare | Accept | None
+
+
+class Busy:
+    """An object of which something is being written."""
+
+    __slots__ = ("count", "deferred", "latest", "writes")
+
+    def __init__(self, latest: Register) -> None:
+        self.latest = latest
+        self.count = 0
+        self.writes: dict[int, Register] = {}
+        self.deferred: deque[tuple[PeerId, Deferrable]] = deque()
+
+
+class Heard(NamedTuple):
+    """What a follower knows of what is committed; `at_s`: when its state was vouched."""
+
+    epoch: Ballot
+    committed: int
+    at_s: float | None
+
+
+class Registers:
+    """The registers of one peer, and the orders about them that are not answered."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.registers: dict[ObjectId, Register] = {}
+        self._busy: dict[ObjectId, Busy] = {}
+        self._orders: dict[int, Order] = {}
+        self._pledges: dict[ObjectId, Ballot] = {}
+        self._heard: dict[ObjectId, Heard] = {}
+        self._left: OrderedDict[ObjectId, Forget | int] = OrderedDict()
+        self._configs: dict[Config, Config] = {}
+
+    # What is here
+
+    def latest(self, object_id: ObjectId) -> Register | None:
+        """Return the register as it will be when all that is ordered is written."""
+        busy = self._busy.get(object_id)
+        register = self.registers.get(object_id) if busy is None else busy.latest
+        pledge = self._pledges.get(object_id)
+        if register is None or pledge is None:
+            return register
+        if pledge.counter > register.promised.counter:
+            return register._replace(promised=pledge)
+        return register
+
+    def is_busy(self, object_id: ObjectId) -> bool:
+        """Return whether something of the object is being written."""
+        return object_id in self._busy
+
+    def keep(self, object_id: ObjectId, register: Register) -> None:
+        """Take a register that is on disk, or that the caller writes at once."""
+        config = self._configs.setdefault(register.config, register.config)
+        self.registers[object_id] = register._replace(config=config)
+        if len(self._configs) > 2 * len(self.registers) + 1024:
+            self._configs = {r.config: r.config for r in self.registers.values()}
+
+    def pledge(self, object_id: ObjectId, ballot: Ballot) -> None:
+        """Promise this peer's own candidate an epoch: in memory only.
+
+        It becomes durable with the state that is accepted under it, and nothing is
+        accepted anywhere under it before; lost in a crash, it harmed nobody.
+        """
+        self._pledges[object_id] = ballot
+
+    def shown_number(self, object_id: ObjectId) -> int | None:
+        """Return the number of this disk's state if it is known committed."""
+        register, heard = self.registers.get(object_id), self._heard.get(object_id)
+        if register is None or heard is None or not register.has_state:
+            return None
+        is_shown = heard.epoch == register.epoch and register.number <= heard.committed
+        return register.number if is_shown else None
+
+    def vouched_s(self, object_id: ObjectId) -> float | None:
+        """Return when this disk's state was last known to be the newest committed."""
+        heard = self._heard.get(object_id)
+        return None if heard is None else heard.at_s
+
+    # Writing
+
+    def order(
+        self,
+        object_id: ObjectId,
+        register: Register,
+        *,
+        base: Point | None = None,
+        change: object = None,
+        sender: PeerId = NOBODY,
+        message: Prepare | Accept | None = None,
+    ) -> None:
+        """Have a register written; what stands in the orders' answers happens then."""
+        token = self._desk.next_token()
+        self._orders[token] = Order(object_id, register, sender, message)
+        self._begin(object_id, register)
+        is_delete = register.is_deleted
+        base = None if is_delete else base
+        self._desk.emit(Store(token, object_id, register, base, change, is_delete))
+
+    def begin_write(self, object_id: ObjectId, register: Register) -> None:
+        """Note that the caller writes this register with a state of its own."""
+        self._begin(object_id, register)
+        self._busy[object_id].writes[register.number] = register
+
+    def _begin(self, object_id: ObjectId, register: Register) -> None:
+        busy = self._busy.get(object_id)
+        if busy is None:
+            busy = self._busy[object_id] = Busy(register)
+        busy.latest = register
+        busy.count += 1
+
+    def on_written(self, object_id: ObjectId, number: int, *, is_refused: bool) -> bool:
+        """Take that a write of the caller is on disk; False: it was none of these."""
+        busy = self._busy.get(object_id)
+        register = None if busy is None else busy.writes.pop(number, None)
+        if register is None:
+            return False
+        if not is_refused:
+            self._settle(object_id, register)
+        return True
+
+    def _settle(self, object_id: ObjectId, register: Register) -> None:
+        old = self.registers.get(object_id)
+        if old is not None and _age_of(old) > _age_of(register):
+            return  # Answers may come in another order than what they are about.
+        self.keep(object_id, register)
+        pledge = self._pledges.get(object_id)
+        if pledge is not None and pledge.counter <= register.promised.counter:
+            del self._pledges[object_id]
+
+
+def _age_of(register: Register) -> tuple[int, int, int, bool]:
+    """Return what orders the registers of one peer in time."""
+    quarantined = register.is_quarantined
+    return (
+        register.promised.counter,
+        register.epoch.counter,
+        register.number,
+        quarantined,
+    )

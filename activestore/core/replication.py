@@ -1,0 +1,529 @@
+"""Replication: one CASPaxos register per object, led by one of those that hold it; pure.
+
+It joins the parts, and knows none of their rules:
+
+    acceptor   what is promised and accepted here, and the answers to others
+    takeover   who leads next: ask, prepare, fetch, have it accepted again
+    leaders    what is led here: writes, reads, changes of groups, deletes
+
+Rules of this file: nothing is decided here. An object that is not touched costs nothing:
+there is no timer and no scan for it.
+
+Source: reliability.md section 3; design section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from activestore.core.acceptor import Acceptor
+from activestore.core.leaders import Leaders
+from activestore.core.register import Register, electorate
+from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
+from activestore.core.replication_effects import (
+    Followed,
+    GroupDone,
+    ReplicationEffect,
+    StateReplaced,
+)
+from activestore.core.replication_events import (
+    ForceOrdered,
+    GroupWanted,
+    LeadHandedOver,
+    LinkReady,
+    MessageCame,
+    PeerSeen,
+    ReplicationEvent,
+    StateLost,
+    Stored,
+    TimerFired,
+    Touched,
+    WriteStored,
+)
+from activestore.core.takeover import TakeOvers
+from activestore.ids import ObjectId, PeerId
+from activestore.wire.replicas import (
+    NOBODY,
+    Accept,
+    Accepted,
+    Ask,
+    Ballot,
+    Committed,
+    Config,
+    Confirm,
+    Confirmed,
+    Drop,
+    Fetch,
+    Forget,
+    Nack,
+    Point,
+    Prepare,
+    Promise,
+    Reason,
+    ReplicaMessage,
+    State,
+    Told,
+)
+
+# A lineage: how often the group was forced, and chance below it. Source: plan D10.
+LINEAGE_CHANCE_BITS = 48
+
+
+class RegisterState(NamedTuple):
+    """What `show` tells of a register.
+
+    `role`: "leader", "follower", "learner", "witness", "damaged", "quarantined". `reachable`,
+    `needed`: voters that answer, and how many must. `acked`: the number that each member
+    acknowledged, at the leader only; 0 where nothing was under this epoch.
+    """
+
+    role: str
+    register: Register
+    leader: Ballot | None
+    reachable: int
+    needed: int
+    committed: int | None
+    acked: dict[PeerId, int]
+
+
+def _no_plain_object(_object_id: ObjectId) -> int | None:
+    return None
+
+
+class Replication:
+    """The replicated objects of one peer.
+
+    Args:
+        me: This peer.
+        config: Times and bounds; None for those of production.
+        random: A number from 0 up to 1, another one each time.
+        plain: Tells the epoch of an object that is held here without a register, None
+            where there is none: who has an old copy of it learns so that it is alone.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        config: ReplicationConfig | None,
+        random: Callable[[], float],
+        plain: Callable[[ObjectId], int | None] = _no_plain_object,
+    ) -> None:
+        self._me = me
+        self._desk = Desk(me, config or ReplicationConfig(), random)
+        self._acceptor = Acceptor(self._desk, self, plain)
+        self._leaders = Leaders(self._desk, self._acceptor, self._on_led, self._on_lost)
+        self._takeovers = TakeOvers(self._desk, self._acceptor, self._leaders.recommit)
+        self._forced: dict[ObjectId, tuple[int, Config]] = {}
+
+    # What the shell asks
+
+    def restore(self, object_id: ObjectId, register: Register) -> None:
+        """Take a register from disk, before any event; nothing is led after it.
+
+        Its `Followed` and its search for a leader come with the first effects.
+        """
+        self._acceptor.keep(object_id, register)
+        config, counter = register.config, register.promised.counter
+        self._desk.emit(Followed(object_id, NOBODY, counter, config))
+        if not register.is_quarantined:
+            self._takeovers.queue(object_id)
+
+    def begin(
+        self, object_id: ObjectId, counter: int, now_s: float
+    ) -> tuple[Register, list[ReplicationEffect]]:
+        """Make a plain object that is here a register of this peer alone, led at once.
+
+        The caller writes the register before anything that comes after. It is made plain
+        again (`Unshared`) if the first change of its group leaves it alone.
+
+        Args:
+            object_id: Which object.
+            counter: Its epoch so far; what `Unshared` told, if it had a register once.
+            now_s: The time.
+        """
+        self._desk.now_s = now_s
+        assert self._acceptor.latest(object_id) is None
+        ballot = Ballot(counter + 1, self._me)
+        # Versions grow over all registers that the object ever had: so one who was a
+        # member long ago knows less than anybody who is one.
+        config = Config(counter + 1, (self._me,))
+        register = Register(ballot, ballot, 1, config)
+        self._acceptor.keep(object_id, register)
+        self._leaders.begin(object_id, register, is_growing=True)
+        return register, self.take_effects()
+
+    def begin_write(
+        self,
+        object_id: ObjectId,
+        change: Any,
+        *,
+        is_delete: bool = False,
+        size: int = 0,
+    ) -> Register:
+        """Number a write of an object that is led here.
+
+        The caller commits the register together with the change, in the order of these
+        calls and of `Store` effects, and then reports WriteStored, also where the
+        object is led no more by then.
+
+        Args:
+            object_id: Which object.
+            change: What members are sent: what follows on the state before.
+            is_delete: The state goes; `change` is None.
+            size: Bytes of the change, for the bound of what is kept for slow members.
+
+        Raises:
+            LookupError: It is not led here.
+        """
+        return self._leaders.begin_write(
+            object_id, change, is_delete=is_delete, size=size
+        )
+
+    def confirm(self, object_id: ObjectId) -> int | None:
+        """Begin or join a round of confirmations for reads that arrive now.
+
+        The question leaves with the effects of the next `step` or `take_effects`: so all
+        reads of one turn share it. `ReadDone` of this round or a later one answers.
+
+        Returns:
+            The round; None where no other peer has a vote, so that none is needed.
+
+        Raises:
+            LookupError: It is not led here.
+        """
+        return self._leaders.confirm(object_id)
+
+    def register_of(self, object_id: ObjectId) -> Register | None:
+        """Return the register as it is on disk, None where there is none."""
+        return self._acceptor.registers.get(object_id)
+
+    def is_led(self, object_id: ObjectId) -> bool:
+        """Return whether this peer leads the object; it may be a deleted one."""
+        lead = self._leaders.leads.get(object_id)
+        return lead is not None and lead.is_led
+
+    def leader_of(self, object_id: ObjectId) -> Ballot | None:
+        """Return who leads, as far as this peer knows."""
+        return self._takeovers.leaders.get(object_id)
+
+    def age_s(self, object_id: ObjectId, now_s: float) -> float | None:
+        """Return how old the state on this disk is at most: since when it was vouched for.
+
+        A leader vouches when a majority has answered it, at most `vouch_s` apart while
+        there are reads or writes.
+        """
+        if self.is_led(object_id):
+            return 0.0
+        vouched_s = self._acceptor.vouched_s(object_id)
+        return None if vouched_s is None else max(0.0, now_s - vouched_s)
+
+    def is_shown(self, object_id: ObjectId) -> bool:
+        """Return whether the state on this disk is known to be committed."""
+        lead = self._leaders.leads.get(object_id)
+        if lead is not None:
+            return lead.is_led and lead.is_quiet
+        return self._acceptor.shown_number(object_id) is not None
+
+    def state_of(self, object_id: ObjectId) -> RegisterState | None:
+        """Return what `show` tells, None where nothing of the object is here."""
+        register = self._acceptor.registers.get(object_id)
+        if register is None:
+            return None
+        voters = electorate(register.config)
+        reachable = self._desk.reachable(voters) | {self._me}
+        lead = self._leaders.leads.get(object_id)
+        acked, committed = {}, self._acceptor.shown_number(object_id)
+        if lead is not None:
+            committed = lead.committed
+            acked = {peer: m.acked for peer, m in lead.members.items()}
+            acked[self._me] = lead.acked
+        return RegisterState(
+            self._role_of(object_id, register),
+            register,
+            self.leader_of(object_id),
+            sum(peer in reachable for peer in voters),
+            len(register.config.voters) // 2 + 1,
+            committed,
+            acked,
+        )
+
+    def _role_of(self, object_id: ObjectId, register: Register) -> str:
+        if register.is_quarantined:
+            return "quarantined"
+        if not register.is_voter:
+            return "learner"
+        if register.is_stateless:
+            return "witness"
+        if register.is_lost:
+            return "damaged"
+        return "leader" if self.is_led(object_id) else "follower"
+
+    def distrust(self) -> None:
+        """Neither vote nor lead from now on: this disk is not what others remember.
+
+        Source: reliability.md R9.
+        """
+        self._desk.is_distrusted = True
+        for object_id in list(self._leaders.leads):
+            self._leaders.depose(object_id)
+        self._takeovers.drop_all()
+
+    def discard(self, object_id: ObjectId) -> None:
+        """Remove a quarantined copy, by an operator's order.
+
+        Raises:
+            LookupError: There is none.
+        """
+        register = self._acceptor.latest(object_id)
+        if register is None or not register.is_quarantined:
+            text = f"no quarantined copy of {object_id.hex()} is here"
+            raise LookupError(text)
+        self._acceptor.remove(object_id, 0)
+
+    def take_effects(self) -> list[ReplicationEffect]:
+        """Return what is to be done and was not returned yet."""
+        self._leaders.flush_rounds()
+        return self._desk.take()
+
+    # The core
+
+    def step(self, event: ReplicationEvent, now_s: float) -> list[ReplicationEffect]:
+        """Take an event; return what is to be done, in order."""
+        self._desk.now_s = now_s
+        if isinstance(event, MessageCame):
+            self._on_message(event.sender, event.message)
+        elif isinstance(event, Stored):
+            self._acceptor.on_stored(event)
+        elif isinstance(event, WriteStored):
+            self._on_write_stored(event)
+        elif isinstance(event, TimerFired):
+            self._on_timer()
+        else:
+            self._on_rare(event)
+        return self.take_effects()
+
+    def deadline_s(self) -> float | None:
+        """Return when the next TimerFired is wanted."""
+        return self._desk.next_s()
+
+    def _on_rare(
+        self,
+        event: PeerSeen
+        | LinkReady
+        | Touched
+        | GroupWanted
+        | ForceOrdered
+        | LeadHandedOver
+        | StateLost,
+    ) -> None:
+        if isinstance(event, PeerSeen):
+            self._desk.see(event.peer_id, is_reachable=event.is_reachable)
+            if event.is_reachable:
+                self._on_peer_back(event.peer_id)
+            else:
+                self._takeovers.on_peer_lost(event.peer_id)
+        elif isinstance(event, LinkReady):
+            self._on_peer_back(event.peer_id)
+        elif isinstance(event, Touched):
+            if not self.is_led(event.object_id):
+                self._takeovers.touch(event.object_id)
+        elif isinstance(event, GroupWanted):
+            self._leaders.want(event)
+        elif isinstance(event, ForceOrdered):
+            self._force(event)
+        elif isinstance(event, LeadHandedOver):
+            self._leaders.hand_over(event)
+        else:
+            self._leaders.on_state_lost(event.object_id)
+            self._acceptor.on_message(self._me, event)
+
+    def _on_peer_back(self, peer_id: PeerId) -> None:
+        self._leaders.on_peer_back(peer_id)
+        self._takeovers.on_peer_back()
+
+    def _on_write_stored(self, event: WriteStored) -> None:
+        object_id, is_refused = event.object_id, event.is_refused
+        number = event.number
+        if self._acceptor.on_written(object_id, number, is_refused=is_refused):
+            self._leaders.on_written(object_id, number, is_refused=is_refused)
+            self._acceptor.end_write(object_id)
+
+    def _on_timer(self) -> None:
+        while (due := self._desk.pop_due()) is not None:
+            what, object_id = due
+            if what is Wake.TAKE_OVER:
+                self._takeovers.on_due(object_id)
+            elif what is Wake.NO_QUORUM:
+                self._takeovers.on_waited(object_id)
+            elif what is Wake.PUMP:
+                self._takeovers.pump()
+            else:
+                self._leaders.on_wake(what, object_id)
+
+    def _on_message(self, sender: PeerId, message: ReplicaMessage) -> None:
+        """Give a message to the part that it is for."""
+        if isinstance(message, Prepare | Accept | Drop | Forget):
+            self._acceptor.on_message(sender, message)
+        elif isinstance(message, Accepted):
+            self._leaders.on_accepted(
+                sender, message.object_id, message.epoch, message.number
+            )
+        elif isinstance(message, Confirm):
+            self._acceptor.on_confirm(sender, message)
+        elif isinstance(message, Confirmed):
+            self._leaders.on_confirmed(sender, message)
+        elif isinstance(message, Promise):
+            self._on_promise(sender, message)
+        elif isinstance(message, Nack):
+            self._on_nack(sender, message)
+        else:
+            self._on_rare_message(sender, message)
+
+    def _on_rare_message(
+        self, sender: PeerId, message: Committed | Fetch | State | Ask | Told
+    ) -> None:
+        if isinstance(message, Committed):
+            self._on_committed(sender, message)
+        elif isinstance(message, Fetch):
+            self._acceptor.on_fetch(sender, message)
+        elif isinstance(message, State):
+            self._takeovers.on_state(message)
+        elif isinstance(message, Ask):
+            self._acceptor.on_ask(sender, message)
+        else:
+            self._takeovers.on_told(sender, message)
+            self._leaders.on_told(sender, message)
+
+    def _on_promise(self, sender: PeerId, message: Promise) -> None:
+        register = self._acceptor.latest(message.object_id)
+        if register is None:
+            return
+        if register.config.lineage == message.config.lineage:
+            self._takeovers.on_promise(sender, message)
+        else:
+            self._acceptor.meet_lineage(message.object_id, message.config.lineage)
+
+    def _on_nack(self, sender: PeerId, message: Nack) -> None:
+        if message.reason is Reason.LINEAGE and message.config is not None:
+            self._acceptor.meet_lineage(message.object_id, message.config.lineage)
+        self._leaders.on_nack(sender, message)
+        self._takeovers.on_nack(sender, message)
+
+    def _on_committed(self, sender: PeerId, message: Committed) -> None:
+        self._acceptor.on_committed(sender, message)
+        object_id = message.object_id
+        register = self._acceptor.registers.get(object_id)
+        if not message.is_handed or register is None:
+            return
+        is_all = register.epoch == message.epoch and register.number >= message.number
+        if is_all and not self._leaders.leads.get(object_id):
+            self._takeovers.succeed(object_id)
+
+    # Force
+
+    def _force(self, event: ForceOrdered) -> None:
+        """Begin a new lineage of this peer alone. Source: plan D10."""
+        object_id, request = event.object_id, event.request
+        register = self._acceptor.latest(object_id)
+        error = self._why_not_forced(object_id, register)
+        if error or register is None:
+            self._desk.emit(GroupDone(request, object_id, error))
+            return
+        self._leaders.depose(object_id)
+        generation = (register.config.lineage >> LINEAGE_CHANCE_BITS) + 1
+        chance = int(self._desk.random() * 2**LINEAGE_CHANCE_BITS)
+        config = register.config._replace(
+            version=register.config.version + 1,
+            members=(self._me,),
+            witness=NOBODY,
+            before=(),
+            lineage=(generation << LINEAGE_CHANCE_BITS) + chance,
+        )
+        ballot = Ballot(register.promised.counter + 1, self._me)
+        new = register._replace(
+            promised=ballot, epoch=ballot, config=config, is_voter=True
+        )
+        self._forced[object_id] = request, register.config
+        self._takeovers.on_gone(object_id)
+        self._acceptor.order(object_id, new)
+
+    def _why_not_forced(self, object_id: ObjectId, register: Register | None) -> str:
+        if register is None or not register.has_state:
+            return "no state of it is here: force it at a peer that has one"
+        if register.is_deleted:
+            return "it is deleted"
+        if register.is_quarantined:
+            return "this copy is quarantined: the group was forced elsewhere"
+        if self._acceptor.is_busy(object_id) or object_id in self._forced:
+            return "it is being written: try again"
+        return ""
+
+    def _on_forced(self, object_id: ObjectId, register: Register, problem: str) -> None:
+        request, before = self._forced.pop(object_id)
+        if problem:
+            error = f"it could not be written: {problem}"
+            self._desk.emit(GroupDone(request, object_id, error))
+            self._takeovers.queue(object_id)
+            return
+        lead = self._leaders.begin(object_id, register, is_growing=False)
+        self._leaders.tell_forced(lead, before)
+        self._desk.emit(StateReplaced(object_id))
+        self._desk.emit(GroupDone(request, object_id))
+
+    # What the parts tell each other
+
+    def on_overtaken(self, object_id: ObjectId, epoch: Ballot) -> None:
+        """Another was promised a newer epoch."""
+        self._leaders.depose(object_id)
+        self._takeovers.on_overtaken(object_id, epoch)
+
+    def on_led_by(self, object_id: ObjectId, leader: Ballot) -> None:
+        """A leader was heard."""
+        self._takeovers.on_led_by(object_id, leader)
+
+    def on_gone(self, object_id: ObjectId) -> None:
+        """Nothing of the object is here any more."""
+        self._takeovers.on_gone(object_id)
+
+    def on_quarantined(self, object_id: ObjectId) -> None:
+        """The copy here is history."""
+        self._leaders.depose(object_id)
+        self._takeovers.on_gone(object_id)
+
+    def on_asked(self, object_id: ObjectId) -> None:
+        """Another peer wants to know who leads."""
+        self._takeovers.on_asked(object_id)
+
+    def on_own_stored(
+        self, object_id: ObjectId, register: Register, problem: str
+    ) -> None:
+        """What this peer's leader or candidate ordered is on disk, or is not."""
+        forced = self._forced.get(object_id)
+        if forced is not None and forced[1].lineage != register.config.lineage:
+            self._on_forced(object_id, register, problem)
+        elif not self._takeovers.on_own_stored(object_id, register, problem):
+            self._leaders.on_own_stored(object_id, register, problem)
+
+    def told_config(self, object_id: ObjectId) -> Config | None:
+        """Return the committed config of an object that is led here."""
+        lead = self._leaders.leads.get(object_id)
+        return lead.committed_config if lead is not None and lead.is_led else None
+
+    def _on_led(self, object_id: ObjectId, ballot: Ballot) -> None:
+        self._takeovers.on_led_by(object_id, ballot)
+
+    def _on_lost(self, object_id: ObjectId, successor: PeerId) -> None:
+        self._takeovers.on_lost(object_id, has_successor=bool(successor))
+
+    def check(self) -> None:
+        """Make sure that every part, and what they share, is as it must be."""
+        self._acceptor.check()
+        self._leaders.check()
+        self._takeovers.check()
+        for object_id, register in self._acceptor.registers.items():
+            assert register.number >= Point().number
+            if self.is_led(object_id):
+                ballot = self._leaders.leads[object_id].ballot
+                assert self._takeovers.leaders[object_id] == ballot
+                assert not register.is_quarantined

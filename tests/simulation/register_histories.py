@@ -1,0 +1,371 @@
+"""Whole histories of registers: clients that ask, faults that happen, and what is checked.
+
+`run(seed, case)` plays one; it raises where something does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from activestore.core.replication import Replication
+from activestore.core.replication_desk import ReplicationConfig
+from activestore.core.replication_events import ForceOrdered, LeadHandedOver
+from activestore.ids import ObjectId, PeerId
+from tests.simulation.register_checks import Broken
+from tests.simulation.register_disks import State
+from tests.simulation.register_world import Case, Chances, Node, World
+
+FAULT_PAUSE_S = 0.8
+# Requests are given up after this; then everything is mended.
+TRY_S = 0.7
+# A client thinks so long between two requests, on average.
+THINK_S = 0.4
+# When all is mended every request is answered within this, whatever happened before.
+MENDED_S = 60.0
+
+CASES = {
+    "calm": Case(Chances(loss=0.0, doubled=0.0, slow=0.0), faults=0),
+    "lossy": Case(Chances(loss=0.1, doubled=0.1, slow=0.15)),
+    "crashes": Case(Chances(crash=0.6, power_cut=0.1)),
+    "cuts": Case(Chances(cut=0.6, crash=0.1)),
+    "five": Case(Chances(crash=0.4, cut=0.4, power_cut=0.05), peers=5, copies=5),
+    "pairs": Case(Chances(crash=0.4, cut=0.2), peers=2, copies=2),
+    "witness": Case(Chances(crash=0.5, cut=0.3), copies=2, witness=True),
+    "full_disks": Case(Chances(disk_full=0.5, crash=0.2)),
+    "groups": Case(Chances(group=0.7, crash=0.2, cut=0.2), peers=5, copies=3),
+    "many_groups": Case(
+        Chances(group=0.9, hand_over=0.3, crash=0.1, cut=0.1), peers=4, copies=2
+    ),
+    "hand_overs": Case(Chances(hand_over=0.7, crash=0.1, cut=0.1)),
+    "deletes": Case(Chances(delete=0.15, crash=0.3, cut=0.3, group=0.2), peers=4),
+    "forced": Case(Chances(force=0.2, cut=0.4, crash=0.2, group=0.1), peers=4),
+    "lost_disks": Case(
+        Chances(lose_disk=0.15, crash=0.2, cut=0.1, group=0.4), peers=5, copies=3
+    ),
+    "restored_disks": Case(Chances(restore_disk=0.3, crash=0.3, cut=0.3), copies=3),
+    "bursts": Case(
+        Chances(crash=0.2, cut=0.2, loss=0.05),
+        requests=30,
+        clients=5,
+        config=ReplicationConfig(
+            quorum_wait_s=2.0,
+            whole_s=1.0,
+            fetch_s=1.0,
+            entries_max=3,
+            catching_entries_max=6,
+        ),
+    ),
+    "everything": Case(
+        Chances(
+            loss=0.05,
+            crash=0.2,
+            power_cut=0.05,
+            cut=0.3,
+            disk_full=0.1,
+            group=0.4,
+            hand_over=0.1,
+            delete=0.01,
+        ),
+        peers=5,
+        objects=2,
+    ),
+}
+NAMES = tuple(CASES)
+
+
+class _Client:
+    """Sends one request after the other, each until it is answered."""
+
+    def __init__(self, history: History, number: int) -> None:
+        self.history = history
+        self.number = number
+        self.left = history.case.requests
+        self.attempt = 0
+        self.request = -1
+        self.floor = 0
+        self.was_deleted = False
+        self.object_id = history.world.objects[0]
+        self.target: PeerId | None = None
+
+    def next(self) -> None:
+        history, world = self.history, self.history.world
+        if not self.left:
+            history.clients_left -= 1
+            return
+        self.left -= 1
+        rng = world.rng
+        self.object_id = rng.choice(world.objects)
+        self.request = history.next_request() if rng.random() < 0.6 else -1
+        self.floor = world.checks.seen.get(self.object_id, 0)
+        self.was_deleted = self.object_id in world.checks.deleted
+        self.send()
+
+    def send(self) -> None:
+        world = self.history.world
+        self.attempt += 1
+        attempt, request = self.attempt, self.request
+        target = self.target or world.rng.choice(list(world.nodes))
+        delay_s = world.rng.uniform(0.001, 0.02)
+        world.later(delay_s, self._arrive, world.nodes[target], attempt, request)
+        world.later(TRY_S, self._retry, attempt)
+
+    def _arrive(self, node: Node, attempt: int, request: int) -> None:
+        if node.core is None:
+            return
+        world = self.history.world
+        object_id, life = self.object_id, node.life
+        register = node.core.register_of(object_id)
+        lineage = 0 if register is None else register.config.lineage
+
+        def reply(error: str, state: State | None) -> None:
+            if life == node.life:  # One that died answers no more.
+                if not error and attempt == self.attempt:
+                    self._check(lineage, state)
+                world.later(0.002, self._answered, attempt, error, state, lineage)
+
+        world.hint = None
+        node.on_request(object_id, request, reply)
+        if attempt == self.attempt:
+            self.target = world.hint
+
+    def _check(self, lineage: int, state: State | None) -> None:
+        """Note an answer when it leaves: it may reach somebody from then on."""
+        checks, object_id = self.history.world.checks, self.object_id
+        assert state is not None
+        floor, request = self.floor, self.request
+        checks.on_served(object_id, was_deleted=self.was_deleted)
+        checks.on_answer(object_id, lineage, state, floor, request)
+
+    def _answered(
+        self, attempt: int, error: str, state: State | None, lineage: int
+    ) -> None:
+        del state, lineage
+        if attempt != self.attempt:
+            return
+        if error == "deleted" or (error and self.object_id in self.history.deleting):
+            self.attempt += 1
+            self.next()
+        elif error:
+            self.attempt += 1
+            self.history.world.later(0.05, self._again, self.attempt)
+        else:
+            self.attempt += 1
+            pause_s = self.history.world.rng.expovariate(1 / THINK_S)
+            self.history.world.later(pause_s, self.next)
+
+    def _again(self, attempt: int) -> None:
+        if attempt == self.attempt:
+            self.send()
+
+    def _retry(self, attempt: int) -> None:
+        if attempt == self.attempt:
+            self.target = None
+            if self.object_id in self.history.deleting:
+                self.attempt += 1
+                self.next()
+            else:
+                self.send()
+
+
+class History:
+    """One history: a world, its clients and its faults."""
+
+    def __init__(self, seed: int, case: Case, core_class: type[Replication]) -> None:
+        self.case = case
+        self.world = World(seed, case, core_class)
+        self._request = 0
+        self.clients_left = case.clients
+        self.faults_left = case.faults
+        self.deleting: set[ObjectId] = set()
+        self.lost: set[PeerId] = set()
+        self.is_lossy = False
+
+    def next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+    def play(self) -> World:
+        """Play it to its end, and check the end."""
+        world = self.world
+        for object_id in world.objects:
+            world.share(object_id)
+        world.watch()
+        world.run_until(0.3, lambda: False)
+        for number in range(self.case.clients):
+            world.later(world.rng.uniform(0, 0.2), _Client(self, number).next)
+        self._fault()
+        end_s = FAULT_PAUSE_S * (self.case.faults + 2) * 2
+        world.run_until(end_s, self._is_over)
+        self._mend()
+        world.run_until(world.now_s + MENDED_S, lambda: not self.clients_left)
+        if self.clients_left and not self.is_lossy and not world.checks.is_forced:
+            raise Broken(f"{self.clients_left} clients wait for ever: {self._state()}")
+        self._check_end()
+        return world
+
+    def _is_over(self) -> bool:
+        return not self.clients_left and not self.faults_left
+
+    def _state(self) -> str:
+        lines = []
+        for object_id in self.world.objects:
+            for node in self.world.nodes.values():
+                row = node.disk.rows.get(object_id)
+                state = None if node.core is None else node.core.state_of(object_id)
+                if row is not None:
+                    lines.append(f"\n  {node.peer_id!r} {row} {state and state.role}")
+                elif object_id in node.disk.plain:
+                    lines.append(f"\n  {node.peer_id!r} {node.disk.plain[object_id]}")
+        return "".join(lines)
+
+    # Faults
+
+    def _fault(self) -> None:
+        world, chances, rng = self.world, self.case.chances, self.world.rng
+        if not self.faults_left:
+            return
+        self.faults_left -= 1
+        faults: dict[str, Callable[[Node], None]] = {
+            "crash": self._crash,
+            "power_cut": self._power_cut,
+            "cut": lambda _: world.cut(),
+            "disk_full": self._disk_full,
+            "group": self._group,
+            "hand_over": self._hand_over,
+            "delete": self._delete,
+            "force": self._force,
+            "lose_disk": self._lose_disk,
+            "restore_disk": self._restore_disk,
+        }
+        for name, act in faults.items():
+            if rng.random() < getattr(chances, name):
+                act(rng.choice(list(world.nodes.values())))
+        for node in world.nodes.values():
+            is_down = node.core is None and node.peer_id not in self.lost
+            if is_down and rng.random() < 0.5:
+                node.start()
+            if node.disk.is_full and rng.random() < 0.5:
+                node.disk.is_full = False
+        if rng.random() < 0.4:
+            world.heal()
+        world.later(FAULT_PAUSE_S * rng.uniform(0.3, 1.7), self._fault)
+
+    def _crash(self, node: Node) -> None:
+        node.crash()
+
+    def _power_cut(self, node: Node) -> None:
+        del node
+        for each in self.world.nodes.values():
+            each.crash()
+
+    def _disk_full(self, node: Node) -> None:
+        node.disk.is_full = True
+
+    def _leader(self) -> tuple[Node | None, ObjectId]:
+        object_id = self.world.rng.choice(self.world.objects)
+        return self.world.leader_of(object_id), object_id
+
+    def _group(self, _: Node) -> None:
+        leader, object_id = self._leader()
+        rng, world = self.world.rng, self.world
+        if leader is None or leader.core is None:
+            return
+        wanted = rng.randrange(1, len(world.nodes) + 1)
+        wants_witness = rng.random() < self.case.chances.witness
+        leaving = tuple(p for p in world.nodes if rng.random() < 0.2 or p in self.lost)
+        wanted = max(1, min(wanted, len(world.nodes) - len(leaving)))
+        if self.lost or self.case.chances.lose_disk:
+            wanted = max(wanted, 2)
+        if object_id in leader.disk.plain and object_id in self.deleting:
+            return
+        world.grow(leader, object_id, wanted, wants_witness, leaving)
+
+    def _hand_over(self, node: Node) -> None:
+        leader, object_id = self._leader()
+        if leader is not None and object_id not in leader.disk.plain:
+            leader.step(LeadHandedOver(0, object_id, node.peer_id))
+
+    def _delete(self, _: Node) -> None:
+        leader, object_id = self._leader()
+        if leader is None or leader.core is None or object_id in leader.disk.plain:
+            return
+        self.deleting.add(object_id)
+
+        def reply(error: str, state: State | None) -> None:
+            if not error:
+                self.world.checks.deleted.add(object_id)
+
+        leader.on_request(object_id, -2, reply)
+
+    def _force(self, node: Node) -> None:
+        if node.core is not None:
+            self.world.checks.is_forced = True
+            node.step(ForceOrdered(0, self.world.objects[0]))
+
+    def _lose_disk(self, node: Node) -> None:
+        """A disk is gone for ever; an empty peer of another id comes for it.
+
+        One in a history, of an object that others have too, or it would be gone.
+        """
+        if self.lost or not self._are_others(node):
+            return
+        node.crash()
+        node.disk = type(node.disk)()
+        self.lost.add(node.peer_id)
+        self.is_lossy = True
+        self.world.add_node()
+
+    def _are_others(self, node: Node) -> bool:
+        for object_id in self.world.objects:
+            if object_id in node.disk.plain:
+                return False
+            row = node.disk.rows.get(object_id)
+            if row is not None and len(row.register.config.members) < 2:
+                return False
+        return True
+
+    def _restore_disk(self, node: Node) -> None:
+        """A disk is set back to an earlier state of it: once, at one peer."""
+        others = [n for n in self.world.nodes.values() if n.is_distrusted]
+        if others and others != [node]:
+            return
+        if node.backup is None or self.world.rng.random() < 0.5:
+            node.backup = node.disk.copy()
+            return
+        node.crash()
+        node.disk = node.backup.copy()
+        node.is_distrusted = self.is_lossy = True
+        node.start()
+
+    # The end
+
+    def _mend(self) -> None:
+        world = self.world
+        self.faults_left = 0
+        world.is_calm = True
+        world.heal()
+        for node in world.nodes.values():
+            node.disk.is_full = False
+            if node.core is None and node.peer_id not in self.lost:
+                node.start()
+
+    def _check_end(self) -> None:
+        """All acknowledged adds are in the newest state that anybody has."""
+        world = self.world
+        if self.is_lossy or world.checks.is_forced:
+            return
+        world.run_until(world.now_s + 10.0, lambda: False)
+        for object_id in world.objects:
+            if object_id in self.deleting:
+                continue
+            leader = world.leader_of(object_id)
+            if leader is None:
+                raise Broken(f"nobody leads at the end: {self._state()}")
+            plain = leader.disk.plain.get(object_id)
+            state = plain[1] if plain else leader.disk.rows[object_id].state
+            world.checks.on_end(object_id, state or ())
+
+
+def run(seed: int, case: Case, core_class: type[Replication] = Replication) -> World:
+    """Play a history."""
+    return History(seed, case, core_class).play()

@@ -1,0 +1,31 @@
+"""Random histories of registers: nothing acknowledged is lost, doubled, or seen late.
+
+A failing seed is printed with its case; `run(seed, CASES[name])` plays it again.
+`ACTIVESTORE_REGISTER_HISTORIES` sets how many there are.
+
+Source: reliability.md 3.4 to 3.6; issue 4, "It must hold".
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.register_histories import CASES, NAMES, run
+
+HISTORIES = int(os.environ.get("ACTIVESTORE_REGISTER_HISTORIES", "1000"))
+# So many tests share them, so that they spread over all processes.
+CHUNKS = 20
+pytestmark = [pytest.mark.scaled, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_nothing_acknowledged_is_lost_or_doubled(chunk: int) -> None:
+    for number in range(chunk, HISTORIES, CHUNKS):
+        name, seed = NAMES[number % len(NAMES)], number // len(NAMES)
+        try:
+            run(seed, CASES[name])
+        except AssertionError as error:
+            command = f"run({seed}, CASES[{name!r}])"
+            raise AssertionError(f"replay by {command}: {error}") from error
