@@ -14,12 +14,11 @@ from collections.abc import Callable
 from activestore.core import groups
 from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
+from activestore.core.lead_endings import LeadEndings
 from activestore.core.leading import NOTHING, Entry, Lead, Mode
-from activestore.core.led_objects import LedObjects
 from activestore.core.register import Register, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import (
-    Deposed,
     GroupChanged,
     GroupDone,
     Led,
@@ -28,13 +27,12 @@ from activestore.core.replication_effects import (
     Unshared,
     WriteDone,
 )
-from activestore.core.replication_events import GroupWanted, LeadHandedOver
+from activestore.core.replication_events import GroupWanted
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
     NOBODY,
     VOTERS_MAX,
     Ballot,
-    Committed,
     Config,
     Confirmed,
     Drop,
@@ -51,18 +49,7 @@ PLANS_MAX = 16
 UNREACHABLE_S = 5.0
 
 
-class _Hand:
-    """The lead is to go to another."""
-
-    __slots__ = ("request", "target", "until_s")
-
-    def __init__(self, request: int, target: PeerId, until_s: float) -> None:
-        self.request = request
-        self.target = target
-        self.until_s = until_s
-
-
-class Leaders(LedObjects):
+class Leaders(LeadEndings):
     """The leads of one peer."""
 
     def __init__(
@@ -72,12 +59,8 @@ class Leaders(LedObjects):
         on_led: Callable[[ObjectId, Ballot], None],
         on_lost: Callable[[ObjectId, PeerId], None],
     ) -> None:
-        super().__init__(desk, acceptor)
+        super().__init__(desk, acceptor, on_lost)
         self._on_led = on_led
-        self._on_lost = on_lost
-        self._plans: dict[ObjectId, deque[Plan]] = {}
-        self._hands: dict[ObjectId, _Hand] = {}
-        self._deleted: dict[ObjectId, int] = {}
 
     # Beginning
 
@@ -483,100 +466,6 @@ class Leaders(LedObjects):
         self._end(object_id)
         self._desk.emit(Remove(object_id))
         self._acceptor.release(object_id, Forget(object_id, lead.ballot, number))
-
-    # Handing over
-
-    def hand_over(self, event: LeadHandedOver) -> None:
-        """Let another lead as soon as nothing is under way."""
-        lead = self.leads.get(event.object_id)
-        error = ""
-        if lead is None or not lead.is_led:
-            error = "it is not led here: ask its leader"
-        elif event.target == self._desk.me:
-            self._desk.emit(GroupDone(event.request, event.object_id))
-            return
-        elif event.target not in lead.committed_config.members:
-            error = f"{event.target.hex()} holds no copy: make it a member first"
-        elif event.object_id in self._hands:
-            error = "its lead is being handed over already"
-        if error or lead is None:
-            self._desk.emit(GroupDone(event.request, event.object_id, error))
-            return
-        until_s = self._desk.now_s + self._desk.config.hand_over_s
-        self._hands[event.object_id] = _Hand(event.request, event.target, until_s)
-        self._desk.wake(self._desk.config.hand_over_s, Wake.HAND_OVER, event.object_id)
-        self._go_on(lead)
-
-    def _hand_over(self, lead: Lead) -> None:
-        hand = self._hands[lead.object_id]
-        is_open = lead.object_id in self._plans or lead.config.before
-        if is_open or not lead.is_quiet or lead.reached(hand.target) < lead.acked:
-            return
-        del self._hands[lead.object_id]
-        self._tell_handed(lead, hand.target)
-        self.depose(lead.object_id, hand.target)
-        self._desk.emit(GroupDone(hand.request, lead.object_id))
-
-    def on_hand_late(self, object_id: ObjectId) -> None:
-        """Keep the lead: it was not possible in time."""
-        hand = self._hands.get(object_id)
-        if hand is None or self._desk.now_s < hand.until_s - 1e-6:
-            return
-        del self._hands[object_id]
-        error = "the target has not everything, or calls never paused: try again later"
-        self._desk.emit(GroupDone(hand.request, object_id, error))
-
-    def on_state_lost(self, object_id: ObjectId) -> None:
-        """Let the member lead that has the most: the state is not on this disk any more."""
-        lead = self.leads.get(object_id)
-        if lead is None:
-            return
-        others = [p for p in lead.committed_config.members if p != self._desk.me]
-        others = [p for p in others if lead.reached(p) >= lead.committed]
-        successor = max(others, key=lead.reached, default=NOBODY)
-        if successor:
-            self._tell_handed(lead, successor)
-        self.depose(object_id, successor)
-
-    def _tell_handed(self, lead: Lead, target: PeerId) -> None:
-        message = Committed(lead.object_id, lead.ballot, lead.committed, True)
-        self._desk.send(target, message)
-
-    # Ending
-
-    def depose(self, object_id: ObjectId, successor: PeerId = NOBODY) -> None:
-        """Lead no more; what is open is in doubt."""
-        lead = self.leads.get(object_id)
-        if lead is None:
-            return
-        self._end(object_id)
-        if lead.is_led:
-            self._desk.emit(Deposed(object_id))
-        self._on_lost(object_id, successor)
-        if self._desk.me not in electorate(lead.committed_config) and successor:
-            self._on_left(lead)
-
-    def _on_left(self, lead: Lead) -> None:
-        object_id = lead.object_id
-        if not self._acceptor.is_busy(object_id):
-            self._acceptor.remove(object_id, lead.committed_config.version)
-
-    def _end(self, object_id: ObjectId) -> None:
-        lead = self.leads.pop(object_id)
-        self._deleted.pop(object_id, None)
-        self._leaving.pop(object_id, None)
-        for peer_id in list(self._lagging):
-            self._forget_lagging(object_id, peer_id)
-        why = "its leader was deposed meanwhile: look at its group, and ask again"
-        self._end_plans(object_id, why)
-        hand = self._hands.pop(object_id, None)
-        if hand is not None:
-            self._desk.emit(GroupDone(hand.request, object_id, why))
-        assert lead.object_id == object_id
-
-    def _end_plans(self, object_id: ObjectId, why: str) -> None:
-        for plan in self._plans.pop(object_id, ()):
-            self._desk.emit(GroupDone(plan.request, object_id, why))
 
     # Time, and peers that come back
 
