@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 from activestore.core.effects import Note
 from activestore.core.register import Register
 from activestore.ids import ObjectId, PeerId
-from activestore.wire.replicas import Config, Point, ReplicaMessage
+from activestore.wire.replicas import Accept, Config, Point, ReplicaMessage, State
 
 
 class Send(NamedTuple):
@@ -27,7 +27,7 @@ class SendWhole(NamedTuple):
     """
 
     peer_id: PeerId
-    message: ReplicaMessage
+    message: Accept | State
 
 
 class Store(NamedTuple):

@@ -16,13 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from activestore.core.calls import Client
 from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
     InvalidRequestError,
     ObjectNotFoundError,
-    PermissionDeniedError,
     RemoteProtocolError,
     UnavailableError,
 )
@@ -73,20 +71,6 @@ class Between:
         else:
             self._requests.answer(origin, None)
 
-    def _asker(self, origin: Origin, operation: str) -> PeerId:
-        """Return the peer that asks.
-
-        Raises:
-            PermissionDeniedError: it is no peer.
-        """
-        # What a peer asks for itself comes over its own link, in the session of its start.
-        asked = origin.session if type(origin) is Client else None
-        session = self._loop.sessions.get(asked) if asked is not None else None
-        link = None if session is None else self._loop.links.by_route.get(session.route)
-        if link is None or link.incarnation != asked:
-            raise PermissionDeniedError(operation, "client", "peer")
-        return link.peer_id
-
     def _do_move(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
         if self._requests.is_elsewhere(origin, "move", object_id, parameters):
@@ -133,7 +117,7 @@ class Between:
         self._draining.begin(then)
 
     def _do_install(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        source = self._asker(origin, "install")
+        source = self._requests.asker(origin, "install")
         class_name, revision = _class_of(parameters)
 
         def then(error: ActiveStoreError | None) -> None:
@@ -155,19 +139,19 @@ class Between:
             self._loop.fetching.bring(class_name, revision, [source], then)
 
     def _do_switch(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        self._asker(origin, "switch")
+        self._requests.asker(origin, "switch")
         self._moving.switch(
             object_id_of(parameters), _token(parameters),
             lambda error: self._then(origin, error),
         )  # fmt: skip
 
     def _do_fate(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        self._asker(origin, "fate")
+        self._requests.asker(origin, "fate")
         fate = self._moving.fate(object_id_of(parameters), _token(parameters))
         self._requests.answer(origin, fate)
 
     def _do_place(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        self._asker(origin, "place")
+        self._requests.asker(origin, "place")
         peer_id = parameters.get("peer_id")
         if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
             raise RemoteProtocolError("peer_id must be 6 bytes", "place")
@@ -186,7 +170,7 @@ class Between:
 
     def _do_keeps(self, origin: Origin, parameters: dict[str, Any]) -> None:
         """Tell a former keeper whether what it keeps of an object is known here."""
-        self._asker(origin, "keeps")
+        self._requests.asker(origin, "keeps")
         object_id, epoch = object_id_of(parameters), _number(parameters, "epoch")
         location, me = self._loop.location, self._loop.settings.peer_id
 

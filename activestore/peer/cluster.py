@@ -27,6 +27,7 @@ from activestore.storage.engine import ZERO_ID, Change, Engine, Row
 from activestore.wire import packing
 from activestore.wire.gossip import ClassHint, Hint
 from activestore.wire.limits import PROTOCOL_VERSION
+from activestore.wire.messages import Message
 
 # States of a peer that can be asked: a suspect may answer, a dead one does not.
 _REACHABLE = frozenset({PeerState.ALIVE, PeerState.SUSPECT})
@@ -72,6 +73,8 @@ class Cluster:
         self.on_heard: Callable[[ObjectId], None] = lambda object_id: None
         # Called when the set of peers that live has changed.
         self.on_changed: Callable[[], None] = lambda: None
+        # Called where a link to a peer is there anew.
+        self.on_link: Callable[[PeerId], None] = lambda peer_id: None
         # Called with what a peer says to be the newest code of a class.
         self.on_class_hint: Callable[[ClassHint], None] = lambda hint: None
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -130,6 +133,10 @@ class Cluster:
         for endpoint in self._seeds:
             self._links.dial(endpoint)
 
+    def send(self, link: Link, message: Message) -> None:
+        """Send a message over a link."""
+        self._links.send(link, message)
+
     def found(self, endpoint: str) -> None:
         """Join a peer that was discovered."""
         self._links.dial(endpoint)
@@ -170,6 +177,7 @@ class Cluster:
 
     def link_up(self, link: Link) -> None:
         """A peer said who it is: it is there, whatever gossip says."""
+        self.on_link(link.peer_id)
         if self.state_of(link.peer_id) is PeerState.ALIVE:
             return
         endpoints = (link.endpoint,) if link.endpoint else ()

@@ -29,6 +29,7 @@ from activestore.peer.making import Making
 from activestore.peer.moving import Moving
 from activestore.peer.naming import Naming
 from activestore.peer.relays import Relays
+from activestore.peer.replicating import Replicating
 from activestore.peer.table import Session
 from activestore.wire import codec
 from activestore.wire.chunks import CHUNKS
@@ -58,6 +59,7 @@ from activestore.wire.messages import (
     Refused,
     Relay,
     Relayed,
+    Replicate,
     Request,
     Sync,
     Synced,
@@ -79,7 +81,7 @@ _LEAVING = {
     Delete: (Kind.DELETE, "delete"),
 }
 _OF_PEERS = frozenset(
-    {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed, AskOn}
+    {Probe, ProbeFor, Gossip, Sync, Ack, Nack, Synced, Relay, Relayed, AskOn, Replicate}
 )
 # What a link's own end may say, whoever dialled; all else is of sessions.
 _OF_LINKS = _OF_PEERS | {Welcome, Refused, Pong}
@@ -96,6 +98,7 @@ class Incoming(Making):
     moving: Moving
     fetching: Fetching
     naming: Naming
+    replicating: Replicating
 
     def _take_frames(self, route: bytes, frames: Sequence[Buffer]) -> None:
         try:
@@ -153,6 +156,8 @@ class Incoming(Making):
                 self._on_relay(link, message)
             elif kind is Relayed:
                 self.relays.take_relayed(message)
+            elif kind is Replicate:
+                self.replicating.take(link, message)
             elif kind is AskOn:
                 self._on_ask_on(link, message)
             elif kind in _OF_PEERS:

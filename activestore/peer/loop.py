@@ -20,6 +20,7 @@ from typing import Any
 from activestore.core import effects, events
 from activestore.core.location import Location
 from activestore.core.membership import Membership, MembershipConfig
+from activestore.core.replication import Replication
 from activestore.core.searches import Allowance, Searches
 from activestore.errors import (
     UnavailableError,
@@ -39,6 +40,7 @@ from activestore.peer.newest import Newest
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.places import Places
 from activestore.peer.relays import Relays
+from activestore.peer.replicating import Replicating
 from activestore.peer.reporting import Reporting
 from activestore.peer.searching import Searching
 from activestore.peer.table import Parts, Session
@@ -166,11 +168,19 @@ class PeerLoop(Incoming, Outgoing):
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)
+        self.replicating = Replicating(
+            self, self.cluster, self.relays, self.places, self.fetching,
+            Replication(PeerId(settings.peer_id), None, self.random),
+        )  # fmt: skip
+        self.cluster.on_seen.append(self.replicating.peer_seen)
+        self.relays.replicas_wanted = self.replicating.want
+        self.cluster.on_link = self.replicating.link_ready
+        self.core.begin_round = self.replicating.begin_round
         self.collecting = Collecting(self, self.cluster, self.relays)
         self.newest = Newest(self, self.cluster, self.relays, self.fetching)
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
-        self.moving.on_held = self.naming.held
+        self.moving.on_held = self.replicating.on_led = self.naming.held
         self.reporting = None
         if self.machine is not None:
             self.reporting = Reporting(self, self.cluster, self.machine)
@@ -207,6 +217,7 @@ class PeerLoop(Incoming, Outgoing):
             self._measure(now_s)
         self.cluster.turn(now_s)
         self.naming.turn(now_s)
+        self.replicating.turn(now_s)
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + LOOK_S
             self.links.look(now_s, self.relays.awaited())
@@ -252,7 +263,10 @@ class PeerLoop(Incoming, Outgoing):
         if self.executors.has_unsent or self.transport.has_backlog:
             return RETRY_S
         deadline_s = self.core.deadline_s()
-        due_s = min(self._measure_due_s, self.cluster.next_s(), self.naming.next_s())
+        due_s = min(
+            self._measure_due_s, self.cluster.next_s(), self.naming.next_s(),
+            self.replicating.next_s(),
+        )  # fmt: skip
         if self.links.by_route or not self.moving.is_idle:
             due_s = min(due_s, self._look_due_s)
         if deadline_s is not None and deadline_s < due_s:
@@ -289,6 +303,8 @@ class PeerLoop(Incoming, Outgoing):
         for news in done:
             if type(news) is ports.CommitsDone:
                 for token, error in news.results:
+                    if self.replicating.stored(token, error):
+                        continue
                     if error is None:
                         self.step(events.Committed(token))
                     else:

@@ -1,7 +1,7 @@
 """What makes objects: Create and Persist, of clients and of running methods.
 
-Before an object is made, its code is fetched where it is not here, and its alias is
-claimed.
+Before an object is made, its code is fetched where it is not here, its alias is claimed,
+and it is seen whether it can have the copies that are asked for.
 
 Rules of this file: what cannot be made is refused before anything of it is.
 
@@ -10,7 +10,7 @@ Source: schemas/protocol.md section 4; design sections 4 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from activestore.core import effects, events
@@ -23,12 +23,12 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId, check_alias, home_of
-from activestore.peer import extras
+from activestore.peer import extras, sharing
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Links
 from activestore.peer.naming import Naming
-from activestore.peer.table import Table
+from activestore.peer.table import Growing, Table
 from activestore.wire.messages import Create, Persist
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
@@ -75,6 +75,8 @@ class Making(Table):
             message.attempt, message.first_unacked, message.deadline_ms / 1000, age_s,
             0, message.class_name, message.alias, (), *extras.callers(message.extra),
         )  # fmt: skip
+        if not self._shares(origin, message, [arrived.object_id]):
+            return
         wants = {message.alias: arrived.object_id} if message.alias else {}
         self.naming.claim(origin, wants, lambda: self.step(arrived))
 
@@ -120,8 +122,34 @@ class Making(Table):
         arrived = events.PersistArrived(
             origin, states, message.attempt, message.first_unacked, age_s
         )
+        if not self._shares(origin, message, [ObjectId(s.object_id) for s in states]):
+            return
         wants = {one.alias: ObjectId(one.object_id) for one in states if one.alias}
         self.naming.claim(origin, wants, lambda: self.step(arrived))
+
+    def _shares(
+        self,
+        origin: Client | Nested,
+        message: Create | Persist,
+        object_ids: Sequence[ObjectId],
+    ) -> bool:
+        """See to the copies that a request asks for; False where it is refused."""
+        settings = self.settings
+        try:
+            wanted, witness = sharing.asked(
+                message.extra, settings.replicas, settings.witness
+            )
+        except InvalidRequestError as error:
+            self._refuse(origin, error)
+            return False
+        if wanted == 1:
+            return True
+        refused = sharing.why_too_few(wanted, witness, len(self.cluster.alive()) + 1)
+        if refused is not None:
+            self._refuse(origin, refused)
+            return False
+        self.growing[origin] = Growing(object_ids, wanted, witness)
+        return True
 
     def _why_nothing_new(self) -> ActiveStoreError | None:
         if self.is_emptying:

@@ -17,6 +17,7 @@ from activestore.objects import orders
 from activestore.peer.naming import Naming
 from activestore.peer.places import Places
 from activestore.peer.relays import Relays
+from activestore.peer.replicating import Replicating
 from activestore.peer.table import Table
 from activestore.storage.engine import Change, Durability, ReplyRecord
 from activestore.wire import values
@@ -40,6 +41,7 @@ class Outgoing(Table):
     places: Places
     relays: Relays
     naming: Naming
+    replicating: Replicating
 
     def _do_load(self, effect: effects.LoadObject) -> None:
         self.storage.load(effect.object_id, is_reader=effect.is_reader)
@@ -87,16 +89,18 @@ class Outgoing(Table):
             created_s=self.naming.claimed_s(effect.object_id) if effect.alias else 0.0,
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
-            self.storage.commit(effect.token, (change,))
+            self.replicating.order(effect.token, (change,))
             is_guest = effect.object_id in self.location.guests
-            if effect.is_delete and (
-                is_guest or self.places.tells_of(effect.object_id)
+            if (
+                effect.is_delete
+                and is_guest
+                and not self.replicating.is_shared(effect.object_id)
             ):
                 self.places.note_delete(effect.object_id)
             return
         made = [self._new(named, effect.token) for named in effect.created]
         changes = (*made, *self._promised(effect.outermost), change)
-        self.storage.commit(
+        self.replicating.order(
             effect.token, [_grouped(one, effect.token) for one in changes]
         )
 
@@ -106,7 +110,7 @@ class Outgoing(Table):
             reply = self._record(effect.client, "", _NIL, (), effect.first_unacked)
         made = [self._new(named, effect.token, reply) for named in effect.states]
         changes = (*self._promised(effect.outermost), *made)
-        self.storage.commit(
+        self.replicating.order(
             effect.token, [_grouped(one, effect.token) for one in changes]
         )
 
@@ -152,6 +156,9 @@ class Outgoing(Table):
 
     def _do_answer(self, effect: effects.Answer) -> None:
         origin = effect.origin
+        if self.growing and origin in self.growing:
+            self.grow(self.growing.pop(origin), effect)
+            return
         if origin in self.naming.open:
             self.naming.ended(origin, is_done=True)
         if type(origin) is Client:
@@ -168,6 +175,7 @@ class Outgoing(Table):
 
     def _do_refuse(self, effect: effects.Refuse) -> None:
         origin = effect.origin
+        self.growing.pop(origin, None)
         if origin in self.naming.open:
             self.naming.ended(origin, is_done=False)
         if effect.error is None:

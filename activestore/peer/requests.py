@@ -26,7 +26,7 @@ from activestore.errors import (
     RequirementError,
     UnavailableError,
 )
-from activestore.ids import OBJECT_ID_BYTES, ObjectId
+from activestore.ids import OBJECT_ID_BYTES, ObjectId, PeerId
 from activestore.peer import publishing
 from activestore.peer.loop import PeerLoop
 from activestore.storage.engine import ClassRecord, Durability, Engine, Head
@@ -107,6 +107,20 @@ class Requests:
     def _end(self, origin: Origin) -> None:
         if type(origin) is Client:
             self._loop.step(events.ErrandEnded(origin))
+
+    def asker(self, origin: Origin, operation: str) -> PeerId:
+        """Return the peer that asks.
+
+        Raises:
+            PermissionDeniedError: it is no peer.
+        """
+        # What a peer asks for itself comes over its own link, in the session of its start.
+        asked = origin.session if type(origin) is Client else None
+        session = self._loop.sessions.get(asked) if asked is not None else None
+        link = None if session is None else self._loop.links.by_route.get(session.route)
+        if link is None or link.incarnation != asked:
+            raise PermissionDeniedError(operation, "client", "peer")
+        return link.peer_id
 
     def read(
         self,

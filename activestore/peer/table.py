@@ -12,7 +12,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Client, Nested
 from activestore.core.invocation import InvocationCore
 from activestore.core.troubles import TroubleKind, Troubles
-from activestore.ids import SessionId
+from activestore.ids import ObjectId, SessionId
 from activestore.peer import ports
 from activestore.peer.classes import Classes
 from activestore.wire import codec
@@ -114,6 +114,14 @@ def _has_answer_to(sequence: int, message: Call | Create | Delete | Persist) -> 
     )
 
 
+class Growing(NamedTuple):
+    """Copies that are made of what a request makes, before it is answered."""
+
+    object_ids: Sequence[ObjectId]
+    wanted: int
+    wants_witness: bool
+
+
 class LoopSettings(NamedTuple):
     """What the loop needs of the configuration."""
 
@@ -132,6 +140,7 @@ class LoopSettings(NamedTuple):
     replicas: int = 1
     witness: bool = False
     record: PeerRecord | None = None  # what this peer says of itself
+    repair_after_s: float = 600.0
 
 
 def _knock_nowhere(_endpoint: str, then: Callable[[str], None]) -> bool:
@@ -177,6 +186,11 @@ class Table:
         self.is_stopping = False
         self.is_emptying = False  # objects move off; none is made here
         self.failure = ""
+        # Requests that make objects with replicas, and what has them made.
+        self.growing: dict[Client | Nested, Growing] = {}
+        self.grow: Callable[[Growing, effects.Answer], None] = lambda growing, answer: (
+            None
+        )
         self.troubles = Troubles()
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 from activestore.peer.between import Between
 from activestore.peer.exporting import Exporting
+from activestore.peer.grouping import Grouping
 from activestore.peer.listing import Listing
 from activestore.peer.loop import PeerLoop
 from activestore.peer.requests import Requests
@@ -39,11 +40,13 @@ def wire(
     """
     requests = Requests(loop, status=status, stop=stop, damaged=damaged)
     Between(loop, requests, stop)
+    Grouping(loop, requests)
     Suiting(loop, requests)
     Exporting(loop, requests)
     Listing(loop, requests)
     loop.cluster.restore(engine)
     loop.moving.restore(engine)
+    loop.replicating.restore(engine)
     loop.naming.restore(engine)
     for record in engine.classes():
         loop.step(loop.classes.add(record))

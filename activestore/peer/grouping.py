@@ -1,0 +1,312 @@
+"""What clients ask about replica groups, and the copies of what they make.
+
+    replicate   grow, shrink or replace the group of an object
+    group       who is in it, and how far each is
+    force       this copy is the object from now on: an operator's order
+
+An object that is made with replicas is made here first; its answer waits until the
+copies are there.
+
+Rules of this file: parameters are checked here; who shall have a copy is `spreading`'s,
+how it gets one the core's.
+
+Source: design section 8; schemas/protocol.md section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from activestore.core import effects, events
+from activestore.core import replication_events as happened
+from activestore.core.calls import Client
+from activestore.core.spreading import spread
+from activestore.errors import (
+    InvalidRequestError,
+    NoQuorumError,
+    ObjectNotFoundError,
+    UnavailableError,
+)
+from activestore.ids import ObjectId, PeerId
+from activestore.peer import shipping
+from activestore.peer.loop import PeerLoop
+from activestore.peer.requests import Origin, Requests, object_id_of
+from activestore.peer.sharing import check_wanted
+from activestore.peer.table import Growing
+from activestore.storage.engine import Head
+
+
+class Grouping:
+    """The operations on groups of one peer."""
+
+    def __init__(self, loop: PeerLoop, requests: Requests) -> None:
+        self._loop = loop
+        self._requests = requests
+        self._replicating = loop.replicating
+        for name in ("replicate", "group", "force", "contents"):
+            requests.add(name, getattr(self, f"_do_{name}"))
+        loop.grow = self._grow
+        loop.replicating.share_children = self._share_children
+
+    # -- what is made with replicas ----------------------------------------------------
+
+    def _grow(self, growing: Growing, answer: effects.Answer) -> None:
+        """Answer a request once what it made has its copies."""
+        origin = answer.origin
+        if type(origin) is Client:
+            self._loop.step(events.ErrandBegan(origin))
+        left = set(growing.object_ids)
+        failed: list[str] = []
+
+        def then(object_id: ObjectId, why: str) -> None:
+            left.discard(object_id)
+            if why:
+                failed.append(why)
+            if left:
+                return
+            if failed:
+                error = NoQuorumError(
+                    f"object {growing.object_ids[0].hex()}",
+                    f"it is kept here, and gets its copies when there are peers: {failed[0]}",
+                )
+                self._loop.carry_out([effects.Refuse(origin, error)])
+            else:
+                self._loop.carry_out([answer])
+            if type(origin) is Client:
+                self._loop.step(events.ErrandEnded(origin))
+
+        for object_id in growing.object_ids:
+            self.set_group(
+                object_id, growing.wanted, growing.wants_witness, (), (),
+                lambda why, one=object_id: then(one, why),
+            )  # fmt: skip
+
+    def _share_children(
+        self, children: Sequence[ObjectId], parent: ObjectId, then: Callable[[], None]
+    ) -> None:
+        """Have what a method of an object made get copies where that object has them."""
+        register = self._replicating.core.register_of(parent)
+        if register is None:
+            then()
+            return
+        config, me = register.config, self._loop.settings.peer_id
+        others = [one for one in config.voters if one != me]
+        left = set(children)
+
+        def shared(child: ObjectId, why: str) -> None:
+            left.discard(child)
+            if why:
+                self._loop.note(
+                    "warning", f"no copies yet object={child.hex()} reason={why}"
+                )
+            if not left:
+                then()
+
+        for child in children:
+            self.set_group(
+                child, config.wanted, config.wants_witness, others, (),
+                lambda why, child=child: shared(child, why),
+            )  # fmt: skip
+
+    def set_group(
+        self,
+        object_id: ObjectId,
+        wanted: int,
+        wants_witness: bool,
+        peers: Sequence[PeerId],
+        leaving: Sequence[PeerId],
+        then: Any,
+    ) -> None:
+        """Have the group of an object that is led here be this; `then(why not)`."""
+
+        def shared(error: Any) -> None:
+            if error is not None:
+                then(str(error))
+                return
+            candidates = self._candidates(
+                object_id, wanted, wants_witness, peers, leaving
+            )
+            self._replicating.regroup(
+                lambda request: happened.GroupWanted(
+                    request,
+                    object_id,
+                    wanted,
+                    wants_witness,
+                    candidates,
+                    tuple(leaving),
+                ),
+                then,
+            )
+
+        is_plain = self._replicating.core.register_of(object_id) is None
+        if is_plain and wanted == 1 and not wants_witness:
+            then("")
+            return
+        self._replicating.share(object_id, shared)
+
+    def _candidates(
+        self,
+        object_id: ObjectId,
+        wanted: int,
+        wants_witness: bool,
+        peers: Sequence[PeerId],
+        leaving: Sequence[PeerId],
+    ) -> tuple[PeerId, ...]:
+        """Return who may take a copy, the best first."""
+        if peers:
+            return tuple(peers)
+        membership = self._loop.cluster.membership
+        me = self._loop.settings.peer_id
+        register = self._replicating.core.register_of(object_id)
+        voters = set(register.config.voters) if register is not None else {me}
+        records = [r for r in membership.live() if r.peer_id not in voters]
+        records = [r for r in records if r.peer_id not in leaving]
+        have = [r for r in membership.live() if r.peer_id in voters]
+        count = wanted + wants_witness
+        return spread(records, have, min(len(records), count + len(leaving)))
+
+    # -- requests ----------------------------------------------------------------------
+
+    def _do_replicate(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        if self._requests.is_elsewhere(origin, "replicate", object_id, parameters):
+            return
+        register = self._replicating.core.register_of(object_id)
+        config = None if register is None else register.config
+        wanted = parameters.get("replicas")
+        if wanted is None:
+            wanted = 1 if config is None else config.wanted
+        wants_witness = parameters.get("witness")
+        if wants_witness is None:
+            wants_witness = config is not None and config.wants_witness
+        check_wanted(wanted, wants_witness)
+        peers = [self._peer(name) for name in _names(parameters, "peers")]
+        leaving = [self._peer(name) for name in _names(parameters, "leaving")]
+
+        def then(why: str) -> None:
+            if why:
+                error = NoQuorumError(f"object {object_id.hex()}", why)
+                self._requests.refuse(origin, error)
+            else:
+                self._tell_group(origin, object_id)
+
+        def found(head: Any, error: BaseException | None) -> None:
+            if head is None:
+                here = (self._loop.settings.peer_id,)
+                self._requests.refuse(origin, ObjectNotFoundError(object_id, here))
+                return
+            self.set_group(object_id, wanted, wants_witness, peers, leaving, then)
+
+        self._loop.storage.read(lambda engine: engine.head(object_id), found)
+
+    def _peer(self, name: str) -> PeerId:
+        membership = self._loop.cluster.membership
+        for record in membership.live():
+            if name in (record.name, record.peer_id.hex()):
+                return PeerId(record.peer_id)
+        for peer_id, member in membership.members.items():
+            if name in (member.record.name, peer_id.hex()):
+                return PeerId(peer_id)
+        known = ", ".join(sorted(self._loop.cluster.names()))
+        raise UnavailableError(f"peer {name!r}", f"it is not known; known: {known}")
+
+    def _do_group(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        core = self._replicating.core
+        register = core.register_of(object_id)
+        is_quarantined = register is not None and register.is_quarantined
+        if not is_quarantined and self._requests.is_elsewhere(
+            origin, "group", object_id, parameters
+        ):
+            return
+        self._tell_group(origin, object_id)
+
+    def _tell_group(self, origin: Origin, object_id: ObjectId) -> None:
+        def answer(head: Head | None) -> object:
+            if head is None:
+                raise ObjectNotFoundError(object_id, (self._loop.settings.peer_id,))
+            return self.group_of(object_id, head)
+
+        self._requests.read(origin, lambda engine: engine.head(object_id), answer)
+
+    def group_of(self, object_id: ObjectId, head: Head) -> dict[str, Any]:
+        """Return who is in the group of an object, and how far each is."""
+        register = self._replicating.core.register_of(object_id)
+        me = PeerId(self._loop.settings.peer_id)
+        if register is None:
+            row = self._member(me, "primary", head.version, head.version)
+            return {
+                "members": [row], "epoch": head.epoch, "number": 0,
+                "version": head.version, "wanted": 1, "wants_witness": False,
+                "config_version": 0, "lineage": 0, "is_quarantined": False,
+                "is_joint": False,
+            }  # fmt: skip
+        config = register.config
+        state = self._replicating.core.state_of(object_id)
+        numbers = state.acked if state is not None else {}
+        rows = []
+        for one in config.voters:
+            role = "replica"
+            if one == config.witness:
+                role = "witness"
+            elif one == register.epoch.leader:
+                role = "primary"
+            rows.append(self._member(one, role, numbers.get(one, 0), register.number))
+        return {
+            "members": rows, "epoch": register.epoch.counter, "number": register.number,
+            "version": head.version, "wanted": config.wanted,
+            "wants_witness": config.wants_witness, "config_version": config.version,
+            "lineage": config.lineage, "is_quarantined": register.is_quarantined,
+            "is_joint": bool(config.before),
+        }  # fmt: skip
+
+    def _member(
+        self, peer_id: PeerId, role: str, number: int, newest: int
+    ) -> dict[str, Any]:
+        cluster = self._loop.cluster
+        is_me = peer_id == self._loop.settings.peer_id
+        state = cluster.state_of(peer_id)
+        told = "unknown" if state is None else state.name.lower()
+        return {
+            "peer_id": peer_id, "peer": cluster.name_of(peer_id), "role": role,
+            "state": "alive" if is_me else told,
+            "number": newest if is_me else number,
+            "lag": 0 if is_me else max(0, newest - number),
+        }  # fmt: skip
+
+    def _do_contents(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        """Tell the leader of an object what the copy here has of its large buffers."""
+        self._requests.asker(origin, "contents")
+        object_id = object_id_of(parameters)
+        self._requests.read(
+            origin,
+            lambda engine: shipping.contents_of(engine, object_id),
+            lambda contents: [list(one) for one in contents],
+        )
+
+    def _do_force(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        if self._replicating.core.register_of(object_id) is None:
+            raise InvalidRequestError(
+                "no copy of a replica group is here; ask a peer that `group` lists",
+                f"object {object_id.hex()}",
+            )
+
+        def then(why: str) -> None:
+            if why:
+                where = f"object {object_id.hex()}"
+                self._requests.refuse(origin, UnavailableError(where, why))
+            else:
+                self._tell_group(origin, object_id)
+
+        self._replicating.regroup(
+            lambda request: happened.ForceOrdered(request, object_id), then
+        )
+
+
+def _names(parameters: dict[str, Any], key: str) -> Sequence[str]:
+    names = parameters.get(key) or ()
+    if type(names) not in (list, tuple) or any(type(one) is not str for one in names):
+        raise InvalidRequestError(f"{key} must be a list of names", key)
+    return names

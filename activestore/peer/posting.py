@@ -1,0 +1,141 @@
+"""What goes to the members of replica groups: gathered by peer, sent once a turn.
+
+Rules of this file: what has no way to its peer is dropped, for it will be said again; a
+whole state is read from disk when it is sent, never kept.
+
+Source: reliability.md 3.3 ("batched per peer pair"); schemas/protocol.md section 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from activestore.core.register import Register
+from activestore.errors import ActiveStoreError, RemoteProtocolError
+from activestore.ids import ObjectId, PeerId
+from activestore.peer import shipping
+from activestore.peer.cluster import Cluster
+from activestore.peer.relays import Relays
+from activestore.peer.shipping import contents_from
+from activestore.peer.table import Table
+from activestore.storage.engine import Change
+from activestore.wire.messages import Replicate, bytes_count
+from activestore.wire.replicas import (
+    ENTRIES_BYTES_MAX,
+    ENTRIES_MAX,
+    Accept,
+    ReplicaMessage,
+    Shipment,
+    State,
+    encode_entries,
+)
+
+
+class Outbox:
+    """Messages to members that have not left yet."""
+
+    def __init__(self, table: Table, cluster: Cluster, relays: Relays) -> None:
+        self._table = table
+        self._relays = relays
+        self._cluster = cluster
+        self._waiting: dict[PeerId, list[ReplicaMessage]] = {}
+
+    def add(self, peer_id: PeerId, message: ReplicaMessage) -> None:
+        """Have a message sent with this turn."""
+        self._waiting.setdefault(peer_id, []).append(message)
+
+    def add_whole(self, peer_id: PeerId, message: Accept | State) -> None:
+        """Read the state of an object, and send it with this message.
+
+        Of large buffers only that is sent which the peer does not have: it is asked.
+        """
+        object_id = message.object_id
+
+        def read(
+            contents: Sequence[shipping.Content],
+            then: Callable[[Register, Change], None],
+        ) -> None:
+            def done(found: Any, error: BaseException | None) -> None:
+                if error is not None or found is None:
+                    self._complain(peer_id, object_id, error)
+                else:
+                    then(*found)
+
+            self._table.storage.read(
+                lambda engine: shipping.read_whole(engine, object_id, contents), done
+            )
+
+        def send(register: Register, change: Change) -> None:
+            self.add(peer_id, _as_read(message, register, change))
+
+        def look(register: Register, change: Change) -> None:
+            if not shipping.has_files(change):
+                send(register, change)
+                return
+
+            def told(rows: Any, error: ActiveStoreError | None) -> None:
+                try:
+                    contents = [] if error is not None else contents_from(rows)
+                except RemoteProtocolError:
+                    contents = []
+                read(contents, send)
+
+            self._relays.ask(peer_id, "contents", {"object_id": object_id}, told)
+
+        read((), look)
+
+    def _complain(
+        self, peer_id: PeerId, object_id: ObjectId, error: BaseException | None
+    ) -> None:
+        reason = error if error is not None else "no state of it is here"
+        self._table.note(
+            "warning", f"a copy was not sent object={object_id.hex()} "
+            f"peer={self._cluster.name_of(peer_id)} reason={reason}",
+        )  # fmt: skip
+
+    def flush(self) -> None:
+        """Send what has gathered, in as few messages as they fit in."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        for peer_id, messages in waiting.items():
+            link = self._cluster.reach(peer_id)
+            if link is None:
+                continue
+            for batch in _batches(messages):
+                body, buffers = encode_entries(batch)
+                self._cluster.send(link, Replicate(None, body, buffers))
+
+
+def _as_read(
+    message: Accept | State, register: Register, change: Change | None
+) -> ReplicaMessage:
+    """Return a message with the state that was read for it."""
+    shipment = None
+    if change is not None:
+        shipment = Shipment(*shipping.pack_change(change))  # type: ignore[arg-type]  # no files
+    if type(message) is Accept:
+        return message._replace(
+            number=register.number, config=register.config,
+            is_deleted=register.is_deleted, change=shipment,
+        )  # fmt: skip
+    return message._replace(  # type: ignore[call-arg]
+        at=register.point, config=register.config, is_deleted=register.is_deleted,
+        change=shipment,
+    )  # fmt: skip
+
+
+def _batches(messages: list[ReplicaMessage]) -> list[list[ReplicaMessage]]:
+    """Return entries in batches that one message may have."""
+    batches: list[list[ReplicaMessage]] = [[]]
+    size = 0
+    for message in messages:
+        change = getattr(message, "change", None)
+        if change is not None:
+            size += bytes_count(change.body)
+        if len(batches[-1]) >= ENTRIES_MAX or size > ENTRIES_BYTES_MAX:
+            batches.append([])
+            size = 0 if change is None else bytes_count(change.body)
+        batches[-1].append(message)
+    return [one for one in batches if one]

@@ -1,0 +1,553 @@
+"""Replica groups: what the core of replication wants, carried out at disk and links.
+
+    a write here   numbered -> on this disk, with its register -> Accept to the others
+                   -> a majority has it -> Committed to the invocation core
+    at a member    Accept -> on its disk -> Accepted
+    leader gone    a request that waits here, or membership's word -> the core takes over
+                   -> Led: what waited goes on
+
+Rules of this file: it decides nothing about epochs and majorities. Nothing is said to
+another peer before the row that it relies on is on disk; a request that waits here hears
+an end of it, always.
+
+Source: design section 8; reliability.md section 3; schemas/protocol.md section 14.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from activestore.core import events
+from activestore.core import replication_effects as wanted
+from activestore.core import replication_events as happened
+from activestore.core.effects import Note
+from activestore.core.location import Place
+from activestore.core.register import Register
+from activestore.core.replication import Replication
+from activestore.errors import (
+    ActiveStoreError,
+    BusyError,
+    NoQuorumError,
+    UnavailableError,
+)
+from activestore.ids import ObjectId, PeerId
+from activestore.peer import shipping
+from activestore.peer.cluster import Cluster
+from activestore.peer.fetching import Fetching
+from activestore.peer.links import Link
+from activestore.peer.places import Places
+from activestore.peer.posting import Outbox
+from activestore.peer.relays import Relays
+from activestore.peer.table import Table
+from activestore.storage.engine import Change, Engine
+from activestore.wire.messages import Replicate
+from activestore.wire.replicas import (
+    NOBODY,
+    Accept,
+    Config,
+    Nack,
+    Reason,
+    decode_entries,
+)
+from activestore.wire.state import ObjectState, buffer_bytes_count
+
+# Requests that wait for one object to be led.
+PARKED_MAX = 1024
+# Steps of copies that are written in one commit: it bounds how long the first waits.
+STORES_MAX = 256
+# Of a reason in a message to another peer.
+TEXT_CHARS_MAX = 500
+# When one that found no room there may come again, in seconds.
+AGAIN_S = 1.0
+
+Then = Callable[[str], None]
+Decided = Callable[[ActiveStoreError | None], None]
+
+
+class _Order:
+    """One commit of this peer's disk that has writes of groups.
+
+    `writes`: objects and numbers; `open`: those that no majority has yet. `children`: made
+    with them; they have their copies before the others hear of who refers to them.
+    """
+
+    __slots__ = ("children", "is_on_disk", "is_refused", "open", "token", "writes")
+
+    def __init__(
+        self,
+        token: int,
+        writes: dict[ObjectId, list[int]],
+        children: Sequence[ObjectId],
+    ) -> None:
+        self.token = token
+        self.writes = writes
+        self.open = set(writes)
+        self.children = children
+        self.is_on_disk = self.is_refused = False
+
+
+class Replicating:
+    """All replica groups that one peer is in."""
+
+    def __init__(
+        self,
+        table: Table,
+        cluster: Cluster,
+        relays: Relays,
+        places: Places,
+        fetching: Fetching,
+        core: Replication,
+    ) -> None:
+        self._table = table
+        self._fetching = fetching
+        self._cluster = cluster
+        self._places = places
+        self._location = cluster.location
+        self._me = PeerId(table.settings.peer_id)
+        self.core = core
+        self._due_s = float("inf")
+        self._outbox = Outbox(table, cluster, relays)
+        # Commits whose writes a majority must have, by token; and by object, in order.
+        self._orders: dict[int, _Order] = {}
+        # those that are not on this disk yet, and those that no majority has.
+        self._lines: dict[ObjectId, deque[_Order]] = {}
+        self._waiting: dict[ObjectId, deque[tuple[int, _Order]]] = {}
+        # What the core wants written next, while what it wanted before is.
+        self._to_store: list[wanted.Store] = []
+        self._is_storing = False
+        self._has_rounds = False
+        # Requests that wait for an object to be led, here or elsewhere.
+        self._parked: dict[ObjectId, list[Decided]] = {}
+        self._wanted: dict[int, Then] = {}
+        self._next_wanted = 1
+        # Called with an object that this peer leads now.
+        self.on_led: Callable[[ObjectId], None] = lambda object_id: None
+        # Has what was made with a write of an object get copies where that has them.
+        self.share_children: Callable[
+            [Sequence[ObjectId], ObjectId, Callable[[], None]], None
+        ] = lambda children, parent, then: then()
+        self._effects: dict[type, Callable[[Any], None]] = {
+            wanted.Send: self._do_send,
+            wanted.SendWhole: self._do_send_whole,
+            wanted.Store: self._do_store,
+            wanted.Remove: self._do_remove,
+            wanted.Led: self._do_led,
+            wanted.Deposed: self._do_deposed,
+            wanted.Followed: self._do_followed,
+            wanted.StateReplaced: self._do_state_replaced,
+            wanted.WriteDone: self._do_write_done,
+            wanted.ReadDone: self._do_read_done,
+            wanted.NoQuorum: self._do_no_quorum,
+            wanted.GroupDone: self._do_group_done,
+            wanted.GroupChanged: self._do_group_changed,
+            wanted.Unshared: self._do_unshared,
+            Note: lambda e: table.note(e.level, e.text),
+        }
+
+    # -- at start, and time ------------------------------------------------------------
+
+    def restore(self, engine: Engine) -> None:
+        """Read from disk which groups this peer is in; it leads none of them yet."""
+        for object_id, register in shipping.registers_of(engine):
+            if register is None:
+                self._distrust(object_id)
+                continue
+            self.core.restore(object_id, register)
+            self._location.guests.discard(object_id)
+            self._places.followed(object_id, self._nobodys_place(register))
+        self.carry_out(self.core.take_effects())
+
+    def _distrust(self, object_id: ObjectId) -> None:
+        """Neither promise nor lead an object whose register cannot be read (R9)."""
+        self._location.guests.discard(object_id)
+        self._location.follow(object_id, Place(NOBODY, 0))
+        self._table.note(
+            "error", f"register damaged, this copy has no vote object={object_id.hex()}"
+        )
+
+    def next_s(self) -> float:
+        """Return when `turn` is due."""
+        return self._due_s
+
+    def turn(self, now_s: float) -> None:
+        """Let time pass, and send what has gathered."""
+        if now_s >= self._due_s:
+            self.step(happened.TimerFired())
+        if self._has_rounds:
+            # One question for all reads that came with this turn.
+            self._has_rounds = False
+            self.carry_out(self.core.take_effects())
+        self._outbox.flush()
+
+    def step(self, event: happened.ReplicationEvent) -> None:
+        """Step the core and carry its effects out."""
+        self.carry_out(self.core.step(event, self._table.clock()))
+
+    def carry_out(self, ordered: Sequence[Any]) -> None:
+        """Carry effects out in order."""
+        for effect in ordered:
+            self._effects[type(effect)](effect)
+        self._set_due()
+
+    def _set_due(self) -> None:
+        deadline_s = self.core.deadline_s()
+        self._due_s = float("inf") if deadline_s is None else deadline_s
+
+    # -- other peers -------------------------------------------------------------------
+
+    def peer_seen(self, peer_id: PeerId, is_reachable: bool) -> None:
+        """Membership's word on a peer is another one."""
+        self.step(happened.PeerSeen(peer_id, is_reachable))
+
+    def link_ready(self, peer_id: PeerId) -> None:
+        """What was sent to a peer before may be lost."""
+        self.step(happened.LinkReady(peer_id))
+
+    def take(self, link: Link, message: Replicate) -> None:
+        """Take what a member of our groups says."""
+        for entry in decode_entries(message.body, message.buffers):
+            change = getattr(entry, "change", None)
+            if change is None:
+                self.step(happened.MessageCame(link.peer_id, entry))
+                continue
+            unpacked = shipping.unpack_change(entry.object_id, *change)
+            came = happened.MessageCame(
+                link.peer_id,
+                entry._replace(change=unpacked),  # type: ignore[call-arg]
+            )
+            if type(entry) is Accept and unpacked.state is not None:
+                self._with_class(came, entry, unpacked.state)
+            else:
+                self.step(came)
+
+    def _with_class(
+        self, came: happened.MessageCame, message: Accept, state: ObjectState
+    ) -> None:
+        """Take a whole state once its code is here: its leader may be gone later."""
+        if self._fetching.has(state.class_name, state.revision):
+            self.step(came)
+            return
+
+        def then(error: ActiveStoreError | None) -> None:
+            lacking = error or self._table.classes.missing_for(state.class_name)
+            if lacking is None:
+                self.step(came)
+                return
+            refused = Nack(
+                message.object_id, message.epoch, message.number, Reason.REQUIREMENT,
+                message.epoch, None, str(lacking)[:TEXT_CHARS_MAX],
+            )  # fmt: skip
+            self._outbox.add(came.sender, refused)
+
+        self._fetching.bring(state.class_name, state.revision, [came.sender], then)
+
+    def _do_send(self, effect: wanted.Send) -> None:
+        self._outbox.add(effect.peer_id, effect.message)
+
+    def _do_send_whole(self, effect: wanted.SendWhole) -> None:
+        self._outbox.add_whole(effect.peer_id, effect.message)
+
+    # -- writes of what is led here ----------------------------------------------------
+
+    def is_shared(self, object_id: ObjectId) -> bool:
+        """Whether others have a vote on what becomes of an object."""
+        return self.core.register_of(object_id) is not None
+
+    def order(self, token: int, changes: Sequence[Change]) -> None:
+        """Have changes committed: on this disk, and by the groups of their objects."""
+        writes: dict[ObjectId, list[int]] = {}
+        ordered = [self._numbered(change, writes) for change in changes]
+        if writes:
+            children = [
+                change.object_id
+                for change in changes
+                if change.is_new and change.object_id not in writes
+            ]
+            order = self._orders[token] = _Order(token, writes, children)
+            for object_id, numbers in writes.items():
+                self._lines.setdefault(object_id, deque()).append(order)
+                waiting = self._waiting.setdefault(object_id, deque())
+                waiting.append((numbers[-1], order))
+        self._table.storage.commit(token, ordered)
+
+    def _numbered(self, change: Change, writes: dict[ObjectId, list[int]]) -> Change:
+        object_id = change.object_id
+        if not self.core.is_led(object_id):
+            return change
+        change, shipment = shipping.outgoing(change)
+        register = self.core.begin_write(
+            object_id, None if change.is_delete else shipment,
+            is_delete=change.is_delete, size=_size_of(change),
+        )  # fmt: skip
+        writes.setdefault(object_id, []).append(register.number)
+        row = shipping.register_row(object_id, register)
+        return dataclasses.replace(change, rows=(*change.rows, row))
+
+    def stored(self, token: int, error: ActiveStoreError | None) -> bool:
+        """Take the end of a commit on this disk; False where it is no group's affair."""
+        order = self._orders.get(token)
+        if order is None:
+            return False
+        if error is not None:
+            del self._orders[token]
+            order.is_refused = True
+        elif order.children:
+            self.share_children(order.children, next(iter(order.writes)), (
+                lambda: self._on_disk(order)
+            ))  # fmt: skip
+            return True
+        self._on_disk(order)
+        if error is not None:
+            self._table.step(events.CommitRefused(token, error))
+        return True
+
+    def _on_disk(self, order: _Order) -> None:
+        """Have the others get what is on this disk, each object's writes in order."""
+        order.is_on_disk = True
+        for object_id in order.writes:
+            line = self._lines.get(object_id)
+            while line and line[0].is_on_disk:
+                first = line.popleft()
+                for number in first.writes[object_id]:
+                    self.step(happened.WriteStored(object_id, number, first.is_refused))
+            if line is not None and not line:
+                self._lines.pop(object_id, None)
+
+    def _do_write_done(self, effect: wanted.WriteDone) -> None:
+        waiting = self._waiting.get(effect.object_id)
+        while waiting and waiting[0][0] <= effect.number:
+            _, order = waiting.popleft()
+            order.open.discard(effect.object_id)
+            if not order.open and self._orders.pop(order.token, None) is not None:
+                self._table.step(events.Committed(order.token))
+        if waiting is not None and not waiting:
+            self._waiting.pop(effect.object_id, None)
+        register = self.core.register_of(effect.object_id)
+        if register is not None and register.is_deleted:
+            self._places.note_delete(effect.object_id)
+
+    # -- this disk as a member's -------------------------------------------------------
+
+    def _do_store(self, effect: wanted.Store) -> None:
+        self._to_store.append(effect)
+        self._store_more()
+
+    def _store_more(self) -> None:
+        """Write what has gathered while the last commit of copies ran, in one commit."""
+        if not self._to_store or self._is_storing:
+            return
+        ordered, self._to_store = (
+            self._to_store[:STORES_MAX],
+            self._to_store[STORES_MAX:],
+        )
+        copies = [
+            shipping.Copy(
+                one.object_id, one.register, one.base, one.change, one.is_delete
+            )
+            for one in ordered
+        ]
+        self._is_storing = True
+
+        def then(found: Any, error: BaseException | None) -> None:
+            self._is_storing = False
+            if error is not None:
+                found = ["space"] * len(ordered)
+            text = str(error) if error is not None else ""
+            for effect, problem in zip(ordered, found, strict=True):
+                self.step(happened.Stored(effect.token, problem, text))
+            self._store_more()
+
+        self._table.storage.write(
+            lambda engine: shipping.apply_copies(engine, copies), then
+        )
+
+    def _do_remove(self, effect: wanted.Remove) -> None:
+        object_id = effect.object_id
+        self._location.unfollow(object_id)
+        self._table.storage.write(
+            lambda engine: shipping.remove_copy(engine, object_id), lambda *_: None
+        )
+        self._table.step(events.StateReplaced(object_id))
+
+    # -- who leads ---------------------------------------------------------------------
+
+    def _others(self, config: Config) -> tuple[PeerId, ...]:
+        return tuple(one for one in config.members if one != self._me)
+
+    def _own_place(self, counter: int, config: Config) -> Place:
+        return Place(self._me, counter, self._others(config), config.version)
+
+    def _nobodys_place(self, register: Register) -> Place:
+        config = register.config
+        counter = register.promised.counter
+        return Place(NOBODY, counter, self._others(config), config.version)
+
+    def _do_led(self, effect: wanted.Led) -> None:
+        object_id = effect.object_id
+        self._location.hold(object_id)
+        self._places.came(object_id, self._own_place(effect.counter, effect.config))
+        self._table.step(events.ObjectLed(object_id))
+        self.on_led(object_id)
+        for session in self._table.sessions.values():
+            session.doubt()  # What they ask may have been answered by the leader before.
+        self._release(object_id)
+
+    def _do_deposed(self, effect: wanted.Deposed) -> None:
+        object_id = effect.object_id
+        register = self.core.register_of(object_id)
+        if register is not None:
+            self._places.followed(object_id, self._nobodys_place(register))
+        self._lines.pop(object_id, None)
+        for _, order in self._waiting.pop(object_id, ()):
+            self._orders.pop(order.token, None)
+        self._table.step(events.ObjectDeposed(object_id))
+
+    def _do_followed(self, effect: wanted.Followed) -> None:
+        others = tuple(
+            one for one in effect.config.members if one not in (self._me, effect.leader)
+        )
+        place = Place(effect.leader, effect.counter, others, effect.config.version)
+        self._places.followed(effect.object_id, place)
+        if effect.leader and effect.leader != self._me:
+            self._release(effect.object_id)
+
+    def _do_state_replaced(self, effect: wanted.StateReplaced) -> None:
+        self._table.step(events.StateReplaced(effect.object_id))
+
+    def _do_unshared(self, effect: wanted.Unshared) -> None:
+        object_id = effect.object_id
+        change = Change(
+            object_id,
+            epoch=effect.counter,
+            rows=[shipping.register_row(object_id, None)],
+        )
+        self._table.storage.write(
+            lambda engine: engine.commit([change]), lambda *_: None
+        )
+        self._places.came(object_id, Place(self._me, effect.counter))
+        self._table.step(events.ObjectUnshared(object_id))
+
+    # -- reads -------------------------------------------------------------------------
+
+    def begin_round(self, object_id: ObjectId) -> int | None:
+        """Begin to make sure that an object is still led here; None: nobody else could."""
+        number = self.core.confirm(object_id)
+        self._has_rounds |= number is not None
+        return number
+
+    def _do_read_done(self, effect: wanted.ReadDone) -> None:
+        self._table.step(events.LeadConfirmed(effect.object_id, effect.round))
+
+    # -- requests that wait ------------------------------------------------------------
+
+    def want(self, object_id: ObjectId, decided: Decided) -> bool:
+        """Have an object led that nobody seems to lead, and `decided(why not)` called then.
+
+        Returns False where no copy is here that could be led.
+        """
+        if self.core.register_of(object_id) is None:
+            return False
+        parked = self._parked.setdefault(object_id, [])
+        if len(parked) >= PARKED_MAX:
+            reason = f"{PARKED_MAX} requests wait for it to be led again"
+            decided(BusyError(_named(object_id), reason, AGAIN_S))
+            return True
+        parked.append(decided)
+        self.step(happened.Touched(object_id))
+        return True
+
+    def _release(
+        self, object_id: ObjectId, error: ActiveStoreError | None = None
+    ) -> None:
+        for decided in self._parked.pop(object_id, ()):
+            decided(error)
+
+    def _do_no_quorum(self, effect: wanted.NoQuorum) -> None:
+        object_id = effect.object_id
+        error = NoQuorumError(
+            _named(object_id), effect.text, effect.reachable, effect.needed
+        )
+        self._release(object_id, error)
+        self._table.step(events.ObjectUnavailable(object_id, error))
+
+    # -- groups ------------------------------------------------------------------------
+
+    def share(self, object_id: ObjectId, then: Callable[[Any], None]) -> None:
+        """Have an object that is here get a register; `then(error)` once it is on disk."""
+        if self.core.register_of(object_id) is not None:
+            then(None)
+            return
+
+        def read(engine: Engine) -> int:
+            head = engine.head(object_id)
+            return 0 if head is None else head.epoch
+
+        def begin(epoch: Any, error: BaseException | None) -> None:
+            if error is not None or not epoch:
+                then(error or UnavailableError(_named(object_id), "it is not here"))
+                return
+            if self.core.register_of(object_id) is None:
+                self._begin(object_id, epoch, then)
+            else:
+                then(None)
+
+        # In the writer: what was ordered before is on disk when the register begins.
+        self._table.storage.write(read, begin)
+
+    def _begin(
+        self, object_id: ObjectId, epoch: int, then: Callable[[Any], None]
+    ) -> None:
+        now_s = self._table.clock()
+        register, ordered = self.core.begin(object_id, epoch, now_s)
+        change = Change(
+            object_id,
+            epoch=register.epoch.counter,
+            rows=[shipping.register_row(object_id, register)],
+        )
+
+        def done(results: Any, error: BaseException | None) -> None:
+            refused = error if error is not None else results[0]
+            is_refused = refused is not None
+            self.step(happened.WriteStored(object_id, register.number, is_refused))
+            then(refused)
+
+        self._table.storage.write(lambda engine: engine.commit([change]), done)
+        self._table.step(events.ObjectLed(object_id))
+        self.carry_out(ordered)
+
+    def regroup(
+        self, make: Callable[[int], happened.ReplicationEvent], then: Then
+    ) -> None:
+        """Have the core change a group; `then(why not)` once that is done, "" for done."""
+        request, self._next_wanted = self._next_wanted, self._next_wanted + 1
+        self._wanted[request] = then
+        self.step(make(request))
+
+    def _do_group_done(self, effect: wanted.GroupDone) -> None:
+        then = self._wanted.pop(effect.request, None)
+        if then is not None:
+            then(effect.error)
+
+    def _do_group_changed(self, effect: wanted.GroupChanged) -> None:
+        register = self.core.register_of(effect.object_id)
+        if register is not None and self.core.is_led(effect.object_id):
+            place = self._own_place(register.epoch.counter, effect.config)
+            self._places.came(effect.object_id, place)
+
+
+def _named(object_id: ObjectId) -> str:
+    return f"object {object_id.hex()}"
+
+
+def _size_of(change: Change) -> int:
+    """Return about how many bytes a change brings."""
+    source = change.delta or change.state
+    if source is None:
+        return 0
+    fields = sum(map(len, source.fields.values())) + len(source.graph or b"")
+    return fields + sum(
+        buffer_bytes_count(one) for one in source.buffers if not isinstance(one, int)
+    )

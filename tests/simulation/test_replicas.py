@@ -1,0 +1,110 @@
+"""Whole peers with replicated objects: what is answered is kept, whoever is lost.
+
+Source: design section 8; reliability.md section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activestore import remote
+from activestore.errors import NoQuorumError, ObjectNotFoundError
+from activestore.ids import ObjectId
+from activestore.testing import Simulation
+from tests.simulation.clusters import COUNTER, Player, join
+from tests.simulation.models import Counter
+
+ALL = ("peer-1", "peer-2", "peer-3")
+
+
+def id_of(proxy: Any) -> ObjectId:
+    """Return the id of an object."""
+    found = remote.id_of(proxy)
+    assert found is not None
+    return found
+
+
+def leaders(sim: Simulation, object_id: ObjectId) -> list[str]:
+    """Return the names of the peers that lead an object."""
+    return [
+        peer.name
+        for peer in sim.peers.values()
+        if peer.is_up and peer.loop.replicating.core.is_led(object_id)
+    ]
+
+
+def test_object_is_made_with_three_copies() -> None:
+    with Simulation(1, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        assert counter.add(5) == 5
+        sim.run(1.0)
+        for peer in sim.peers.values():
+            head = peer.engine.head(object_id)
+            assert head is not None and head.version == 2
+        assert leaders(sim, object_id) == ["peer-1"]
+        assert sim.client("peer-3").get(object_id).peek() == 5
+
+
+def test_another_member_goes_on_where_the_leader_is_lost() -> None:
+    with Simulation(2, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=3))
+        client = sim.client("peer-2")
+        counter = client.get(object_id)
+        assert [counter.add() for _ in range(5)] == [1, 2, 3, 4, 5]
+        sim.crash("peer-1", disk=False)
+        assert counter.add() == 6
+        assert counter.peek() == 6
+        assert leaders(sim, object_id) in (["peer-2"], ["peer-3"])
+
+
+def test_restarted_leader_loses_nothing_and_leads_again_or_follows() -> None:
+    with Simulation(3, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=3))
+        player = Player(sim, ["peer-2", "peer-3"], [object_id])
+        task = sim.spawn(player.play, 40, 0.2)
+        sim.run(2.0)
+        sim.crash("peer-1")
+        sim.run(1.0)
+        sim.restart("peer-1")
+        sim.run_until(lambda: task.is_over, timeout_s=120.0)
+        assert player.errors == []
+        assert player.values[object_id] == list(range(1, 41))
+        assert len(leaders(sim, object_id)) == 1
+
+
+def test_minority_refuses_to_write_within_the_deadline() -> None:
+    with Simulation(4, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=3))
+        counter = sim.client("peer-1").get(object_id)
+        assert counter.add() == 1
+        sim.partition(["peer-1"], ["peer-2", "peer-3"])
+        sim.run(30.0)
+        with pytest.raises(NoQuorumError):
+            counter.add.options(timeout_s=8.0)()
+        other = sim.client("peer-2").get(object_id)
+        assert other.add() == 2
+        sim.heal()
+        sim.run(10.0)
+        assert counter.add() == 3
+
+
+def test_deleted_object_is_gone_at_every_member() -> None:
+    with Simulation(5, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-2")
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        client.delete(client.get(object_id))
+        sim.run(10.0)
+        for peer in sim.peers.values():
+            assert peer.engine.head(object_id) is None
+            assert peer.engine.row("register", object_id) is None
+        with pytest.raises(ObjectNotFoundError):
+            client.get(object_id).peek()
