@@ -247,7 +247,7 @@ class Lead:
                 entry.base,
                 entry.config,
                 entry.is_deleted,
-                self.committed,
+                max(self.committed, 0),
                 peer_id in self.learners,
                 None if is_witness else entry.change,
             ),
@@ -265,7 +265,7 @@ class Lead:
             None,
             self.latest_config(),
             self.is_deleted_at(self.acked),
-            self.committed,
+            max(self.committed, 0),
             peer_id in self.learners,
         )
         if self.is_witness(peer_id) or message.is_deleted:
@@ -466,7 +466,7 @@ class Lead:
         return self.round
 
     def _ask_round(self, number: int) -> None:
-        message = Confirm(self.object_id, self.ballot, number, self.committed)
+        message = Confirm(self.object_id, self.ballot, number, max(self.committed, 0))
         for peer_id in electorate(self.config):
             if peer_id != self._desk.me:
                 member = self.members[peer_id]

@@ -14,7 +14,7 @@ Source: reliability.md section 3; design section 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from activestore.core.acceptor import Acceptor
@@ -197,6 +197,11 @@ class Replication:
     def register_of(self, object_id: ObjectId) -> Register | None:
         """Return the register as it is on disk, None where there is none."""
         return self._acceptor.registers.get(object_id)
+
+    @property
+    def registers(self) -> Mapping[ObjectId, Register]:
+        """Every register of this peer, as it is on disk."""
+        return self._acceptor.registers
 
     def is_led(self, object_id: ObjectId) -> bool:
         """Return whether this peer leads the object; it may be a deleted one."""
