@@ -70,6 +70,8 @@ def status(target: Target, *, as_json: bool) -> None:
     # Peers of earlier versions tell none of these.
     if "replication" in about:
         rows.append(("replicas", counts_text(about["replication"])))
+    if "scrub" in about:
+        rows.append(("checked", _scrub_text(about["scrub"])))
     discovery = about.get("discovery", {})
     if discovery.get("is_on"):
         rows.append(("discovery", discovery["trouble"] or "works"))
@@ -92,6 +94,21 @@ def status(target: Target, *, as_json: bool) -> None:
         for one in about["executors"]
     ]
     table(("what", "value"), rows)
+
+
+def _scrub_text(scrub: dict[str, Any]) -> str:
+    """Return how what is on disk was checked last, as a line of the table."""
+    if scrub["is_running"]:
+        text = f"running, {scrub['progress']:.0%}"
+    elif scrub["last_s"]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(scrub["last_s"]))
+        text = f"{size_text(scrub['last_bytes'])} at {when}"
+    else:
+        text = "not yet"
+    damaged, repaired = scrub["damaged"], scrub["repaired_count"]
+    if damaged:
+        text += f"; DAMAGED: {len(damaged)}, see `status --json`"
+    return text + (f"; repaired: {repaired}" if repaired else "")
 
 
 def _trouble_text(one: dict[str, Any]) -> str:

@@ -197,6 +197,14 @@ class PeerConfig:
         within=(16, 1024 * 1024),
         automatic="80 % of the disk that is free or its own at start, at most 1 TiB",
     )
+    scrub_interval_h: float = _setting(
+        168.0,
+        "How often everything on disk is read again and compared with its checksums, at "
+        "8 MiB/s. What is damaged is shown in `status`, and an object with replicas is "
+        "brought back from them. 0 for never.",
+        unit="h",
+        within=(0.0, 8784.0),
+    )
     executor_memory_mb: int = _setting(
         0,
         "Hard limit of one executor: a method that needs more gets `MemoryError` or "

@@ -296,6 +296,7 @@ def _settings_of(
         replicas=config.replicas,
         witness=config.witness,
         record=_record_of(config, peer_id, endpoint, starts),
+        scrub_interval_s=config.scrub_interval_h * 3600,
     )
 
 

@@ -42,6 +42,7 @@ from activestore.peer.places import Places
 from activestore.peer.relays import Relays
 from activestore.peer.replicating import Replicating
 from activestore.peer.reporting import Reporting
+from activestore.peer.scrubbing import Scrubbing
 from activestore.peer.searching import Searching
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
@@ -181,6 +182,7 @@ class PeerLoop(Incoming, Outgoing):
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.replicating.on_led = self.naming.held
+        self.scrubbing = Scrubbing(self)
         self.reporting = None
         if self.machine is not None:
             self.reporting = Reporting(self, self.cluster, self.machine)
@@ -244,6 +246,7 @@ class PeerLoop(Incoming, Outgoing):
         self.overfull += self.lanes.stalled(now_s)
         self.newest.look(now_s)
         self.collecting.look()
+        self.scrubbing.look(now_s)
         if self.reporting is not None:
             self.reporting.look(now_s)
 

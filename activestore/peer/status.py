@@ -92,6 +92,7 @@ class Status:
             },
             "classes": list(loop.classes.names()),
             "methods": self._methods(),
+            "scrub": loop.scrubbing.status(),
             "backups": {path: list(pair) for path, pair in loop.backups.items()},
         }
 

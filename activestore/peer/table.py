@@ -141,6 +141,7 @@ class LoopSettings(NamedTuple):
     witness: bool = False
     record: PeerRecord | None = None  # what this peer says of itself
     repair_after_s: float = 600.0
+    scrub_interval_s: float = 0.0  # 0: never
 
 
 def _knock_nowhere(_endpoint: str, then: Callable[[str], None]) -> bool:

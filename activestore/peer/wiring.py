@@ -48,6 +48,7 @@ def wire(
     loop.moving.restore(engine)
     loop.replicating.restore(engine)
     loop.naming.restore(engine)
+    loop.scrubbing.restore(engine)
     for record in engine.classes():
         loop.step(loop.classes.add(record))
     return requests

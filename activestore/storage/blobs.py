@@ -36,6 +36,7 @@ VERIFIED_MAX = 65_536
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 FILE_MISSING = "the file is missing"
+FILE_WRONG = "its content is not what its name says"
 
 
 def view_of(buffer: AnyBuffer) -> memoryview:
@@ -123,37 +124,56 @@ class Blobs:
         Raises:
             CorruptRecordError: it is not there, or not what its name says.
         """
-        where = f"blob {digest.hex()[:16]}"
-        try:
-            fd = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise CorruptRecordError(object_id, where, FILE_MISSING) from None
+        fd = self._open(digest, size, object_id)
         if digest not in self._verified:
             try:
-                if os.fstat(fd).st_size != size or self._digest_of(fd, size) != digest:
-                    raise CorruptRecordError(
-                        object_id, where, "its content is not what its name says"
-                    )
+                if self._digest_of(fd, size, object_id, digest) != digest:
+                    raise _damaged(object_id, digest, FILE_WRONG)
             except BaseException:
                 os.close(fd)
                 raise
             self._remember(digest)
         return FileBuffer(fd, 0, size)
 
-    def is_intact(self, digest: bytes, size: int) -> bool:
-        """Return whether the file is there and is what its name says; always reads it."""
-        self._forget(digest)
-        try:
-            os.close(self.open(digest, size, b"").fd)
-        except CorruptRecordError:
-            return False
-        return True
+    def check(self, digest: bytes, size: int) -> Iterator[int]:
+        """Read a file whole; yield the bytes of each piece.
 
-    def _digest_of(self, fd: int, size: int) -> bytes:
-        if not size:
-            return _join([])
-        pieces = pieces_of(FileBuffer(fd, 0, size))
-        return _join(list(self._hashers.map(_hash, pieces)))
+        From the disk, where the system lets go of what it remembers of the file.
+
+        Raises:
+            CorruptRecordError: it is not there, cannot be read, or is not what its name
+                says.
+        """
+        self._forget(digest)
+        hashes = []
+        fd = self._open(digest, size, b"")
+        try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            for start in range(0, size, PIECE_BYTES):
+                hashes.append(_hash_at(fd, start, b"", digest))
+                yield min(PIECE_BYTES, size - start)
+        finally:
+            os.close(fd)
+        if _join(hashes) != digest:
+            raise _damaged(b"", digest, FILE_WRONG)
+        self._remember(digest)
+
+    def _open(self, digest: bytes, size: int, object_id: bytes) -> int:
+        try:
+            fd = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _damaged(object_id, digest, FILE_MISSING) from None
+        if os.fstat(fd).st_size != size:
+            os.close(fd)
+            raise _damaged(object_id, digest, FILE_WRONG)
+        return fd
+
+    def _digest_of(self, fd: int, size: int, object_id: bytes, digest: bytes) -> bytes:
+        def hash_at(start: int) -> bytes:
+            return _hash_at(fd, start, object_id, digest)
+
+        return _join(list(self._hashers.map(hash_at, range(0, size, PIECE_BYTES))))
 
     def _remember(self, digest: bytes) -> None:
         with self._verified_lock:
@@ -198,6 +218,22 @@ def _write(fd: int, piece: memoryview) -> None:
 
 def _hash(piece: memoryview) -> bytes:
     return hashlib.blake2b(piece, digest_size=DIGEST_BYTES).digest()
+
+
+def _hash_at(fd: int, start: int, object_id: bytes, digest: bytes) -> bytes:
+    """Return the digest of a piece, read and not mapped.
+
+    A map of what the disk cannot give back would end the process with SIGBUS.
+    """
+    try:
+        return _hash(memoryview(os.pread(fd, PIECE_BYTES, start)))
+    except OSError as error:
+        reason = f"it cannot be read at {start}: {error.strerror}"
+        raise _damaged(object_id, digest, reason) from None
+
+
+def _damaged(object_id: bytes, digest: bytes, reason: str) -> CorruptRecordError:
+    return CorruptRecordError(object_id, f"blob {digest.hex()[:16]}", reason)
 
 
 def _join(digests: list[bytes]) -> bytes:

@@ -405,7 +405,13 @@ class Engine(Protocol):
         """Return how full the engine is."""
 
     def verify(self) -> Iterator[Damage | int]:
-        """Check every record and file; yield each damage, and bytes checked in between."""
+        """Check every record and file; yield each damage, and bytes checked in between.
+
+        The store may be in use; whoever walks on sets the pace.
+        """
+
+    def verify_object(self, object_id: ObjectId) -> list[Damage]:
+        """Check all that is kept of one object; return what is damaged."""
 
     def backup(self, directory: str) -> Iterator[tuple[int, int]]:
         """Copy a consistent snapshot to an empty directory; yield (bytes done, total)."""

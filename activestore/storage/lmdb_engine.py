@@ -33,8 +33,8 @@ from activestore.errors import (
     CorruptRecordError,
     UnavailableError,
 )
-from activestore.ids import PeerId
-from activestore.storage import maintenance
+from activestore.ids import ObjectId, PeerId
+from activestore.storage import checking, maintenance
 from activestore.storage.blobs import NO_SPACE, Blobs
 from activestore.storage.directory import (
     BLOBS,
@@ -244,11 +244,21 @@ class LmdbEngine(TableEngine):
     def verify(self) -> Iterator[Damage | int]:
         """Check every record and file; yield each damage, and bytes checked in between."""
         try:
-            yield from maintenance.verify(self._reading, self._tables, self._blobs)
+            yield from checking.verify(self._reading, self._tables, self._blobs)
         except CorruptRecordError as error:
             yield Damage(
                 error.where, None, f"{error.reason}; what comes after is not checked"
             )
+
+    def verify_object(self, object_id: ObjectId) -> list[Damage]:
+        """Check all that is kept of one object; return what is damaged."""
+        try:
+            found = checking.verify_object(
+                self._reading, self._tables, self._blobs, object_id
+            )
+            return [one for one in found if isinstance(one, Damage)]
+        except CorruptRecordError as error:
+            return [Damage(error.where, object_id, error.reason)]
 
     def backup(self, directory: str) -> Iterator[tuple[int, int]]:
         """Copy a consistent snapshot to an empty directory; yield (bytes done, total)."""

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from activestore.errors import CorruptRecordError, InvalidRequestError
-from activestore.ids import PeerId
-from activestore.storage import maintenance
-from activestore.storage.blobs import FILE_MISSING, address_of, view_of
+from activestore.ids import ObjectId, PeerId
+from activestore.storage import checking
+from activestore.storage.blobs import FILE_MISSING, FILE_WRONG, address_of, view_of
 from activestore.storage.engine import Damage, Usage
 from activestore.storage.room import Room
 from activestore.storage.tables import TABLES, TableEngine
@@ -120,7 +120,14 @@ class MemoryEngine(TableEngine):
 
     def verify(self) -> Iterator[Damage | int]:
         """Check every record and file; yield each damage, and bytes checked in between."""
-        return maintenance.verify(self._reading, self._tables, self._memory_files)
+        return checking.verify(self._reading, self._tables, self._memory_files)
+
+    def verify_object(self, object_id: ObjectId) -> list[Damage]:
+        """Check all that is kept of one object; return what is damaged."""
+        found = checking.verify_object(
+            self._reading, self._tables, self._memory_files, object_id
+        )
+        return [one for one in found if isinstance(one, Damage)]
 
     def backup(self, directory: str) -> Iterator[tuple[int, int]]:
         """Refuse: what is only in memory has no copy on a disk.
@@ -168,10 +175,16 @@ class MemoryFiles:
             if written_s <= before_s:
                 yield digest, len(content)
 
-    def is_intact(self, digest: bytes, size: int) -> bool:
-        """Return whether the content is there and is what its name says."""
-        found = self._disk.files.get(digest)
-        return found is not None and len(found[0]) == size
+    def check(self, digest: bytes, size: int) -> Iterator[int]:
+        """Read a content whole; yield its size.
+
+        Raises:
+            CorruptRecordError: it is not there, or not what its name says.
+        """
+        content = bytes(view_of(self.open(digest, size, b"")))
+        yield size
+        if address_of(content) != digest:
+            raise CorruptRecordError(b"", f"blob {digest.hex()[:16]}", FILE_WRONG)
 
 
 class _Transaction:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from activestore.cli import admin
 from activestore.cli.output import echo, escaped, plain, show, size_text, table
 
 
@@ -134,3 +136,25 @@ def test_field_that_a_class_has_lost_hides_no_other(
     assert "not readable: " in text.out
     assert fields["kept"]["value"] == 1
     assert "lost" in fields["lost"]["error"]
+
+
+REST = {"is_running": False, "progress": 0.0, "last_s": 0.0, "last_bytes": 0,
+        "damaged": [], "repaired_count": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({}, "not yet"),
+        ({"is_running": True, "progress": 0.256}, "running, 26%"),
+        ({"last_s": 1e9, "last_bytes": 3 << 20}, r"3\.0 MiB at 2001-09-0\d \d\d:\d\d"),
+        (
+            {"damaged": [{}, {}], "repaired_count": 3},
+            "not yet; DAMAGED: 2, see `status --json`; repaired: 3",
+        ),
+    ],
+)
+def test_status_says_how_the_disk_was_checked_last(
+    told: dict[str, Any], shown: str
+) -> None:
+    assert re.fullmatch(shown, admin._scrub_text({**REST, **told}))
