@@ -44,7 +44,8 @@ def test_object_is_made_with_three_copies() -> None:
         sim.run(1.0)
         for peer in sim.peers.values():
             head = peer.engine.head(object_id)
-            assert head is not None and head.version == 2
+            assert head is not None
+            assert head.version == 2
         assert leaders(sim, object_id) == ["peer-1"]
         assert sim.client("peer-3").get(object_id).peek() == 5
 
