@@ -140,6 +140,14 @@ class PeerConfig:
         "Whether a third peer has a vote where `replicas` is 2, and keeps no state: one "
         "of the two can then go on alone. Without it both must be there for a change.",
     )
+    repair_after_s: float = _setting(
+        600.0,
+        "How long a peer that keeps copies may be away before they are made anew at "
+        "others. Shorter than a restart or an update takes, and every one of those copies "
+        "all that it keeps.",
+        unit="s",
+        within=(1.0, 604_800.0),
+    )
     accelerators: tuple[str, ...] = _setting(
         (),
         "Accelerators that classes may ask for, such as `cuda` or `tpu`, where the "

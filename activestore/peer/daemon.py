@@ -295,6 +295,7 @@ def _settings_of(
         searches_per_s=config.searches_per_s,
         replicas=config.replicas,
         witness=config.witness,
+        repair_after_s=config.repair_after_s,
         record=_record_of(config, peer_id, endpoint, starts),
         scrub_interval_s=config.scrub_interval_h * 3600,
     )

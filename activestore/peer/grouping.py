@@ -31,10 +31,12 @@ from activestore.errors import (
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import shipping
 from activestore.peer.loop import PeerLoop
+from activestore.peer.repairing import Repairing
 from activestore.peer.requests import Origin, Requests, object_id_of
 from activestore.peer.sharing import check_wanted
 from activestore.peer.table import Growing
-from activestore.storage.engine import Head
+from activestore.storage.engine import Engine, Head
+from activestore.wire.replicas import NOBODY
 
 
 class Grouping:
@@ -44,10 +46,12 @@ class Grouping:
         self._loop = loop
         self._requests = requests
         self._replicating = loop.replicating
-        for name in ("replicate", "group", "force", "contents"):
+        for name in ("replicate", "group", "force", "contents", "replication"):
             requests.add(name, getattr(self, f"_do_{name}"))
         loop.grow = self._grow
         loop.replicating.share_children = self._share_children
+        self.repairing = Repairing(loop, self.set_group)
+        loop.repairing = self.repairing
 
     # -- what is made with replicas ----------------------------------------------------
 
@@ -213,14 +217,29 @@ class Grouping:
 
     def _do_group(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
-        core = self._replicating.core
-        register = core.register_of(object_id)
-        is_quarantined = register is not None and register.is_quarantined
-        if not is_quarantined and self._requests.is_elsewhere(
+        register = self._replicating.core.register_of(object_id)
+        # Where nobody who answers leads it, what is known here is all there is.
+        is_known = register is not None and (
+            register.is_quarantined
+            or self._loop.relays.routing.is_leaderless(object_id)
+        )
+        if is_known or not self._requests.is_elsewhere(
             origin, "group", object_id, parameters
         ):
-            return
-        self._tell_group(origin, object_id)
+            self._tell_group(origin, object_id)
+
+    def _do_replication(self, origin: Origin, _parameters: dict[str, Any]) -> None:
+        rows = self.repairing.rows()
+
+        def read(engine: Engine) -> list[dict[str, Any]]:
+            heads = [engine.head(row["object_id"]) for row in rows]
+            return [
+                {**row, "alias": "" if head is None else head.alias}
+                for row, head in zip(rows, heads, strict=True)
+            ]
+
+        counts = self.repairing.counts()
+        self._requests.read(origin, read, lambda found: {**counts, "objects": found})
 
     def _tell_group(self, origin: Origin, object_id: ObjectId) -> None:
         def answer(head: Head | None) -> object:
@@ -244,15 +263,20 @@ class Grouping:
             }  # fmt: skip
         config = register.config
         state = self._replicating.core.state_of(object_id)
-        numbers = state.acked if state is not None else {}
+        acked = state.acked if state is not None else {}
+        leader = self._leader_of(object_id)
         rows = []
-        for one in config.voters:
+        for one in dict.fromkeys((*config.voters, *acked)):
             role = "replica"
-            if one == config.witness:
-                role = "witness"
-            elif one == register.epoch.leader:
+            if one == leader:
                 role = "primary"
-            rows.append(self._member(one, role, numbers.get(one, 0), register.number))
+            elif one == config.witness:
+                role = "witness"
+            elif one not in config.members:
+                role = "learner"
+            number = register.number if one == me else acked.get(one)
+            rows.append(self._member(one, role, number, register.number))
+        rows.sort(key=lambda row: row["role"] != "primary")
         return {
             "members": rows, "epoch": register.epoch.counter, "number": register.number,
             "version": head.version, "wanted": config.wanted,
@@ -261,18 +285,29 @@ class Grouping:
             "is_joint": bool(config.before),
         }  # fmt: skip
 
+    def _leader_of(self, object_id: ObjectId) -> PeerId:
+        """Return who leads an object, NOBODY where nobody who answers does."""
+        core = self._replicating.core
+        if core.is_led(object_id):
+            return PeerId(self._loop.settings.peer_id)
+        leader = core.leader_of(object_id)
+        if leader is None or self._loop.relays.routing.is_leaderless(object_id):
+            return NOBODY
+        return leader.leader
+
     def _member(
-        self, peer_id: PeerId, role: str, number: int, newest: int
+        self, peer_id: PeerId, role: str, number: int | None, newest: int
     ) -> dict[str, Any]:
         cluster = self._loop.cluster
-        is_me = peer_id == self._loop.settings.peer_id
         state = cluster.state_of(peer_id)
         told = "unknown" if state is None else state.name.lower()
+        is_me = peer_id == self._loop.settings.peer_id
+        if number is not None and number < 0:
+            number = None  # Nothing was heard of it under this leader.
         return {
             "peer_id": peer_id, "peer": cluster.name_of(peer_id), "role": role,
-            "state": "alive" if is_me else told,
-            "number": newest if is_me else number,
-            "lag": 0 if is_me else max(0, newest - number),
+            "state": "alive" if is_me else told, "number": number,
+            "lag": None if number is None else max(0, newest - number),
         }  # fmt: skip
 
     def _do_contents(self, origin: Origin, parameters: dict[str, Any]) -> None:

@@ -247,6 +247,8 @@ class PeerLoop(Incoming, Outgoing):
         self.newest.look(now_s)
         self.collecting.look()
         self.scrubbing.look(now_s)
+        if self.repairing is not None:
+            self.repairing.look(now_s)
         if self.reporting is not None:
             self.reporting.look(now_s)
 

@@ -220,3 +220,13 @@ __all__ = [
     "Called", "Client", "Commit", "CommitsDone", "ExecutorNews", "ExecutorPort", "Loaded",
     "NestedRequest", "StorageFailed", "StoragePort", "Transport",
 ]  # fmt: skip
+
+
+class Looker(Protocol):
+    """What looks now and then after something."""
+
+    def look(self, now_s: float) -> None:
+        """Look, and see to what is found."""
+
+    def counts(self) -> dict[str, int]:
+        """Return what `status` shows of it."""

@@ -79,7 +79,7 @@ class Relays(Travelling):
         super().__init__(table, links)
         self._cluster = cluster
         self._location = cluster.location
-        self._routing = Routing(cluster, PeerId(table.settings.peer_id))
+        self.routing = Routing(cluster, PeerId(table.settings.peer_id))
         # The last start that was seen of each peer; its methods' calls carry it.
         self._starts: dict[PeerId, bytes] = {}
         # Called with the session of a start that is over.
@@ -112,8 +112,8 @@ class Relays(Travelling):
             return
         extra = message.extra or {}
         if session.can_follow and extra.get("direct", True):
-            place = self._routing.first_place(object_id)
-            is_here = self._routing.is_leaderless(object_id)
+            place = self.routing.first_place(object_id)
+            is_here = self.routing.is_leaderless(object_id)
             if place and not is_here and self._cluster.endpoint_of(place.peer_id):
                 self._table.tell(session, self._redirect(message, object_id, place))
                 return
@@ -127,7 +127,7 @@ class Relays(Travelling):
     ) -> Failure:
         """Return the answer to a request that came to the wrong peer."""
         # A later attempt may be of a call that ran, under a leader that was deposed.
-        error = self._routing.moved(object_id, place, is_doubtful=message.attempt > 0)
+        error = self.routing.moved(object_id, place, is_doubtful=message.attempt > 0)
         body = values.encode_error(error)
         return Failure(message.sequence, error.code, None, body)
 
@@ -146,7 +146,7 @@ class Relays(Travelling):
             failure = Failure(message.sequence, error.code, None, body)
             self._table.tell(session, failure)
 
-        is_leaderless = self._routing.is_leaderless(object_id)
+        is_leaderless = self.routing.is_leaderless(object_id)
         return is_leaderless and self.replicas_wanted(object_id, decided)
 
     def depart(self, effect: effects.SendAway) -> None:
@@ -190,7 +190,7 @@ class Relays(Travelling):
         trip.due_s = trip.began_s + wait_s
         link = self._cluster.reach(peer_id)
         if link is None:
-            self._end(trip, self._routing.unreachable(trip, peer_id))
+            self._end(trip, self.routing.unreachable(trip, peer_id))
             return
         trip.target, trip.link = peer_id, link
         self._send(trip)
@@ -209,11 +209,11 @@ class Relays(Travelling):
                 if error is None and again is not None:
                     again()
                 else:
-                    then(None, error or self._routing.moved(object_id))
+                    then(None, error or self.routing.moved(object_id))
 
-            is_leaderless = self._routing.is_leaderless(object_id)
+            is_leaderless = self.routing.is_leaderless(object_id)
             if not (is_leaderless and self.replicas_wanted(object_id, decided)):
-                then(None, self._routing.moved(object_id))
+                then(None, self.routing.moved(object_id))
             return
         body, buffers = values.encode(parameters)
         message = Request(self._next_sequence, operation, None, body, buffers)
@@ -229,9 +229,9 @@ class Relays(Travelling):
         if self._location.is_here(trip.object_id):
             self._come_home(trip)
             return
-        if self._routing.is_leaderless(trip.object_id) and self._park(trip):
+        if self.routing.is_leaderless(trip.object_id) and self._park(trip):
             return
-        found = self._routing.next_for(trip)
+        found = self.routing.next_for(trip)
         if found is not None:
             trip.target, trip.link = found
             if trip.is_again:
@@ -240,7 +240,7 @@ class Relays(Travelling):
                 self._send(trip)
             return
         trip.target, trip.link = PeerId(b""), None
-        if self._routing.has_others(trip.object_id) or not self.search(
+        if self.routing.has_others(trip.object_id) or not self.search(
             trip.object_id, lambda: self._searched(trip)
         ):
             self._give_up(trip)
@@ -275,13 +275,13 @@ class Relays(Travelling):
         place = self._location.place_of(trip.object_id)
         is_between = place is not None and place.peer_id in trip.asked
         rested_s = self._table.clock() - trip.began_s
-        if self._routing.has_others(trip.object_id):
+        if self.routing.has_others(trip.object_id):
             may_rest = rested_s <= LEADERLESS_S
         else:
             is_asked = bool(trip.due_s and trip.redirects)
             may_rest = is_asked and is_between and rested_s <= REST_S
         if not may_rest:
-            self._end(trip, self._routing.why_lost(trip))
+            self._end(trip, self.routing.why_lost(trip))
             return
         trip.target, trip.link = PeerId(b""), None
         trip.is_resting = True
@@ -299,7 +299,7 @@ class Relays(Travelling):
         return bool(
             trip.object_id
             and not trip.is_stream
-            and self._routing.has_others(trip.object_id)
+            and self.routing.has_others(trip.object_id)
         )
 
     def heard(self, object_id: ObjectId) -> None:
@@ -342,8 +342,8 @@ class Relays(Travelling):
 
     def _why_late(self, trip: Trip) -> ActiveStoreError:
         if trip.target:
-            return self._routing.unreachable(trip, trip.target)
-        return self._routing.why_lost(trip)
+            return self.routing.unreachable(trip, trip.target)
+        return self.routing.why_lost(trip)
 
     def _mend(self, trip: Trip, link: Link, now_s: float) -> None:
         """Send a trip again that its peer does not name, if that one is heard."""
@@ -484,7 +484,7 @@ class Relays(Travelling):
         for trip in self._by(link):
             trip.link = None
             if not trip.object_id:
-                self._end(trip, self._routing.unreachable(trip, trip.target))
+                self._end(trip, self.routing.unreachable(trip, trip.target))
                 continue
             if self._may_pass_by(trip):
                 self._pass_by(trip)
@@ -503,4 +503,4 @@ class Relays(Travelling):
             if self._may_pass_by(trip):
                 self._pass_by(trip)
             else:
-                self._end(trip, self._routing.unreachable(trip, peer_id))
+                self._end(trip, self.routing.unreachable(trip, peer_id))

@@ -12,34 +12,42 @@ Source: design section 8; reliability.md 3.4 R8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from activestore.core.peers import PeerState
 from activestore.core.register import Register
 from activestore.ids import ObjectId, PeerId
-from activestore.peer.grouping import Grouping
 from activestore.peer.loop import PeerLoop
 
 # Registers that are looked at in one look, and groups that are mended at once.
 LOOKED_MAX = 1000
 OPEN_MAX = 16
+# Rows that are told of at once.
+ROWS_MAX = 100
 # One that could not be mended is looked at again after this, in seconds.
 AGAIN_S = 10.0
+
+
+SetGroup = Callable[
+    [ObjectId, int, bool, Sequence[PeerId], Sequence[PeerId], Callable[[str], None]],
+    None,
+]
 
 
 class Repairing:
     """What one peer does about groups that lack copies."""
 
-    def __init__(self, loop: PeerLoop, grouping: Grouping) -> None:
+    def __init__(self, loop: PeerLoop, set_group: SetGroup) -> None:
         self._loop = loop
-        self._grouping = grouping
+        self._set_group = set_group
         self._core = loop.replicating.core
         self._ids: Iterator[ObjectId] = iter(())
         # Since when a peer is not reachable.
         self._gone_s: dict[PeerId, float] = {}
         self._open: set[ObjectId] = set()
         self._failed_s: dict[ObjectId, float] = {}
-        self._under: set[ObjectId] = set()
+        self._why: dict[ObjectId, str] = {}
         self.repaired_count = 0
 
     def look(self, now_s: float) -> None:
@@ -51,7 +59,12 @@ class Repairing:
             object_id = next(self._ids, None)
             if object_id is None:
                 self._ids = iter(list(self._core.registers))
-                self._under = {one for one in self._under if self._core.is_led(one)}
+                self._failed_s = {
+                    one: when_s
+                    for one, when_s in self._failed_s.items()
+                    if self._core.is_led(one)
+                }
+                self._why = {one: self._why[one] for one in self._failed_s}
                 return
             register = self._core.register_of(object_id)
             if register is not None and self._core.is_led(object_id):
@@ -73,13 +86,9 @@ class Repairing:
             for one in config.voters
             if one != me and not self._loop.cluster.is_reachable(one)
         ]
-        lacks = len(config.members) < config.wanted or (
-            config.wants_witness and not config.witness
-        )
+        lacks = _lacks(register)
         if not (lacks or gone):
-            self._under.discard(object_id)
             return
-        self._under.add(object_id)
         after_s = self._loop.settings.repair_after_s
         leaving = [
             one for one in gone if now_s - self._gone_s.get(one, now_s) >= after_s
@@ -100,32 +109,106 @@ class Repairing:
             self._open.discard(object_id)
             if why:
                 self._failed_s[object_id] = self._loop.clock()
+                self._why[object_id] = why
                 return
             self._failed_s.pop(object_id, None)
+            self._why.pop(object_id, None)
             self.repaired_count += 1
             names = ", ".join(map(self._loop.cluster.name_of, leaving)) or "none"
             self._loop.note(
                 "info", f"group mended object={object_id.hex()} replaced={names}"
             )
 
-        self._grouping.set_group(
+        self._set_group(
             object_id, config.wanted, config.wants_witness, (), leaving, then
         )
 
-    @property
-    def under(self) -> list[ObjectId]:
-        """Objects led here that lack a copy, or one of whose members does not answer."""
-        return sorted(self._under)
+    # -- what is told ------------------------------------------------------------------
 
-    def rows(self) -> dict[str, Any]:
-        """Return what `status` shows of the groups that this peer is in."""
-        registers = self._core.registers
+    def counts(self) -> dict[str, int]:
+        """Return how many objects there are of each kind, for `status`."""
+        registers, me = self._core.registers, self._loop.settings.peer_id
         led = sum(map(self._core.is_led, registers))
+        witnessed = sum(r.config.witness == me for r in registers.values())
+        quarantined = sum(r.is_quarantined for r in registers.values())
         return {
             "led": led,
-            "followed": len(registers) - led,
-            "under_replicated": len(self._under),
-            "quarantined": sum(r.is_quarantined for r in registers.values()),
-            "mending": len(self._open),
-            "mended": self.repaired_count,
+            "followed": len(registers) - led - witnessed - quarantined,
+            "witnessed": witnessed,
+            "under": sum(1 for _ in self._all_under()),
+            "quarantined": quarantined,
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is wrong with groups that this peer is in, alias left out."""
+        found = [
+            self._row(object_id, register, "quarantined", ())
+            for object_id, register in self._core.registers.items()
+            if register.is_quarantined
+        ]
+        for object_id, register, missing in self._all_under():
+            if len(found) >= ROWS_MAX:
+                break
+            found.append(self._row(object_id, register, "under", missing))
+        return found[:ROWS_MAX]
+
+    def _all_under(self) -> Iterator[tuple[ObjectId, Register, list[PeerId]]]:
+        """Yield groups that lack copies, with the members that do not answer."""
+        for object_id, register in self._core.registers.items():
+            if register.is_quarantined or register.is_deleted:
+                continue
+            is_led = self._core.is_led(object_id)
+            if not is_led and not self._loop.relays.routing.is_leaderless(object_id):
+                continue
+            missing = self._missing(register)
+            if missing or _lacks(register):
+                yield object_id, register, missing
+
+    def _missing(self, register: Register) -> list[PeerId]:
+        me, cluster = self._loop.settings.peer_id, self._loop.cluster
+        return [
+            one
+            for one in register.config.voters
+            if one != me and cluster.state_of(one) is not PeerState.ALIVE
+        ]
+
+    def _row(
+        self, object_id: ObjectId, register: Register, problem: str,
+        missing: Sequence[PeerId],
+    ) -> dict[str, Any]:  # fmt: skip
+        config = register.config
+        names = [self._loop.cluster.name_of(one) for one in missing]
+        return {
+            "object_id": object_id,
+            "problem": problem,
+            "copies": sum(one not in missing for one in config.members),
+            "wanted": config.wanted,
+            "wants_witness": config.wants_witness,
+            "has_witness": bool(config.witness) and config.witness not in missing,
+            "missing": names,
+            "reason": self._reason(object_id, register, names),
+        }
+
+    def _reason(
+        self, object_id: ObjectId, register: Register, missing: Sequence[str]
+    ) -> str:
+        if register.is_quarantined:
+            return (
+                "its group was forced at another peer: this copy is history; export what "
+                "is wanted of it"
+            )
+        if missing:
+            after_s = self._loop.settings.repair_after_s
+            return (
+                f"{', '.join(missing)} does not answer; it is replaced {after_s:g} s "
+                "after it went, or at once by `replicate`, where there is a peer for it"
+            )
+        failed = self._why.get(object_id, "")
+        return failed or "a copy is being made"
+
+
+def _lacks(register: Register) -> bool:
+    config = register.config
+    return len(config.members) < config.wanted or (
+        config.wants_witness and not config.witness
+    )

@@ -70,6 +70,7 @@ class Status:
                 "renamed": loop.naming.disputes.rows(),
                 "untold": loop.naming.core.waiting_count,
             },
+            "replication": loop.repairing.counts() if loop.repairing else {},
             "cores": os.cpu_count() or 1,
             "power_source": self._config.power_source,
             "daemon": {

@@ -193,6 +193,7 @@ class Table:
             None
         )
         self.troubles = Troubles()
+        self.repairing: ports.Looker | None = None
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}
         self.calls_count = 0

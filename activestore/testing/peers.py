@@ -66,6 +66,7 @@ class PeerSettings(NamedTuple):
     searches_per_s: float = 20.0
     replicas: int = 1
     witness: bool = False
+    repair_after_s: float = 600.0
     cancel_grace_s: float = 2.0
     quarantine_s: float = 600.0
     zone: str = ""
@@ -250,6 +251,7 @@ class SimPeer:
                 searches_per_s=settings.searches_per_s,
                 replicas=settings.replicas,
                 witness=settings.witness,
+                repair_after_s=settings.repair_after_s,
                 record=self._record(),
             ),
             core=self.core,

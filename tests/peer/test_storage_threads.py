@@ -16,6 +16,7 @@ import pytest
 
 from activestore.core import effects
 from activestore.core.calls import Client
+from activestore.core.location import Location
 from activestore.errors import UnavailableError
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer import daemon, storage_thread
@@ -303,6 +304,7 @@ class _Loop:
         self.storage = threads
         self.backups: dict[str, tuple[int, int]] = {}
         self.done: list[Any] = []
+        self.location = Location(PeerId(b"peer-1"))
 
     def carry_out(self, effects: list[Any]) -> None:
         self.done += effects

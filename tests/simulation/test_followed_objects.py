@@ -167,7 +167,7 @@ class Group:
 
     def take_over(self, name: str) -> None:
         """Lead, unless another member does already."""
-        if self.sim.peers[name].loop.relays._routing.is_leaderless(self.object_id):
+        if self.sim.peers[name].loop.relays.routing.is_leaderless(self.object_id):
             self.lead(name)
 
 

@@ -13,6 +13,7 @@ from activestore import remote
 from activestore.errors import NoQuorumError, ObjectNotFoundError
 from activestore.ids import ObjectId
 from activestore.testing import Simulation
+from activestore.testing.peers import PeerSettings
 from tests.simulation.clusters import COUNTER, Player, join
 from tests.simulation.models import Counter
 
@@ -109,3 +110,29 @@ def test_deleted_object_is_gone_at_every_member() -> None:
             assert peer.engine.row("register", object_id) is None
         with pytest.raises(ObjectNotFoundError):
             client.get(object_id).peek()
+
+
+def test_group_is_whole_again_after_a_member_was_gone_for_long() -> None:
+    settings = PeerSettings(repair_after_s=30.0)
+    with Simulation(6, peers=4, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        counter.add(4)
+        core = sim.peers["peer-1"].loop.replicating.core
+        register = core.register_of(object_id)
+        assert register is not None
+        names = {peer.peer_id: name for name, peer in sim.peers.items()}
+        lost = next(names[m] for m in register.config.members if m != core._me)
+        sim.crash(lost, disk=False)
+        sim.run(120.0)
+        register = core.register_of(object_id)
+        assert register is not None
+        members = {names[one] for one in register.config.members}
+        assert len(members) == 3
+        assert lost not in members
+        for name in members:
+            head = sim.peers[name].engine.head(object_id)
+            assert head is not None
+            assert head.version == 2
+        assert counter.peek() == 4
