@@ -294,13 +294,15 @@ class Session:
         if is_news and request.redirects <= REDIRECTS_MAX:
             target = self.links.link_to(place, now_s, self._busy())
         if target is None or target is link:
-            return self._forward(request, now_s)
-        return self._send_to(request, target, now_s, is_again=False)
+            return self._forward(request, now_s, is_again=error.is_doubtful)
+        return self._send_to(request, target, now_s, is_again=error.is_doubtful)
 
-    def _forward(self, request: Request, now_s: float) -> Out:
+    def _forward(
+        self, request: Request, now_s: float, *, is_again: bool = False
+    ) -> Out:
         """Have the connected peer carry a request to its object."""
         request.ask_to_forward()
-        return self._send_to(request, self.links.main, now_s, is_again=False)
+        return self._send_to(request, self.links.main, now_s, is_again=is_again)
 
     def _take_welcome(
         self, message: Any, now_s: float, link: Link

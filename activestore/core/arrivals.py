@@ -80,12 +80,10 @@ class Arrivals(Travels):
             self._enqueue(call)
 
     def _admit_stale(self, origin: Client, call: Call) -> bool:
-        """Note that a call reads a copy that is led elsewhere; False where it cannot.
+        """Note that a call may read an older state, and only read; False where it cannot.
 
-        Of an object that is led here meanwhile it is a call like others.
+        Of an object that is led here, or has no other copies, it sees the newest state.
         """
-        if call.object_id in self.replicated:
-            return True
         if call.kind is not Kind.CALL and call.kind is not Kind.GET:
             error = InvalidRequestError(
                 "it changes the object: call it without staleness_s", call.where()
@@ -93,9 +91,10 @@ class Arrivals(Travels):
             self._emit(effects.Refuse(origin, error))
             return False
         call.is_stale = True
-        box = self.boxes.box_of(call.object_id)
-        box.is_followed = True
-        self.pool.left.append(box)  # Should the call not be admitted.
+        if call.object_id not in self.replicated:
+            box = self.boxes.box_of(call.object_id)
+            box.is_followed = True
+            self.pool.left.append(box)  # Should the call not be admitted.
         return True
 
     def _admit_client(
@@ -199,7 +198,8 @@ class Arrivals(Travels):
         if event.code:
             answer = effects.Refuse(call.origin, None, event.code, event.body)
         else:
-            answer = effects.Answer(call.origin, event.body, event.buffers)
+            saw = effects.Saw(call.object_id, 0) if call.wants_info else None
+            answer = effects.Answer(call.origin, event.body, event.buffers, saw)
         if call.object_id in self.replicated:
             # What was found on this disk may not be committed yet, or never be: then the
             # answer that it is of waits here, and this one behind it.

@@ -293,7 +293,7 @@ class Mailbox:
         self.generation = 0
         self.is_shared = False  # led here, and others have copies
         self.confirmed_round = 0  # when it was last sure that it is led here
-        self.is_followed = False  # led elsewhere: only what may be old is read here
+        self.is_followed = False  # perhaps led elsewhere: some may read what is here
         # The state that is read or loaded is too old for calls from this one on; 0: no.
         self.fresh_from = 0
         self.is_queued = False

@@ -110,7 +110,7 @@ class Desk:
 
     def _ask_round(self, call: Call) -> None:
         """Have it made sure that an object is led here still, for one that reads it."""
-        if call.round == NO_ROUND and not call.is_stale:
+        if call.round == NO_ROUND:
             call.round = self.begin_round(call.object_id) or 0
 
     def _release_read(

@@ -229,16 +229,23 @@ class HurryCommits(NamedTuple):
     """Write what waits for company now: something can go on only after it."""
 
 
+class Saw(NamedTuple):
+    """Which state an answer shows; version 0: not known, it is told a second time."""
+
+    object_id: ObjectId
+    version: int
+
+
 class Answer(NamedTuple):
     """Send a result to a client or to the method that asked.
 
-    `version`: of the state that it saw, where the call wanted to know; else 0.
+    `saw`: where the call wanted to know, or others have copies of the object.
     """
 
     origin: Client | Nested
     body: bytes
     buffers: Sequence[object]
-    version: int = 0
+    saw: Saw | None = None
 
 
 class Refuse(NamedTuple):

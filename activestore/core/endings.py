@@ -126,7 +126,7 @@ class Endings(Travels):
             durability=durability, code=event.code, body=event.body,
             buffers=event.buffers, outermost=self._outermost(call),
         )  # fmt: skip
-        answer = _answer_of(call, event, version)
+        answer = _shown(box, call, event, version)
         if durability and not box.unreplied:
             if type(call.origin) is Client:
                 self._unwritten[call.origin] = answer
@@ -153,8 +153,8 @@ class Endings(Travels):
         is_shared = box.is_shared
         if (is_shared or box.unreplied) and copy is not None and not copy.is_reader:
             version = box.executed_version  # It may have run behind a writer.
-        answer = _answer_of(call, event, version)
-        if is_shared and not call.is_stale:
+        answer = _shown(box, call, event, version)
+        if is_shared:
             is_out = self._release_read(box, version, call, answer)
         else:
             is_out = self.ledger.release(box, version, answer)
@@ -290,17 +290,25 @@ class Endings(Travels):
         # An item shows the writer's own, uncommitted state; it is no acknowledgement.
         # What it must not do is overtake answers that wait for earlier commits.
         version = 0 if not call.is_readonly else call.version
-        if box.is_shared and not call.is_stale:
+        if box.is_shared:
             self._release_read(box, version, call, item)
         else:
             self.ledger.release(box, version, item)
 
 
-def _answer_of(
-    call: Call, event: events.CallEnded, version: int = 0
-) -> effects.Answer | effects.Refuse:
+def _answer_of(call: Call, event: events.CallEnded) -> effects.Answer | effects.Refuse:
     if event.code:
         return effects.Refuse(call.origin, None, event.code, event.body)
-    if call.wants_info:
-        return effects.Answer(call.origin, event.body, event.buffers, version)
     return effects.Answer(call.origin, event.body, event.buffers)
+
+
+def _shown(
+    box: Mailbox, call: Call, event: events.CallEnded, version: int
+) -> effects.Answer | effects.Refuse:
+    """Return an answer, which tells what it shows where that matters."""
+    if event.code:
+        return effects.Refuse(call.origin, None, event.code, event.body)
+    saw = None
+    if call.wants_info or box.is_shared or call.is_stale:
+        saw = effects.Saw(box.object_id, version)
+    return effects.Answer(call.origin, event.body, event.buffers, saw)

@@ -23,8 +23,9 @@ class CallArrived(NamedTuple):
     items the caller can take at once; 0 where it did not ask for a stream.
     `still_open`: where one of the client's requests stays open for long, all that are:
     the answers of others before this one have arrived. `chain`, `depth`, `began_ms`: of
-    a nested call from another peer, see travels. `is_stale`: it reads a copy that is led
-    elsewhere. `wants_info`: its Answer is to tell the version that it saw.
+    a nested call from another peer, see travels. `is_stale`: it may read
+    an older state, and nothing but read; the object may be led elsewhere. `wants_info`: its
+    Answer is to tell the version that it saw.
     """
 
     origin: Client | Nested

@@ -28,6 +28,7 @@ from activestore.peer.links import Link, Links
 from activestore.peer.making import Making
 from activestore.peer.moving import Moving
 from activestore.peer.naming import Naming
+from activestore.peer.reading import STALENESS, Reading
 from activestore.peer.relays import Relays
 from activestore.peer.replicating import Replicating
 from activestore.peer.table import Session
@@ -99,6 +100,7 @@ class Incoming(Making):
     fetching: Fetching
     naming: Naming
     replicating: Replicating
+    reading: Reading
 
     def _take_frames(self, route: bytes, frames: Sequence[Buffer]) -> None:
         try:
@@ -305,7 +307,8 @@ class Incoming(Making):
             session.highest = message.sequence
         else:
             message = session.numbered(message)
-        if not self.location.is_here(message.object_id):  # type: ignore[arg-type]
+        is_here = self.location.is_here(message.object_id)  # type: ignore[arg-type]
+        if not is_here and not (message.extra and self.reading.may_serve(message)):
             self._elsewhere(session, message, ObjectId(message.object_id))
             return
         self._call(Client(session.session_id, message.sequence), message)
@@ -324,7 +327,10 @@ class Incoming(Making):
         still_open: Sequence[int] = ()
         chain: Sequence[tuple[bytes, int]] = ()
         depth = began_ms = 0
+        is_stale = wants_info = False
         if message.extra:
+            is_stale = extras.number(message.extra, STALENESS) > 0
+            wants_info = message.extra.get("info") is True
             age_s = extras.number(message.extra, "age_ms") / 1000
             credit = int(extras.number(message.extra, "stream"))
             still_open = extras.numbers(message.extra, "open")
@@ -334,7 +340,7 @@ class Incoming(Making):
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
                 message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
-                depth, began_ms,
+                depth, began_ms, is_stale, wants_info,
             )
         )  # fmt: skip
 

@@ -39,6 +39,7 @@ from activestore.peer.naming import Naming
 from activestore.peer.newest import Newest
 from activestore.peer.outgoing import Outgoing
 from activestore.peer.places import Places
+from activestore.peer.reading import Reading
 from activestore.peer.relays import Relays
 from activestore.peer.replicating import Replicating
 from activestore.peer.reporting import Reporting
@@ -173,6 +174,9 @@ class PeerLoop(Incoming, Outgoing):
             self, self.cluster, self.relays, self.places, self.fetching,
             Replication(PeerId(settings.peer_id), None, self.random),
         )  # fmt: skip
+        self.reading = Reading(
+            PeerId(settings.peer_id), self.replicating.core, self.clock, self.wall_clock
+        )
         self.cluster.on_seen.append(self.replicating.peer_seen)
         self.relays.replicas_wanted = self.replicating.want
         self.cluster.on_link = self.replicating.link_ready

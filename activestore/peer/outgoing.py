@@ -16,6 +16,7 @@ from activestore.ids import ObjectId
 from activestore.objects import orders
 from activestore.peer.naming import Naming
 from activestore.peer.places import Places
+from activestore.peer.reading import Reading
 from activestore.peer.relays import Relays
 from activestore.peer.replicating import Replicating
 from activestore.peer.table import Table
@@ -42,6 +43,7 @@ class Outgoing(Table):
     relays: Relays
     naming: Naming
     replicating: Replicating
+    reading: Reading
 
     def _do_load(self, effect: effects.LoadObject) -> None:
         self.storage.load(effect.object_id, is_reader=effect.is_reader)
@@ -164,9 +166,10 @@ class Outgoing(Table):
         if type(origin) is Client:
             session = self.sessions.get(origin.session)
             if session is not None:
+                told = None if effect.saw is None else self.reading.told(effect.saw)
                 self.tell(
                     session,
-                    Reply(origin.sequence, None, effect.body, effect.buffers),  # type: ignore[arg-type]
+                    Reply(origin.sequence, told, effect.body, effect.buffers),  # type: ignore[arg-type]
                 )
             return
         self._to_parent(

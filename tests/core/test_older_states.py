@@ -31,7 +31,7 @@ def test_older_state_is_read_where_the_object_is_not_led(stage: Stage) -> None:
     out = stage.end(stage.run(1, "peek", is_stale=True, wants_info=True))
 
     (answer,) = only(out, effects.Answer)
-    assert answer.version == 1
+    assert answer.saw == (OBJECT, 1)
     assert group.asked == []
     assert only(out, effects.Commit) == []
 
@@ -115,9 +115,9 @@ def test_running_reader_ends_on_the_state_it_has_beside_the_next(stage: Stage) -
 
     assert is_beside
     assert only(replaced, effects.DropCopy) == []
-    assert new.version == 2
+    assert new.saw == (OBJECT, 2)
     assert [type(one) for one in ended] == [effects.DropCopy, effects.Answer]
-    assert only(ended, effects.Answer)[0].version == 1
+    assert only(ended, effects.Answer)[0].saw == (OBJECT, 1)
 
 
 def test_state_that_changes_faster_than_it_is_read_serves_who_waited(
@@ -145,8 +145,8 @@ def test_object_that_comes_to_be_led_begins_from_the_disk(stage: Stage) -> None:
     writer = dispatched(stage.load(version=5))
     ended = stage.end(old)
 
-    assert answers(ended) == {client(1): ""}, "it asked for no more"
-    assert group.asked == []
+    assert answers(ended) == {}
+    assert answers(group.confirm(1)) == {client(1): ""}
     assert only(stage.end(writer, change=delta()), effects.Commit)[0].version == 6
 
 
@@ -176,4 +176,33 @@ def test_answer_tells_the_version_where_that_is_asked_for(
     if change is not None:
         out = stage.commit(out)
 
-    assert [one.version for one in only(out, effects.Answer)] == [version]
+    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, version)]
+
+
+def test_answer_of_an_object_with_copies_tells_its_version_unasked(led: Stage) -> None:
+    """So that its client never reads an older state after what it wrote."""
+    out = led.commit(led.end(led.run(1), change=delta()))
+
+    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, 2)]
+
+
+def test_answer_of_an_object_without_copies_tells_nothing_unasked(stage: Stage) -> None:
+    out = stage.end(stage.run(1, "peek"))
+
+    assert [one.saw for one in only(out, effects.Answer)] == [None]
+
+
+def test_writer_that_says_it_reads_is_refused_where_it_could_run_too(
+    led: Stage,
+) -> None:
+    led.call(1, is_stale=True)
+
+    assert answers(led.load()) == {client(1): "invalid_request"}
+
+
+def test_recorded_answer_does_not_know_its_version(stage: Stage) -> None:
+    (look_up,) = only(stage.call(7, attempt=1, wants_info=True), effects.LookUpReply)
+
+    out = stage.step(events.ReplyLookedUp(look_up.call_id, "", b"\x05"))
+
+    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, 0)]
