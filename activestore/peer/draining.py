@@ -1,6 +1,7 @@
 """Emptying a peer: every object moves to another one, then the peer stops.
 
-    begin -> pass: each object that is here moves -> ... -> a pass finds none -> the end
+    begin -> pass: each object that is here moves, each copy of a group leaves it
+                                                  -> ... -> a pass finds none -> the end
                  ^-- what was made meanwhile, or is halfway, is waited for --'
 
 Rules of this file: nothing is lost to be quick: while one object cannot be moved the
@@ -23,7 +24,7 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
-from activestore.peer.moving import Moving
+from activestore.peer.moving import Moving, Shared
 from activestore.storage.engine import Engine
 
 # Moves at once: enough to keep a slow line and a slow disk busy together.
@@ -52,6 +53,8 @@ class Draining:
         self._found_count = 0  # in this pass
         self._settle_due_s = float("inf")  # the pass is over; what is halfway is not
         self._failures: dict[ObjectId, ActiveStoreError] = {}
+        # Copies whose groups go on without this peer; they go from the disk when told.
+        self._left: set[ObjectId] = set()
         self.moved_count = 0
         moving.on_look = self._look
 
@@ -62,14 +65,20 @@ class Draining:
             return
         self._then = [then]
         self._failures = {}
+        self._left = set()
         self.moved_count = 0
         self._loop.is_emptying = True
         self._begin_pass()
 
     def _begin_pass(self) -> None:
         self._queue, self._after, self._is_read = [], None, False
-        self._found_count = 0
+        self._queue = [one for one in self._copies() if one not in self._left]
+        self._found_count = len(self._queue)
         self._read()
+
+    def _copies(self) -> list[ObjectId]:
+        shared = self._moving.shared
+        return [] if shared is None else shared.copies()
 
     def _read(self) -> None:
         after = self._after
@@ -86,8 +95,7 @@ class Draining:
             self._is_read = len(ids) < PAGE_ROWS
             if ids:
                 self._after = ids[-1]
-            location = self._loop.location
-            here = [one for one in ids if location.is_here(one)]
+            here = [one for one in ids if self._is_to_move(one)]
             self._found_count += len(here)
             self._queue.extend(here)
             self._go_on()
@@ -95,18 +103,30 @@ class Draining:
         # Behind what is being written: an object that is just made is found.
         self._loop.storage.write(read, found)
 
+    def _is_to_move(self, object_id: ObjectId) -> bool:
+        shared = self._moving.shared
+        is_shared = shared is not None and shared.is_shared(object_id)
+        return not is_shared and self._loop.location.is_here(object_id)
+
     def _go_on(self) -> None:
         while self._queue and self._open < AT_ONCE:
             self._open += 1
-            self._move(self._queue.pop(), self._targets())
+            object_id = self._queue.pop()
+            shared = self._moving.shared
+            if shared is not None and shared.is_shared(object_id):
+                self._leave(object_id, shared)
+            else:
+                self._move(object_id, self._targets())
         if self._open or self._queue:
             return
         if not self._is_read:
             self._read()
             return
-        location = self._loop.location
+        copies = set(self._copies()) - self._left
         self._failures = {
-            o: e for o, e in self._failures.items() if location.is_here(o)
+            o: e
+            for o, e in self._failures.items()
+            if o in copies or self._loop.location.is_here(o)
         }
         if self._failures:
             self._end(self._why_not())
@@ -173,6 +193,19 @@ class Draining:
 
         target = self._moving.target_of(object_id) or targets[0]
         self._moving.order(object_id, target, then)
+
+    def _leave(self, object_id: ObjectId, shared: Shared) -> None:
+        def then(error: ActiveStoreError | None) -> None:
+            self._open -= 1
+            if error is None:
+                self.moved_count += 1
+                self._left.add(object_id)
+                self._failures.pop(object_id, None)
+            else:
+                self._failures[object_id] = error
+            self._go_on()
+
+        shared.leave(object_id, then)
 
     def _why_not(self) -> UnavailableError:
         for object_id, error in self._failures.items():

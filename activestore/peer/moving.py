@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from activestore.core import effects, events
 from activestore.core.calls import Client
@@ -64,6 +64,22 @@ PARKED_MAX = 1024
 Then = Callable[[ActiveStoreError | None], None]
 
 
+class Shared(Protocol):
+    """What moves objects that have replicas; see `rehousing`."""
+
+    def is_shared(self, object_id: ObjectId) -> bool:
+        """Whether an object has others that vote on where it is."""
+
+    def copies(self) -> list[ObjectId]:
+        """Return all such objects of which this peer is one of the voters."""
+
+    def bring(self, object_id: ObjectId, target: PeerId, then: Then) -> None:
+        """Have another peer lead an object that is led here."""
+
+    def leave(self, object_id: ObjectId, then: Then) -> None:
+        """Have others hold an object instead of this peer."""
+
+
 class Leaving(NamedTuple):
     """A move that is under way, on the side of the owner.
 
@@ -103,6 +119,8 @@ class Moving:
         self._parked: dict[ObjectId, list[tuple[Session, Any]]] = {}
         self._asked: set[tuple[str, ObjectId]] = set()
         self._again_due_s = 0.0
+        # Moves what has replicas; None where nothing has.
+        self.shared: Shared | None = None
         # Called with an object that has come here.
         self.on_held: Callable[[ObjectId], None] = lambda object_id: None
         # Called after each look at what is halfway, with the time.
@@ -146,6 +164,9 @@ class Moving:
         if not self._cluster.is_reachable(target):
             name = self._cluster.name_of(target)
             then(UnavailableError(f"peer {name}", "it cannot be reached; start it"))
+            return
+        if self.shared is not None and self.shared.is_shared(object_id):
+            self.shared.bring(object_id, target, then)
             return
         token = int(self._table.random() * (1 << 53)).to_bytes(TOKEN_BYTES, "big")
         self._leaving[object_id] = Leaving(object_id, target, token, [then])

@@ -92,10 +92,12 @@ class Outgoing(Table):
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
             self.replicating.order(effect.token, (change,))
-            is_guest = effect.object_id in self.location.guests
+            is_known = effect.object_id in self.location.guests or self.places.tells_of(
+                effect.object_id
+            )
             if (
                 effect.is_delete
-                and is_guest
+                and is_known
                 and not self.replicating.is_shared(effect.object_id)
             ):
                 self.places.note_delete(effect.object_id)

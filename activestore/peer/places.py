@@ -81,6 +81,10 @@ class Places:
             is_new: False: it was so when this peer ended.
         """
         known = self._held.get(object_id)
+        if known is not None and place.epoch == known.epoch and place != known:
+            # Whatever is said last of an epoch is the newest.
+            version = max(place.group_version, known.group_version + 1)
+            place = place._replace(group_version=version)
         self._untold[object_id] = self._held[object_id] = place
         self._told.pop(object_id, None)
         if known is None or known.epoch < place.epoch:
@@ -107,15 +111,19 @@ class Places:
         """Whether others are told that the object is here."""
         return object_id in self._held
 
-    def kept_rows(self, object_id: ObjectId) -> list[Row]:
-        """Return what is to be written where a copy goes and its object goes on.
+    def rows_after(self, object_id: ObjectId, *, is_gone: bool) -> list[Row]:
+        """Return what is to be written where a copy goes from its home.
 
-        Without it, this home would say after a restart that there is no such object.
+        Where its object goes on, this home would else say after a restart that there is
+        none; where it is deleted, that it is elsewhere.
         """
-        place = self._location.place_of(object_id)
-        if place is None or home_of(object_id) != self._table.settings.peer_id:
+        if home_of(object_id) != self._table.settings.peer_id:
             return []
-        return [Row("place", object_id, packed_place(place))]
+        if is_gone:
+            self._location.forget_place(object_id, EPOCH_MAX)
+            return [Row("place", object_id, None)]
+        place = self._location.place_of(object_id)
+        return [] if place is None else [Row("place", object_id, packed_place(place))]
 
     def look(self) -> None:
         """Tell again what was not heard."""

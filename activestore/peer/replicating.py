@@ -119,6 +119,8 @@ class Replicating:
         self._to_store: list[wanted.Store] = []
         self._is_storing = False
         self._has_rounds = False
+        # Objects that are deleted, and whose registers are kept until all know it.
+        self._deleted: set[ObjectId] = set()
         # Requests that wait for an object to be led, here or elsewhere.
         self._parked: dict[ObjectId, list[Decided]] = {}
         self._wanted: dict[int, Then] = {}
@@ -157,7 +159,9 @@ class Replicating:
                 continue
             self.core.restore(object_id, register)
             self._location.guests.discard(object_id)
-            self._places.followed(object_id, self._nobodys_place(register))
+            self._follow(object_id, self._nobodys_place(register), register.config)
+            if register.is_deleted:
+                self._deleted.add(object_id)
         self.carry_out(self.core.take_effects())
 
     def _distrust(self, object_id: ObjectId) -> None:
@@ -210,6 +214,9 @@ class Replicating:
         """Take what a member of our groups says."""
         for entry in decode_entries(message.body, message.buffers):
             change = getattr(entry, "change", None)
+            if type(entry) is Accept and entry.is_learner and self._table.is_emptying:
+                self._refuse(link.peer_id, entry, "it is being drained")
+                continue
             if change is None:
                 self.step(happened.MessageCame(link.peer_id, entry))
                 continue
@@ -236,13 +243,17 @@ class Replicating:
             if lacking is None:
                 self.step(came)
                 return
-            refused = Nack(
-                message.object_id, message.epoch, message.number, Reason.REQUIREMENT,
-                message.epoch, None, str(lacking)[:TEXT_CHARS_MAX],
-            )  # fmt: skip
-            self._outbox.add(came.sender, refused)
+            self._refuse(came.sender, message, str(lacking))
 
         self._fetching.bring(state.class_name, state.revision, [came.sender], then)
+
+    def _refuse(self, sender: PeerId, message: Accept, why: str) -> None:
+        """Tell a leader that no copy of its object can be here."""
+        refused = Nack(
+            message.object_id, message.epoch, message.number, Reason.REQUIREMENT,
+            message.epoch, None, why[:TEXT_CHARS_MAX],
+        )  # fmt: skip
+        self._outbox.add(sender, refused)
 
     def _do_send(self, effect: wanted.Send) -> None:
         self._outbox.add(effect.peer_id, effect.message)
@@ -327,11 +338,14 @@ class Replicating:
             self._waiting.pop(effect.object_id, None)
         register = self.core.register_of(effect.object_id)
         if register is not None and register.is_deleted:
+            self._deleted.add(effect.object_id)
             self._places.note_delete(effect.object_id)
 
     # -- this disk as a member's -------------------------------------------------------
 
     def _do_store(self, effect: wanted.Store) -> None:
+        if effect.register.is_deleted:
+            self._deleted.add(effect.object_id)
         self._to_store.append(effect)
         self._store_more()
 
@@ -366,11 +380,16 @@ class Replicating:
 
     def _do_remove(self, effect: wanted.Remove) -> None:
         object_id = effect.object_id
-        self._location.unfollow(object_id)
+        is_gone = object_id in self._deleted
+        self._deleted.discard(object_id)
+        rows = self._places.rows_after(object_id, is_gone=is_gone)
+        self._location.unfollow(object_id, is_gone=is_gone)
         self._table.storage.write(
-            lambda engine: shipping.remove_copy(engine, object_id), lambda *_: None
+            lambda engine: shipping.remove_copy(engine, object_id, rows),
+            lambda *_: None,
         )
         self._table.step(events.StateReplaced(object_id))
+        self._release(object_id)
 
     # -- who leads ---------------------------------------------------------------------
 
@@ -399,7 +418,7 @@ class Replicating:
         object_id = effect.object_id
         register = self.core.register_of(object_id)
         if register is not None:
-            self._places.followed(object_id, self._nobodys_place(register))
+            self._follow(object_id, self._nobodys_place(register), register.config)
         self._lines.pop(object_id, None)
         for _, order in self._waiting.pop(object_id, ()):
             self._orders.pop(order.token, None)
@@ -410,9 +429,13 @@ class Replicating:
             one for one in effect.config.members if one not in (self._me, effect.leader)
         )
         place = Place(effect.leader, effect.counter, others, effect.config.version)
-        self._places.followed(effect.object_id, place)
+        self._follow(effect.object_id, place, effect.config)
         if effect.leader and effect.leader != self._me:
             self._release(effect.object_id)
+
+    def _follow(self, object_id: ObjectId, place: Place, config: Config) -> None:
+        is_witness = config.witness == self._me
+        self._places.followed(object_id, place, is_witness=is_witness)
 
     def _do_state_replaced(self, effect: wanted.StateReplaced) -> None:
         self._table.step(events.StateReplaced(effect.object_id))

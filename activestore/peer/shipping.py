@@ -248,8 +248,10 @@ def problem_of(error: ActiveStoreError) -> str:
     return "space"
 
 
-def remove_copy(engine: Engine, object_id: ObjectId) -> None:
+def remove_copy(engine: Engine, object_id: ObjectId, rows: Sequence[Row] = ()) -> None:
     """Remove register, state and answers of an object that is not kept here any more.
+
+    `rows`: what is written with it.
 
     Raises:
         OSError: the disk failed.
@@ -257,7 +259,7 @@ def remove_copy(engine: Engine, object_id: ObjectId) -> None:
     """
     change = Change(
         object_id, is_delete=True, forgets_replies=True, is_copy=True,
-        rows=(register_row(object_id, None),),
+        rows=(register_row(object_id, None), *rows),
     )  # fmt: skip
     (refused,) = engine.commit((change,))
     if refused is not None:

@@ -16,6 +16,7 @@ from activestore.peer.exporting import Exporting
 from activestore.peer.grouping import Grouping
 from activestore.peer.listing import Listing
 from activestore.peer.loop import PeerLoop
+from activestore.peer.rehousing import Rehousing
 from activestore.peer.requests import Requests
 from activestore.peer.suiting import Suiting
 from activestore.storage.engine import Engine
@@ -40,7 +41,7 @@ def wire(
     """
     requests = Requests(loop, status=status, stop=stop, damaged=damaged)
     Between(loop, requests, stop)
-    Grouping(loop, requests)
+    loop.moving.shared = Rehousing(loop, Grouping(loop, requests))
     Suiting(loop, requests)
     Exporting(loop, requests)
     Listing(loop, requests)
