@@ -21,7 +21,14 @@ Source: design section 8; reliability.md 3.4 R3, R4, R6.
 from __future__ import annotations
 
 from activestore.core import effects, events
-from activestore.core.calls import Call, Client, Mailbox, MailboxState, Nested
+from activestore.core.calls import (
+    NO_ROUND,
+    Call,
+    Client,
+    Mailbox,
+    MailboxState,
+    Nested,
+)
 from activestore.core.commits import Pending, Withheld
 from activestore.core.moves import Moves
 from activestore.errors import CancelledError, UnavailableError
@@ -43,6 +50,9 @@ class Leads(Moves):
         if box is None:
             return
         box.is_shared = True
+        for call in self.calls.values():
+            if call.object_id == object_id:
+                call.round = NO_ROUND  # Under an earlier lead they were counted anew.
         if box.is_followed:
             box.is_followed = False
             self.boxes.set_aside(box)  # What is on the disk now counts.
@@ -57,6 +67,10 @@ class Leads(Moves):
         box.is_shared = False
         rounds = [one[2] for one in box.unreplied]
         self.ledger.confirmed(box, max(rounds, default=0))  # There is nobody to ask.
+        unreplied = [(version, effect, 0) for version, effect, _ in box.unreplied]
+        box.unreplied.clear()
+        box.unreplied.extend(unreplied)
+        box.confirmed_round = 0
         self.boxes.tidy(box)
 
     def _on_lead_confirmed(self, event: events.LeadConfirmed) -> None:

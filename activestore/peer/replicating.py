@@ -63,6 +63,9 @@ TEXT_CHARS_MAX = 500
 # When one that found no room there may come again, in seconds.
 AGAIN_S = 1.0
 
+# A round that is not confirmed before the lead is known to be over.
+NEVER = 1 << 62
+
 Then = Callable[[str], None]
 Decided = Callable[[ActiveStoreError | None], None]
 
@@ -269,6 +272,9 @@ class Replicating:
 
     def order(self, token: int, changes: Sequence[Change]) -> None:
         """Have changes committed: on this disk, and by the groups of their objects."""
+        is_any_led = bool(self._table.core.replicated)
+        if is_any_led and any(self._is_lost(one.object_id) for one in changes):
+            return  # Whoever waits for it is sent on.
         writes: dict[ObjectId, list[int]] = {}
         ordered = [self._numbered(change, writes) for change in changes]
         if writes:
@@ -283,6 +289,18 @@ class Replicating:
                 waiting = self._waiting.setdefault(object_id, deque())
                 waiting.append((numbers[-1], order))
         self._table.storage.commit(token, ordered)
+
+    def _is_lost(self, object_id: ObjectId) -> bool:
+        """Whether the lead of an object is over, and the core of calls is to hear of it.
+
+        It hears in turn: what was ordered before is told first, and calls go on by that.
+        """
+        is_ours = object_id in self._table.core.replicated
+        return (
+            is_ours
+            and not self.core.is_led(object_id)
+            and self.core.register_of(object_id) is not None
+        )
 
     def _numbered(self, change: Change, writes: dict[ObjectId, list[int]]) -> Change:
         object_id = change.object_id
@@ -457,6 +475,8 @@ class Replicating:
 
     def begin_round(self, object_id: ObjectId) -> int | None:
         """Begin to make sure that an object is still led here; None: nobody else could."""
+        if not self.core.is_led(object_id):
+            return NEVER if self._is_lost(object_id) else None
         number = self.core.confirm(object_id)
         self._has_rounds |= number is not None
         return number

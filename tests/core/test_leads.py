@@ -209,6 +209,36 @@ def test_object_that_is_alone_again_answers_what_waited_for_others(led: Stage) -
     assert len(group.asked) == 1
 
 
+def test_rounds_of_an_earlier_lead_count_for_nothing(led: Stage) -> None:
+    """Their numbers begin anew; a read that runs over the change is asked for again."""
+    group = Group(led)
+    led.end(led.run(1, "peek"))
+    group.confirm(1)
+    over = led.run(2, "peek")
+    led.step(ALONE)
+    led.step(LED)
+    group.asked.clear()
+
+    ended = led.end(over)
+
+    assert group.asked == [OBJECT]
+    assert answers(ended) == {}
+    assert answers(group.confirm(1)) == {client(2): ""}
+
+
+def test_commit_under_way_when_it_is_alone_again_is_waited_for(led: Stage) -> None:
+    group = Group(led)
+    written = led.end(led.run(1), change=delta())
+    led.end(led.run(2, "peek"))
+
+    alone = led.step(ALONE)
+    out = led.commit(written)
+
+    assert group.asked == [OBJECT]
+    assert answers(alone) == {}
+    assert answers(out) == {client(1): "", client(2): ""}
+
+
 def test_delete_is_answered_once_a_majority_has_it(led: Stage) -> None:
     group = Group(led)
 
