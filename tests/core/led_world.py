@@ -6,6 +6,9 @@ here first, and a majority has it later; whoever loses the lead in between canno
 which of them a majority has, and hears of it later than others act on it. Rounds are
 confirmed while the object is led here, else never.
 
+Objects that are not added as such are plain ones of this peer. A relay calls another object:
+where that is led elsewhere it goes there. The other peer takes no relays.
+
 What is checked: a request that came is answered or sent on, once; a read sees all that was
 acknowledged before it began, and nothing that no majority has.
 """
@@ -16,7 +19,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from activestore.core import effects, events
-from activestore.core.calls import Client, Kind
+from activestore.core.calls import Client, Kind, Nested
 from activestore.errors import NoQuorumError, StorageFullError
 from activestore.ids import ObjectId
 from tests.core.world import CLASS, World
@@ -120,16 +123,25 @@ class LedWorld(World):
 
     def step(self, event: events.Event) -> None:
         """Step the core; note which requests came."""
-        if type(event) is events.CallArrived and type(event.origin) is Client:
-            self.open.add(event.origin)
+        if type(event) is events.CallArrived:
+            origin, object_id = event.origin, event.object_id
+            if type(origin) is Client:
+                self.open.add(origin)
+            elif object_id in self.chosen and object_id not in self.believes:
+                event = events.NestedLeft(
+                    origin, object_id, event.kind, event.method, event.payload,
+                    may_change=True,
+                )  # type: ignore[arg-type]  # fmt: skip
         super().step(event)
 
     def carry_out(self, ordered: list[effects.Effect]) -> None:
         """Carry out; a request ends by one answer, or goes on."""
         for effect in ordered:
-            if isinstance(effect, effects.Answer | effects.Refuse | effects.SendOn):
+            if not isinstance(effect, effects.Answer | effects.Refuse | effects.SendOn):
+                continue
+            if type(effect.origin) is Client:
                 assert effect.origin in self.open, f"nobody waits for {effect}"
-                self.open.discard(effect.origin)  # type: ignore[arg-type]
+                self.open.discard(effect.origin)
         super().carry_out(ordered)
 
     def call(
@@ -137,14 +149,14 @@ class LedWorld(World):
         deadline_s: float = 0.0, kind: Kind = Kind.CALL, body: bytes = b"",
     ) -> None:  # fmt: skip
         """Send a call to whoever leads the object now."""
-        del deadline_s, kind, body
-        wanted = (object_id, method, self.chosen[object_id].value)
-        self.wants.setdefault(client, wanted)
-        self.arrive(Sent(b"", object_id, method, client, attempt))
+        del deadline_s, kind
+        least = self.chosen[object_id].value if object_id in self.chosen else 0
+        self.wants.setdefault(client, (object_id, method, least))
+        self.arrive(Sent(body, object_id, method, client, attempt))
 
     def arrive(self, sent: Sent) -> None:
         """Take a call where its object is led, or was."""
-        is_here = sent.object_id in self.leads
+        is_here = sent.object_id in self.leads or sent.object_id not in self.chosen
         if sent.object_id in self.believes and not is_here:
             is_here = self.rng.random() < 0.5
         if is_here:
@@ -168,6 +180,8 @@ class LedWorld(World):
         """Run a call at the other peer: at once, and looked up only if it may be known."""
         chosen, client = self.chosen[sent.object_id], sent.client
         answer = chosen.replies.get(client) if sent.attempt else None
+        if answer is None and sent.method == "relay":
+            answer = ("unavailable", 0)
         if answer is None and sent.method == "peek":
             answer = ("", chosen.value)
         elif answer is None:
@@ -179,9 +193,30 @@ class LedWorld(World):
         code, value = answer
         self.later(0.0005, lambda: self._hear(client, code, value))
 
+    def do_SendAway(self, effect: effects.SendAway) -> None:
+        """Run what a method wants at the other peer, or here if it has come back."""
+
+        def come() -> None:
+            call = effect.call
+            if call.object_id in self.believes:
+                self.step(events.AwayReturned(call.call_id))
+                return
+            chosen = self.chosen[call.object_id]
+            self.chosen[call.object_id] = chosen._replace(
+                version=chosen.version + 1, value=chosen.value + 1
+            )
+            answered = events.AwayAnswered(call.call_id, "", bytes(8))
+            self.later(0.0005, lambda: self.step(answered))
+
+        if not effect.is_again:
+            self.later(self.rng.uniform(0.0, 0.003), come)
+
     def _hear(self, origin: Any, code: str, value: int) -> None:
-        if not code:
-            object_id, method, least = self.wants[origin]
+        if type(origin) is Nested:
+            super()._hear(origin, code, value)
+            return
+        object_id, method, least = self.wants[origin]
+        if not code and object_id in self.chosen and method != "relay":
             chosen = self.chosen[object_id]
             assert value <= chosen.value, "no majority has what was shown"
             if method == "peek":
@@ -197,6 +232,9 @@ class LedWorld(World):
 
     def do_LoadObject(self, effect: effects.LoadObject) -> None:
         """Read what is on the disk here when it comes to that, in order."""
+        if effect.object_id not in self.chosen:
+            super().do_LoadObject(effect)
+            return
         self.read_busy_s = max(self.read_busy_s, self.now_s)
         self.read_busy_s += self.rng.uniform(0, 0.001)
 
@@ -217,6 +255,9 @@ class LedWorld(World):
 
     def do_LookUpReply(self, effect: effects.LookUpReply) -> None:
         """Look on the disk here."""
+        if effect.object_id not in self.chosen:
+            super().do_LookUpReply(effect)
+            return
 
         def look() -> None:
             client = Client(effect.session, effect.sequence)
@@ -229,6 +270,12 @@ class LedWorld(World):
 
     def do_Commit(self, effect: effects.Commit) -> None:
         """Write to the disk here, then have a majority write it."""
+        if effect.object_id not in self.chosen:
+            assert effect.outermost is None or (
+                effect.outermost.object_id not in self.believes
+            ), "others do not know of the outermost call"
+            super().do_Commit(effect)
+            return
         lead = self.believes[effect.object_id]
         self.disk_busy_s = max(self.disk_busy_s, self.now_s)
         self.disk_busy_s += self.rng.uniform(0.0001, 0.001)
@@ -253,7 +300,8 @@ class LedWorld(World):
         if effect.delta is not None:
             value = int.from_bytes(effect.delta.fields["value"], "big")
         if effect.client is not None:
-            assert effect.client not in replies, "it runs a second time"
+            known = replies.get(effect.client)
+            assert known is None or known[0], "it runs a second time"
             answer = int.from_bytes(effect.body[-8:], "big")
             replies = {**replies, effect.client: (effect.code, answer)}
         copy = self.local[object_id] = Copy(effect.version, value, replies)
@@ -261,6 +309,31 @@ class LedWorld(World):
         self.later(
             self.rng.uniform(0.0005, 0.003), lambda: self._agree(object_id, lead)
         )
+
+    def do_CommitStates(self, effect: effects.CommitStates) -> None:
+        """Keep what a retry of an outermost call is told, where its object is."""
+        top = effect.outermost
+        assert top is not None
+        lead = self.believes.get(top.object_id)
+        told = (top.code, 0)
+
+        def write() -> None:
+            if lead is None:
+                self.replies.setdefault(
+                    (top.object_id, *top.client), (top.code, top.body)
+                )
+                self.step(events.Committed(effect.token))
+            elif self.leads.get(top.object_id) == lead:
+                before = self.local[top.object_id]
+                replies = {**before.replies, top.client: told}
+                copy = self.local[top.object_id] = before._replace(replies=replies)
+                self.flying[top.object_id].append((effect.token, copy))
+                late_s = self.rng.uniform(0.0005, 0.003)
+                self.later(late_s, lambda: self._agree(top.object_id, lead))
+
+        self.disk_busy_s = max(self.disk_busy_s, self.now_s)
+        self.disk_busy_s += self.rng.uniform(0.0001, 0.001)
+        self.later(self.disk_busy_s - self.now_s, write)
 
     def _agree(self, object_id: ObjectId, lead: int) -> None:
         if self.leads.get(object_id) == lead:

@@ -311,6 +311,20 @@ def test_nested_change_here_waits_until_others_would_know_of_it(led: Stage) -> N
     assert own.client == client(1), "its answer takes the place of what was kept"
 
 
+def test_answer_takes_the_place_of_what_was_kept_though_nothing_changed(
+    led: Stage,
+) -> None:
+    """Else a retry would be told that the executor died."""
+    outer = led.run(1)
+    (kept,) = only(led.nest(outer, 1), effects.CommitStates)
+    led.step(events.Committed(kept.token))
+    led.end(dispatched(led.load(OTHER)))
+
+    (own,) = only(led.end(outer), effects.Commit)
+
+    assert (own.client, own.code) == (client(1), "")
+
+
 def test_second_nested_change_waits_for_nothing(led: Stage) -> None:
     outer = led.run(1)
     (kept,) = only(led.nest(outer, 1), effects.CommitStates)
@@ -364,9 +378,10 @@ def test_promise_of_a_deposed_leader_leaves_nothing_behind(led: Stage) -> None:
     (kept,) = only(led.nest(outer, 1), effects.CommitStates)
 
     out = led.step(DEPOSED)
+    left = dict(led.core._departures)
     led.end(outer)
 
     assert sent_on(out) == {client(1): True}
     assert led.step(events.Committed(kept.token)) == []
     assert led.core.calls == {}
-    assert led.core._departures == {}
+    assert left == {}, "it may never be told how that commit ends"

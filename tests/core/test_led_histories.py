@@ -10,6 +10,7 @@ import os
 import pytest
 
 from activestore.core.calls import Client
+from activestore.ids import ObjectId
 from tests.core.led_world import LedWorld
 from tests.core.world import Chances, object_id_of, session_of
 
@@ -38,16 +39,8 @@ def test_every_request_is_answered_once_wherever_its_object_is_led(
     world = LedWorld(seed, chances=CASES[name])
     rng = world.rng
     objects = [object_id_of(n) for n in range(3)]
+    change_leaders(world, objects)
     adds: list[tuple[int, Client]] = []
-    for object_id in objects:
-        world.add(object_id)
-        for _ in range(rng.randint(2, 12)):
-            at_s = rng.uniform(0, 0.2)
-            world.later(at_s, lambda o=object_id: world.depose(o))
-            again_s = at_s + rng.choice([0.004, rng.uniform(0.004, 0.03)])
-            world.later(again_s, lambda o=object_id: world.lead(o))
-        for _ in range(rng.choice([0, 3])):
-            world.later(rng.uniform(0, 0.2), lambda o=object_id: world.fail(o))
     for number in range(200):
         client = Client(session_of(number % 6), number)
         which = rng.randrange(3)
@@ -68,3 +61,53 @@ def test_every_request_is_answered_once_wherever_its_object_is_led(
         assert world.chosen[object_id].value == len(done)
     assert world.core.owes_nothing
     assert world.core.sessions == {}
+
+
+def change_leaders(world: LedWorld, objects: list[ObjectId]) -> None:
+    """Make objects that others lead at times."""
+    rng = world.rng
+    for object_id in objects:
+        world.add(object_id)
+        for _ in range(rng.randint(2, 12)):
+            at_s = rng.uniform(0, 0.2)
+            world.later(at_s, lambda o=object_id: world.depose(o))
+            again_s = at_s + rng.choice([0.004, rng.uniform(0.004, 0.03)])
+            world.later(again_s, lambda o=object_id: world.lead(o))
+        for _ in range(rng.choice([0, 3])):
+            world.later(rng.uniform(0, 0.2), lambda o=object_id: world.fail(o))
+
+
+@pytest.mark.parametrize("seed", range(max(1, SEEDS // 4)))
+@pytest.mark.parametrize("name", list(CASES))
+def test_call_that_changes_another_object_changes_it_once(name: str, seed: int) -> None:
+    """Led objects call plain ones and each other: what was answered has happened, once."""
+    world = LedWorld(seed, chances=CASES[name]._replace(refusal=0.0))
+    rng = world.rng
+    led = [object_id_of(n) for n in range(3)]
+    plain = [object_id_of(n) for n in range(3, 6)]
+    change_leaders(world, led)
+    for object_id in plain:
+        world.disk[object_id] = (1, 0)
+    relays: dict[ObjectId, list[Client]] = {one: [] for one in [*led[:2], *plain[:2]]}
+    for number in range(150):
+        client = Client(session_of(number % 6), number)
+        caller = rng.choice([led[2], plain[2]])
+        target = rng.choice(list(relays))
+        relays[target].append(client)
+        world.later(
+            rng.uniform(0, 0.2),
+            lambda o=caller, c=client, t=target: world.call_until_done(
+                o, "relay", c, bytes(t)
+            ),
+        )
+
+    world.run_until_quiet()
+
+    assert world.open == set()
+    for target, clients in relays.items():
+        codes = [world.answers[one][0] for one in clients]
+        value = (world.chosen.get(target) or world.disk[target])[1]
+        assert codes.count("") <= value <= len(codes)
+    assert world.core.owes_nothing
+    assert world.core.sessions == {}
+    assert world.core._departures == {}
