@@ -68,7 +68,7 @@ def status(target: Target, *, as_json: bool) -> None:
         ("classes", ", ".join(about["classes"]) or "none"),
     ]
     # Peers of earlier versions tell none of these.
-    if "replication" in about:
+    if about.get("replication"):
         rows.append(("replicas", counts_text(about["replication"])))
     if "scrub" in about:
         rows.append(("checked", _scrub_text(about["scrub"])))

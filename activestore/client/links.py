@@ -33,6 +33,9 @@ PLACES_MAX = 256
 UNREACHABLE_MAX = 256
 # What a call carries that any copy may answer, as old as its caller allows.
 STALENESS = "staleness_ms"
+# A connected peer that sent such a call on is asked again after this: its copy was behind
+# for a moment, or it has one by now.
+COPIES_S = 10.0
 
 
 class Peer(NamedTuple):
@@ -90,13 +93,14 @@ class Link:
 class Place:
     """Where an object was last known to be."""
 
-    __slots__ = ("endpoint", "epoch", "link", "peer_id")
+    __slots__ = ("endpoint", "epoch", "link", "peer_id", "told_s")
 
     def __init__(self, peer_id: bytes, endpoint: str, epoch: int) -> None:
         self.peer_id = peer_id
         self.endpoint = endpoint
         self.epoch = epoch
         self.link: Link | None = None
+        self.told_s = 0.0  # when, of one where a copy may be read
 
 
 class Links:
@@ -242,7 +246,9 @@ class Links:
         """Somebody answered there."""
         self._unreachable.pop(endpoint, None)
 
-    def remember(self, message: Any, object_id: bytes, place: Place) -> bool:
+    def remember(
+        self, message: Any, object_id: bytes, place: Place, now_s: float
+    ) -> bool:
         """Remember where an object is, that a message was sent on to.
 
         Returns False where something newer is known.
@@ -252,6 +258,7 @@ class Links:
         is_news = known is None or known.epoch <= place.epoch
         kept = place if is_news or known is None else known
         places[object_id] = kept
+        kept.told_s = now_s
         if len(places) > PLACES_MAX:
             del places[next(iter(places))]
         return is_news
@@ -261,16 +268,19 @@ class Links:
         self.places.pop(object_id, None)
         self.copies.pop(object_id, None)
 
-    def place_of(self, message: Any) -> Place | None:
+    def place_of(self, message: Any, now_s: float) -> Place | None:
         """Return where a message's object was last known to be; it was asked for.
 
-        For one that any copy may answer None means the connected peer, until that one
-        has sent it on.
+        For one that any copy may answer None means the connected peer, unless that one
+        has just sent one on.
         """
         places = self._places_for(message)
         place = places.pop(message.object_id, None)
-        if place is not None:
-            places[message.object_id] = place
+        if place is None:
+            return None
+        if places is self.copies and now_s - place.told_s > COPIES_S:
+            return None
+        places[message.object_id] = place
         return place
 
     def _places_for(self, message: Any) -> dict[bytes, Place]:

@@ -83,7 +83,7 @@ class Request:
             return
         if type(message) is not Call and type(message) is not Delete:
             return
-        place = links.place_of(message)
+        place = links.place_of(message, now_s)
         if place is None:
             return
         link = links.link_to(place, now_s, busy)

@@ -289,7 +289,7 @@ class Session:
         request.heard_s = now_s
         request.redirects += 1
         place = Place(error.peer_id, error.endpoint, error.epoch)
-        is_news = self.links.remember(request.message, error.object_id, place)
+        is_news = self.links.remember(request.message, error.object_id, place, now_s)
         target: Link | None = None
         if is_news and request.redirects <= REDIRECTS_MAX:
             target = self.links.link_to(place, now_s, self._busy())

@@ -250,7 +250,11 @@ class Requests:
             self._tell_interface(origin, text_of(parameters, "class_name"))
             return
         object_id = object_id_of(parameters)
-        if self.is_elsewhere(origin, "interface", object_id, parameters):
+        # A copy tells the class as well as its leader, who may not answer.
+        is_copied = object_id in self._loop.location.followed
+        if not is_copied and self.is_elsewhere(
+            origin, "interface", object_id, parameters
+        ):
             return
 
         def answer(head: Head | None) -> object:

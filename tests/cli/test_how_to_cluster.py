@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/cluster.md run as they stand there."""
+"""The commands of docs/how-to/cluster.md and replicate.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "how-to" / "cluster.md"
+PAGES = ROOT / "docs" / "how-to"
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
-PORTS = (7411, 7412, 7413)
 
 
 def free_ports(count: int) -> int:
@@ -64,16 +63,20 @@ def shell(
     run("activestore-node down")
 
 
+def lines_of(page: str, first_port: int) -> str:
+    """Return the commands of a page, its three ports replaced by free ones."""
+    lines = "".join(BLOCK.findall((PAGES / page).read_text()))
+    base = free_ports(3)
+    for number in range(3):
+        lines = lines.replace(str(first_port + number), str(base + number))
+    return lines
+
+
 @pytest.mark.net
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_commands_of_the_page_run(shell: Any) -> None:
-    lines = "".join(BLOCK.findall(PAGE.read_text()))
-    base = free_ports(len(PORTS))
-    for number, port in enumerate(PORTS):
-        lines = lines.replace(str(port), str(base + number))
-
-    done = shell(lines)
+def test_commands_of_the_page_on_clusters_run(shell: Any) -> None:
+    done = shell(lines_of("cluster.md", 7411))
 
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
@@ -86,3 +89,23 @@ def test_commands_of_the_page_run(shell: Any) -> None:
         "edge-2",
         "cloud",
     }
+
+
+@pytest.mark.net
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_commands_of_the_page_on_replicas_run(shell: Any) -> None:
+    done = shell(lines_of("replicate.md", 7431))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows if row[0] in {"6", "7"}] == ["6", "7"]
+    # `show` before and after the primary died.
+    copies = [row[1] for row in rows if row[0] == "copies"]
+    assert copies == ["3 of 3", "3 of 3, NOT WHOLE"]
+    roles = [row[1].partition(",")[0] for row in rows if row[0] == "at edge-1"]
+    assert roles == ["primary", "replica"]
+    # `doctor` says so, and `replicate` leaves two.
+    assert ["!!", "object safe"] in [row[:2] for row in rows]
+    members = [row[2] for row in rows if len(row) == 6 and row[3] == "alive"]
+    assert sorted(members) == ["primary", "replica"]

@@ -254,10 +254,10 @@ def test_places_are_bounded_and_the_ones_in_use_stay(world, monkeypatch):
     ]
     place = links_module.Place(ID_B, B, 1)
     for call in calls[:3]:
-        known.remember(call, call.object_id, place)
-    known.place_of(calls[0])
+        known.remember(call, call.object_id, place, 0.0)
+    known.place_of(calls[0], 0.0)
 
-    known.remember(calls[3], calls[3].object_id, place)
+    known.remember(calls[3], calls[3].object_id, place, 0.0)
 
     assert [int(object_id) for object_id in known.places] == [2, 0, 3]
 
@@ -400,6 +400,17 @@ def test_connected_peer_without_a_copy_is_asked_once(world):
     world.call(**STALE)
 
     assert [sequence for sequence, *_ in world.calls(B)] == [1, 2]
+
+
+def test_connected_peer_whose_copy_was_behind_is_asked_again_later(world):
+    world.moved(A, world.call(**STALE), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+
+    world.now_s += links_module.COPIES_S + 1
+    world.call(**STALE)
+
+    assert [sequence for sequence, *_ in world.calls(A)] == [1, 2]
 
 
 def test_where_a_copy_is_read_is_not_where_the_object_is_written(world):
