@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -21,6 +22,9 @@ from activestore.client.groups import ALIVE, WITNESS, Group
 from activestore.errors import RemoteProtocolError, UnavailableError
 from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
 
+# Other peers that `doctor` asks, one after the other, and how long it waits for each.
+ASKED_MAX = 100
+ASK_PEER_S = 2.0
 REPLICAS = click.IntRange(REPLICAS_MIN, REPLICAS_MAX)
 # Unless the order is forced, the text of `force` in full.
 FORCE_TEXT = """\
@@ -245,6 +249,32 @@ def replication_of(store: Store) -> dict[str, Any] | None:
     return found
 
 
+def replication_elsewhere(
+    target: Target, peers: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Ask other peers about the copies they know, for only who leads knows what lacks.
+
+    Returns the rows of their objects, each with the name of its peer, and the names of
+    peers that could not be asked.
+    """
+    rows: list[dict[str, Any]] = []
+    silent: list[str] = []
+    others = [one for one in peers if not one.get("is_me", True)]
+    for one in others[:ASKED_MAX]:
+        if one.get("state") != ALIVE:
+            continue  # Who lacks its copy says so.
+        near = target._replace(endpoint=one["endpoint"], connect_s=ASK_PEER_S)
+        try:
+            with near.connected() as store:
+                told = replication_of(store) or {"objects": ()}
+        except UnavailableError:
+            silent.append(str(one["peer"]))
+            continue
+        rows += [{**row, "peer": one["peer"]} for row in told["objects"]]
+    silent += [str(one["peer"]) for one in others[ASKED_MAX:]]
+    return rows, silent
+
+
 def counts_text(counts: dict[str, Any]) -> str:
     """Return how many objects a peer leads and follows, for people."""
     text = f"{counts['led']} led, {counts['followed']} followed"
@@ -261,8 +291,9 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
     """Return what is wrong with the copies of an object, and what to do about it."""
     ref = row.get("alias") or row["object_id"].hex()
     if row["problem"] == "quarantined":
+        where = f" at {row['peer']}" if row.get("peer") else ""
         return (
-            f"quarantined: {row.get('reason') or 'another lineage replaced this copy'}",
+            f"quarantined{where}: {row.get('reason') or 'another lineage replaced this copy'}",
             f"it stays as it is: `export {row['object_id'].hex()} FILE` takes it out, "
             "`import FILE` makes a new object of it",
         )

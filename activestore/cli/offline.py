@@ -16,7 +16,12 @@ from typing import Any
 
 import click
 
-from activestore.cli.copies import counts_text, problem_texts, replication_of
+from activestore.cli.copies import (
+    counts_text,
+    problem_texts,
+    replication_elsewhere,
+    replication_of,
+)
 from activestore.cli.options import Target, guarded, json_option, peer_options
 from activestore.cli.output import EXIT_FAILED, echo, show, size_text, table
 from activestore.cli.waiting import bar, go_through, spinner
@@ -25,6 +30,8 @@ from activestore.storage.maintenance import restore as restore_backup
 
 # doctor warns when less than this share of the disk, or of the budget, is free.
 FREE_SHARE_MIN = 0.10
+# Peers that could not be asked, in a table.
+SILENT_SHOWN = 5
 # The process that checks; it is told the directory.
 CHECK = (sys.executable, "-m", "activestore.cli.checking")
 RESTORE_IT = "restore it from a backup, or delete the object"
@@ -67,8 +74,8 @@ def doctor(
 ) -> None:
     """Look for what is wrong: with --data-dir every checksum, else a running peer.
 
-    Of a running peer also the objects that it leads and that lack copies, and copies
-    that are quarantined there.
+    Also objects that lack copies, and copies that are quarantined, there and at the
+    other peers that it knows, a hundred at most.
 
     Exits with 1 where something is wrong, with 4 where DATA_DIR is no data directory.
     """
@@ -153,6 +160,9 @@ def _check_peer(target: Target, *, quiet: bool) -> list[dict[str, Any]]:
     with spinner("doctor", quiet=quiet), target.connected() as store:
         about = store.status()
         copies = replication_of(store)
+        elsewhere = ([], []) if copies is None else (
+            replication_elsewhere(target, store.peers())
+        )  # fmt: skip
     storage = about["storage"]
     used = f"{size_text(storage['used_bytes'])} of {size_text(storage['budget_bytes'])}"
     is_full = storage["used_bytes"] > (1 - 2 * FREE_SHARE_MIN) * storage["budget_bytes"]
@@ -178,19 +188,33 @@ def _check_peer(target: Target, *, quiet: bool) -> list[dict[str, Any]]:
             )
         else:
             findings.append(_finding(name, f"{one['state']}, {one['copies']} objects"))
-    return [*findings, *_of_copies(copies)]
+    return [*findings, *_of_copies(copies, *elsewhere)]
 
 
-def _of_copies(told: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what is wrong with copies that the peer knows, object by object."""
+def _of_copies(
+    told: dict[str, Any] | None, others: list[dict[str, Any]], silent: list[str]
+) -> list[dict[str, Any]]:
+    """Return what is wrong with copies that peers know, object by object."""
     if told is None:
         return []
-    rows = told["objects"]
+    rows = list(told["objects"])
     findings = [_finding("replicas", counts_text(told))]
+    if silent:
+        names = ", ".join(silent[:SILENT_SHOWN])
+        text = f"{len(silent)} alive and not asked: {names}"
+        findings.append(_finding("other peers", text))
+    # While nobody leads an object all who follow it tell of it.
+    known = {(row["object_id"], row["problem"]) for row in rows}
+    for row in others:
+        is_own = row["problem"] == "quarantined"  # Of each peer that has one.
+        if is_own or (row["object_id"], row["problem"]) not in known:
+            known.add((row["object_id"], row["problem"]))
+            rows.append(row)
     for row in rows:
         name = row.get("alias") or row["object_id"].hex()
         findings.append(_finding(f"object {name}", *problem_texts(row)))
-    count = told.get("under", 0) + told.get("quarantined", 0) - len(rows)
+    listed = len(told["objects"])
+    count = told.get("under", 0) + told.get("quarantined", 0) - listed
     if count > 0:
         findings.append(
             _finding("more objects", f"{count} beyond these", "mend these, look again")

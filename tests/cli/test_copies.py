@@ -318,6 +318,42 @@ def test_doctor_names_objects_without_all_copies_and_what_to_do(run: Any) -> Non
     assert document["is_well"] is False
 
 
+def test_doctor_asks_the_other_peers_too(fake: FakePeer, run: Any) -> None:
+    """Who leads an object knows that a copy lacks, and that may be any peer."""
+    other = FakePeer()
+    other.peer_id, other.version = b"edge-2", PROTOCOL_VERSION
+    mine, quarantined = REPLICATION["objects"]  # type: ignore[misc]
+    theirs = {**mine, "object_id": b"t" * 16, "alias": "theirs"}  # type: ignore[dict-item]
+    other.answers["replication"] = {
+        **REPLICATION, "objects": [mine, theirs, quarantined],
+    }  # fmt: skip
+    fake.answers["peers"] = [
+        {"peer": "edge-1", "is_me": True, "state": "alive", "endpoint": fake.endpoint},
+        {
+            "peer": "edge-2",
+            "is_me": False,
+            "state": "alive",
+            "endpoint": other.endpoint,
+        },
+        {
+            "peer": "edge-3",
+            "is_me": False,
+            "state": "dead",
+            "endpoint": "tcp://[::1]:9",
+        },
+    ]
+
+    outcome = run("doctor")
+    other.close()
+    silent = run("doctor")
+
+    names = [row.split("\t")[1] for row in outcome.out.splitlines()]
+    assert names.count("object hits") == 1
+    assert names.count("object theirs") == 1
+    assert "quarantined at edge-2: forced at edge-2" in outcome.out
+    assert "1 alive and not asked: edge-2" in silent.out
+
+
 def test_doctor_says_when_there_are_more_than_it_lists(
     fake: FakePeer, run: Any
 ) -> None:
