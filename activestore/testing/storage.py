@@ -53,6 +53,7 @@ class FaultyEngine(MemoryEngine):
         )
         self.refusals_left = 0
         self.is_broken = False
+        self.commits_count = 0
 
     def commit(self, changes: Sequence[Change]) -> list[ActiveStoreError | None]:
         """Apply changes, or refuse them as a full disk does, or fail as a dead one."""
@@ -62,6 +63,7 @@ class FaultyEngine(MemoryEngine):
             self.refusals_left -= 1
             budget_bytes = self.usage().budget_bytes
             return [StorageFullError(budget_bytes, budget_bytes) for _ in changes]
+        self.commits_count += 1
         return super().commit(changes)
 
 
@@ -163,10 +165,16 @@ class SimStorage(StorageThreads):
             return
         self._is_writing = True
 
-        def end() -> None:
-            self._carry_out(batch, function)
+        def go_on() -> None:
             self._is_writing = False
             self._begin_write()
+
+        def end() -> None:
+            took_s = self._carry_out(batch, function)
+            if took_s:
+                self._later(took_s, go_on)
+            else:
+                go_on()
 
         duration_s = self.speed.commit.draw_s(self._rng) if batch else 0.0
         self._later(duration_s, end)
@@ -197,11 +205,20 @@ class SimStorage(StorageThreads):
             batch = self._with_relaxed(batch)
         return batch, function
 
-    def _carry_out(self, batch: list[_Order], function: _Function | None) -> None:
+    def _carry_out(self, batch: list[_Order], function: _Function | None) -> float:
+        """Do what was ordered; return how long the commits of a function still take."""
         if batch:
             self._commit(batch)
-        if function is not None:
-            self._tell(_called(function, self.engine))
+        if function is None:
+            return 0.0
+        commits_count = self.engine.commits_count
+        called = _called(function, self.engine)
+        if self.engine.commits_count == commits_count:
+            self._tell(called)
+            return 0.0
+        took_s = self.speed.commit.draw_s(self._rng)
+        self._later(took_s, lambda: self._tell(called))
+        return took_s
 
     # -- reading -----------------------------------------------------------------------
 

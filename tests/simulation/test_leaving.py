@@ -52,7 +52,7 @@ def test_next_peer_does_not_end_in_place_of_the_one_that_was_meant(
         asking = sim.client("peer-1", "peer-2")
         meant = asking.request("status")["peer_id"]
 
-        # A simulated peer that ends takes its last answers with it.
+        sim.partition("peer-1", "client-2", one_way=True)  # Its answer does not come.
         with pytest.raises(InvalidRequestError, match="which goes on"):
             asking.request(operation, peer_id=meant)
 
