@@ -86,7 +86,7 @@ class SimStorage(StorageThreads):
         clock: Callable[[], float],
     ) -> None:
         # Not the base's: it starts threads and opens a pipe.
-        self.engine = engine
+        self.engine: FaultyEngine = engine
         self.speed = DiskSpeed()
         self.is_closing = False
         self.has_failed = False
