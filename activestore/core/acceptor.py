@@ -22,6 +22,7 @@ from activestore.core.register import (
     Register,
     accepted_by,
     electorate,
+    is_mending,
     is_taken,
     is_whole,
     judge_accept,
@@ -123,6 +124,8 @@ class Acceptor(Registers):
             self._settle(object_id, register)
         if message is None:
             self._hooks.on_own_stored(object_id, register, event.problem)
+            if register.is_lost and not event.problem:
+                self._tell_lost(object_id, register)
         elif event.problem:
             self._refuse_stored(order, event)
         elif isinstance(message, Prepare):
@@ -266,7 +269,7 @@ class Acceptor(Registers):
             return
         if message.epoch != register.promised:
             self._hooks.on_overtaken(object_id, message.epoch)
-        if is_taken(register, message):
+        if is_taken(register, message) and not is_mending(register, message):
             self._accept_again(sender, message)
             return
         is_next = message.epoch == register.epoch and message.base == register.point
@@ -309,7 +312,7 @@ class Acceptor(Registers):
         object_id = message.object_id
         register = self.registers[object_id]
         is_new_state = message.change is not None or message.is_deleted
-        if is_new_state and before is not None and before.has_state:
+        if is_new_state and before is not None and not before.is_stateless:
             self._desk.emit(StateReplaced(object_id))
         self._answer_accept(sender, message, message.number)
         if before is None or before.config != register.config:
@@ -408,8 +411,19 @@ class Acceptor(Registers):
         if self._defer(NOBODY, event):
             return
         register = self.registers.get(event.object_id)
-        if register is not None and register.has_state and not register.is_deleted:
+        if register is None or register.is_stateless or register.is_deleted:
+            return
+        if register.is_lost:
+            self._tell_lost(event.object_id, register)
+        else:
             self.order(event.object_id, register._replace(is_lost=True))
+
+    def _tell_lost(self, object_id: ObjectId, register: Register) -> None:
+        """Ask the leader for the whole; it may be lost, and is said again when told so."""
+        epoch, number = register.promised, register.number
+        if epoch.leader and epoch.leader != self._me:
+            nack = Nack(object_id, epoch, number, Reason.LOST, epoch)
+            self._desk.send(epoch.leader, nack)
 
     def _on_drop(self, sender: PeerId, message: Drop) -> None:
         object_id = message.object_id

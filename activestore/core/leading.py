@@ -268,7 +268,7 @@ class Lead:
             max(self.committed, 0),
             peer_id in self.learners,
         )
-        if self.is_witness(peer_id) or message.is_deleted:
+        if self.is_witness(peer_id):
             self._desk.send(peer_id, message)
         else:
             self._desk.emit(SendWhole(peer_id, message))
@@ -334,6 +334,9 @@ class Lead:
             return
         if message.reason is Reason.BASE:
             self._on_base(peer_id, member, message.number)
+        elif message.reason is Reason.LOST and member.mode is not Mode.WHOLE:
+            member.mode = Mode.BEHIND
+            self.offer(peer_id)
         elif message.reason is Reason.UNKNOWN and peer_id in self.learners:
             member.mode = Mode.BEHIND
             self.arm_resend()

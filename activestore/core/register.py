@@ -135,6 +135,12 @@ def is_taken(register: Register, message: Accept) -> bool:
     return message.epoch == register.epoch and message.number <= register.number
 
 
+def is_mending(register: Register, message: Accept) -> bool:
+    """Return whether an accept brings the very state that is damaged here."""
+    is_same = message.number == register.number and message.base is None
+    return register.is_lost and is_same and message.change is not None
+
+
 def is_whole(message: Accept) -> bool:
     """Return whether an accept can be kept whatever was there before."""
     return message.base is None or message.is_deleted

@@ -170,7 +170,7 @@ class Replication:
         Args:
             object_id: Which object.
             change: What members are sent: what follows on the state before.
-            is_delete: The state goes; `change` is None.
+            is_delete: The state goes; what `change` brings is the answer.
             size: Bytes of the change, for the bound of what is kept for slow members.
 
         Raises:

@@ -187,6 +187,7 @@ class PeerLoop(Incoming, Outgoing):
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.replicating.on_led = self.naming.held
         self.scrubbing = Scrubbing(self)
+        self.scrubbing.on_damage = self.replicating.mending.state_lost
         self.reporting = None
         if self.machine is not None:
             self.reporting = Reporting(self, self.cluster, self.machine)
@@ -332,6 +333,7 @@ class PeerLoop(Incoming, Outgoing):
         object_id = ObjectId(news.object_id)
         if news.head is None or news.state is None:
             error = news.error or UnavailableError("storage", "nothing was read")
+            error = self.replicating.mending.met(error)
             self.step(events.ObjectMissing(object_id, news.is_reader, error))
             return
         lacking = self.classes.missing_for(news.head.class_name)

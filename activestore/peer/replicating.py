@@ -38,6 +38,7 @@ from activestore.peer import shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
 from activestore.peer.links import Link
+from activestore.peer.mending import Mending
 from activestore.peer.places import Places
 from activestore.peer.posting import Outbox
 from activestore.peer.relays import Relays
@@ -112,6 +113,7 @@ class Replicating:
         self._me = PeerId(table.settings.peer_id)
         self.core = core
         self._due_s = float("inf")
+        self.mending = Mending(table, self)
         self._outbox = Outbox(table, cluster, relays)
         # Commits whose writes a majority must have, by token; and by object, in order.
         self._orders: dict[int, _Order] = {}
@@ -266,6 +268,10 @@ class Replicating:
 
     # -- writes of what is led here ----------------------------------------------------
 
+    def is_writing(self, object_id: ObjectId) -> bool:
+        """Whether writes of an object are on their way to this disk."""
+        return object_id in self._lines
+
     def is_shared(self, object_id: ObjectId) -> bool:
         """Whether others have a vote on what becomes of an object."""
         return self.core.register_of(object_id) is not None
@@ -308,9 +314,8 @@ class Replicating:
             return change
         change, shipment = shipping.outgoing(change)
         register = self.core.begin_write(
-            object_id, None if change.is_delete else shipment,
-            is_delete=change.is_delete, size=_size_of(change),
-        )  # fmt: skip
+            object_id, shipment, is_delete=change.is_delete, size=_size_of(change)
+        )
         writes.setdefault(object_id, []).append(register.number)
         row = shipping.register_row(object_id, register)
         return dataclasses.replace(change, rows=(*change.rows, row))
@@ -330,7 +335,7 @@ class Replicating:
             return True
         self._on_disk(order)
         if error is not None:
-            self._table.step(events.CommitRefused(token, error))
+            self._table.step(events.CommitRefused(token, self.mending.met(error)))
         return True
 
     def _on_disk(self, order: _Order) -> None:
@@ -460,11 +465,8 @@ class Replicating:
 
     def _do_unshared(self, effect: wanted.Unshared) -> None:
         object_id = effect.object_id
-        change = Change(
-            object_id,
-            epoch=effect.counter,
-            rows=[shipping.register_row(object_id, None)],
-        )
+        rows = [shipping.register_row(object_id, None)]
+        change = Change(object_id, epoch=effect.counter, rows=rows)
         self._table.storage.write(
             lambda engine: engine.commit([change]), lambda *_: None
         )

@@ -60,7 +60,7 @@ from activestore.wire.state import (
 
 __all__ = [
     "Content", "Copy", "Outgoing", "apply_copies", "apply_copy", "claim_name",
-    "contents_from", "contents_of", "has_files", "outgoing", "pack_change",
+    "contents_from", "contents_of", "has_files", "mend_register", "outgoing", "pack_change",
     "problem_of", "read_whole", "register_row", "registers_of", "remove_copy",
     "unpack_change",
 ]  # fmt: skip
@@ -179,11 +179,8 @@ def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[str]:
 
 def _point_on_disk(engine: Engine, object_id: ObjectId) -> Point | None:
     """Return which state is on disk, None where no delta can be applied to any."""
-    try:
-        value = engine.row("register", object_id)
-        register = None if value is None else unpack_register(value)
-    except CorruptRecordError:
-        return None
+    value = _readable_row(engine, object_id)
+    register = None if value is None else _readable(value)
     return None if register is None or register.is_lost else register.point
 
 
@@ -228,8 +225,10 @@ def _change_with_row(copy: Copy, at: Point | None) -> Change:
         rows=rows,
         epoch=counter,
         replies=change.replies,
-        # What a whole brings is all that is kept of its object.
-        forgets_replies=change.forgets_replies or copy.base is None,
+        # What a whole brings is all that is kept of its object; a delete needs no base,
+        # and the answers before it stay.
+        forgets_replies=change.forgets_replies
+        or (copy.base is None and not change.is_delete),
         is_rename=change.is_rename,
         created_s=change.created_s,
         is_copy=True,
@@ -251,15 +250,19 @@ def problem_of(error: ActiveStoreError) -> str:
 def remove_copy(engine: Engine, object_id: ObjectId, rows: Sequence[Row] = ()) -> None:
     """Remove register, state and answers of an object that is not kept here any more.
 
-    `rows`: what is written with it.
+    `rows`: what is written with it. The answers stay until they expire where it was
+    deleted: the delete is asked again of whoever has one.
 
     Raises:
         OSError: the disk failed.
         StorageFullError: it is too full even for that; nothing is removed.
     """
+    value = _readable_row(engine, object_id)
+    register = None if value is None else _readable(value)
     change = Change(
-        object_id, is_delete=True, forgets_replies=True, is_copy=True,
+        object_id, is_delete=True, is_copy=True,
         rows=(register_row(object_id, None), *rows),
+        forgets_replies=register is None or not register.is_deleted,
     )  # fmt: skip
     (refused,) = engine.commit((change,))
     if refused is not None:
@@ -413,6 +416,26 @@ def registers_of(engine: Engine) -> Iterator[tuple[ObjectId, Register | None]]:
     for damage in damaged:
         if damage.object_id is not None:
             yield damage.object_id, None
+
+
+def mend_register(engine: Engine, object_id: ObjectId, register: Register) -> None:
+    """Write a register anew whose row cannot be read, as it is known in memory.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        engine.row("register", object_id)
+    except CorruptRecordError:
+        rows = (register_row(object_id, register),)
+        engine.commit((Change(object_id, is_copy=True, rows=rows),))
+
+
+def _readable_row(engine: Engine, object_id: ObjectId) -> bytes | None:
+    try:
+        return engine.row("register", object_id)
+    except CorruptRecordError:
+        return None
 
 
 def _readable(value: bytes) -> Register | None:

@@ -85,6 +85,7 @@ class Reason(enum.IntEnum):
     STRANGER = 4  # the sender is no member any more; `config` tells who is
     UNKNOWN = 5  # nothing of this object is here
     REQUIREMENT = 6  # what its class needs is missing here
+    LOST = 7  # the state that was accepted is damaged on this disk: send the whole
 
 
 class Prepare(NamedTuple):

@@ -32,7 +32,7 @@ def test_register_comes_back_as_it_was(register: Register) -> None:
 def test_fields_that_a_later_version_appended_are_passed_over() -> None:
     row = [
         [9, B, "new"], [7, A], 5, [3, [A], C, [], 2, True, 0, "new"],
-        False, True, False, 1.5, False, "new",
+        False, True, False, 1.5, False, False, "new",
     ]  # fmt: skip
 
     found = unpack_register(packing.pack(row))

@@ -1,0 +1,153 @@
+"""What a disk forgot is brought back from the other members, and nothing acknowledged goes.
+
+Source: reliability.md 4.2 (scrub, repair from peers), 3.7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activestore.core.register import unpack_register
+from activestore.ids import ObjectId
+from activestore.storage.engine import Damage
+from activestore.testing import Simulation
+from tests.simulation.clusters import COUNTER, Player, join
+from tests.simulation.models import Counter
+from tests.simulation.test_replicas import id_of, leaders
+
+ALL = ("peer-1", "peer-2", "peer-3")
+
+
+def spoil(
+    sim: Simulation, name: str, object_id: ObjectId, table: str = "heads"
+) -> None:
+    """Flip a bit of what a disk has of an object."""
+    engine = sim.peers[name].engine
+    rows = sim.peers[name].disk.tables[table]
+    key = bytes(object_id) if table == "heads" else b"register\x00" + object_id
+    spoilt = bytearray(rows[key])
+    spoilt[len(spoilt) // 2] ^= 1
+    rows[key] = bytes(spoilt)
+    engine._documents.clear()
+
+
+def damages(sim: Simulation, name: str) -> list[Damage]:
+    return [one for one in sim.peers[name].engine.verify() if isinstance(one, Damage)]
+
+
+def scrubbed(sim: Simulation, name: str) -> dict[str, Any]:
+    """Have a peer read everything, and give it time for what follows from it."""
+    scrubbing = sim.peers[name].loop.scrubbing
+    scrubbing.begin()
+    sim.run_until(lambda: not scrubbing.status()["is_running"], timeout_s=30.0)
+    sim.run(30.0)
+    return scrubbing.status()
+
+
+@pytest.fixture
+def shared() -> Any:
+    with Simulation(11, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        assert [counter.add() for _ in range(3)] == [1, 2, 3]
+        sim.run(2.0)
+        assert leaders(sim, id_of(counter)) == ["peer-1"]
+        yield sim, id_of(counter)
+
+
+def test_damaged_copy_of_a_follower_is_brought_back(shared: Any) -> None:
+    sim, object_id = shared
+    spoil(sim, "peer-2", object_id)
+    assert damages(sim, "peer-2")
+
+    told = scrubbed(sim, "peer-2")
+
+    assert damages(sim, "peer-2") == []
+    assert (told["damaged"], told["repaired_count"]) == ([], 1)
+    assert leaders(sim, object_id) == ["peer-1"]
+    value = sim.peers["peer-2"].engine.row("register", object_id)
+    assert not unpack_register(value).is_lost
+
+
+def test_damaged_copy_of_the_leader_is_led_by_another_and_brought_back(
+    shared: Any,
+) -> None:
+    sim, object_id = shared
+    spoil(sim, "peer-1", object_id)
+
+    told = scrubbed(sim, "peer-1")
+
+    assert leaders(sim, object_id) in (["peer-2"], ["peer-3"])
+    assert damages(sim, "peer-1") == []
+    assert (told["damaged"], told["repaired_count"]) == ([], 1)
+    assert sim.client("peer-1").get(object_id).add() == 4
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_damage_that_a_call_meets_costs_no_call(shared: Any, name: str) -> None:
+    """The call goes on at the next leader, and is run once."""
+    sim, object_id = shared
+    player = Player(sim, ["peer-3"], [object_id])
+    task = sim.spawn(player.play, 40, 0.25)
+
+    sim.run(3.0)
+    spoil(sim, name, object_id)
+
+    sim.run_until(lambda: task.is_over, timeout_s=60.0)
+    assert player.errors == []
+    assert player.values[object_id] == list(range(4, 44))
+    assert damages(sim, name) == []
+
+
+def test_damaged_copy_does_not_bring_an_older_state_back(shared: Any) -> None:
+    """The one that is damaged remembers what it accepted: the one that slept must not lead."""
+    sim, object_id = shared
+    sim.partition(["peer-3"], ["peer-1", "peer-2"])
+    counter = sim.client("peer-1").get(object_id)
+    assert counter.add() == 4
+    sim.run(2.0)
+    sim.partition(["peer-1"], ["peer-2"])
+    spoil(sim, "peer-2", object_id)
+    scrubbed(sim, "peer-2")
+    sim.crash("peer-1")
+    sim.heal()
+
+    sim.run(20.0)
+
+    assert leaders(sim, object_id) == []
+    sim.restart("peer-1")
+    sim.run(10.0)
+    assert sim.client("peer-3").get(object_id).add() == 5
+
+
+def test_damaged_register_is_written_anew(shared: Any) -> None:
+    sim, object_id = shared
+    for name in ("peer-1", "peer-2"):
+        spoil(sim, name, object_id, "facts")
+
+        told = scrubbed(sim, name)
+
+        assert damages(sim, name) == []
+        assert told["repaired_count"] == 1
+    assert leaders(sim, object_id) == ["peer-1"]
+
+
+def test_answer_of_a_delete_is_at_every_member(shared: Any) -> None:
+    """Who asks again, of whoever leads then, is told the same."""
+    sim, object_id = shared
+    client = sim.client("peer-2")
+    proxy = client.get(object_id)
+    for peer in sim.peers.values():
+        assert len(peer.engine.replies_of(object_id)) >= 1
+    before = {n: p.engine.replies_of(object_id) for n, p in sim.peers.items()}
+
+    client.delete(proxy)
+    sim.run(10.0)
+
+    for name in ALL:
+        engine = sim.peers[name].engine
+        assert engine.head(object_id) is None
+        assert engine.row("register", object_id) is None
+        assert len(engine.replies_of(object_id)) == len(before[name]) + 1
