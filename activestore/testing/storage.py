@@ -86,7 +86,8 @@ class SimStorage(StorageThreads):
         clock: Callable[[], float],
     ) -> None:
         # Not the base's: it starts threads and opens a pipe.
-        self.engine: FaultyEngine = engine
+        self.engine = engine
+        self._disk = engine
         self.speed = DiskSpeed()
         self.is_closing = False
         self.has_failed = False
@@ -211,9 +212,9 @@ class SimStorage(StorageThreads):
             self._commit(batch)
         if function is None:
             return 0.0
-        commits_count = self.engine.commits_count
+        commits_count = self._disk.commits_count
         called = _called(function, self.engine)
-        if self.engine.commits_count == commits_count:
+        if self._disk.commits_count == commits_count:
             self._tell(called)
             return 0.0
         took_s = self.speed.commit.draw_s(self._rng)
