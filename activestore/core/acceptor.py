@@ -445,8 +445,7 @@ class Acceptor(Registers):
     ) -> None:
         """Take a committed config from its leader: a copy that is no member goes.
 
-        One who was to become a member knows the same version. It goes when who taught it
-        says so, or when another leads who does not teach it.
+        One who was to become a member knows the same version: it goes by a Drop only.
         """
         register = self.latest(object_id)
         if register is None or leader != epoch.leader:
@@ -457,12 +456,12 @@ class Acceptor(Registers):
         is_member = self._me in electorate(config)
         if is_member or register.is_quarantined or self.is_busy(object_id):
             return
-        is_newer = config.version > register.config.version
-        if not register.is_voter and not is_newer:
-            is_same = config.version == register.config.version
-            least = max(register.promised.counter, register.epoch.counter + 1 - is_drop)
-            is_newer = is_same and epoch.counter >= least
-        if is_newer:
+        # A leader has found all that was committed before its epoch, and whoever is made
+        # a member by it, or later, has a state of its epoch, or of a later one, first.
+        told = (epoch.counter, config.version)
+        known = (register.epoch.counter, register.config.version)
+        is_taught = not register.is_voter and register.promised.counter <= told[0]
+        if told > known or (told == known and is_drop and is_taught):
             self._hooks.on_overtaken(object_id, epoch)
             self._desk.emit(Followed(object_id, leader, epoch.counter, config))
             self.remove(object_id, config.version)

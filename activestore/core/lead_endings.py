@@ -47,7 +47,7 @@ class LeadEndings(LedObjects):
         self,
         desk: Desk,
         acceptor: Acceptor,
-        on_lost: Callable[[ObjectId, PeerId], None],
+        on_lost: Callable[[ObjectId, PeerId, bool], None],
     ) -> None:
         super().__init__(desk, acceptor)
         self._on_lost = on_lost
@@ -91,8 +91,30 @@ class LeadEndings(LedObjects):
         self.depose(lead.object_id, hand.target)
         self._desk.emit(GroupDone(hand.request, lead.object_id))
 
+    def _close(self, lead: Lead) -> bool:
+        """Take no calls any more, at a moment when none is under way, or at last.
+
+        A leader that leaves its group numbers nothing under a config without itself: a
+        witness may hear of it whose only state would leave with this peer.
+
+        Returns:
+            Whether it is closed.
+        """
+        if lead.is_closing:
+            return True
+        desk = self._desk
+        if lead.close_s is None:
+            wait_s = desk.config.hand_over_s
+            lead.close_s = desk.wake(wait_s, Wake.HAND_OVER, lead.object_id)
+        if not lead.is_quiet and desk.now_s < lead.close_s - 1e-6:
+            return False
+        lead.is_closing = True
+        desk.emit(Deposed(lead.object_id))
+        return True
+
     def on_hand_late(self, object_id: ObjectId) -> None:
         """Keep the lead: it was not possible in time."""
+        self._go_on(self.leads[object_id])
         hand = self._hands.get(object_id)
         if hand is None or self._desk.now_s < hand.until_s - 1e-6:
             return
@@ -126,7 +148,7 @@ class LeadEndings(LedObjects):
         self._end(object_id)
         if lead.is_led:
             self._desk.emit(Deposed(object_id))
-        self._on_lost(object_id, successor)
+        self._on_lost(object_id, successor, lead.is_touched)
         if self._desk.me not in electorate(lead.committed_config) and successor:
             self._on_left(lead)
 

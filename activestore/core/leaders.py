@@ -57,7 +57,7 @@ class Leaders(LeadEndings):
         desk: Desk,
         acceptor: Acceptor,
         on_led: Callable[[ObjectId, Ballot], None],
-        on_lost: Callable[[ObjectId, PeerId], None],
+        on_lost: Callable[[ObjectId, PeerId, bool], None],
     ) -> None:
         super().__init__(desk, acceptor, on_lost)
         self._on_led = on_led
@@ -100,14 +100,17 @@ class Leaders(LeadEndings):
         self._after(lead)
 
     def _be_led(self, lead: Lead) -> None:
-        lead.is_led = True
+        lead.is_settled = True
+        lead.is_closing = self._desk.me not in lead.config.voters
         self._on_led(lead.object_id, lead.ballot)
-        self._desk.emit(Led(lead.object_id, lead.ballot.counter, lead.config))
+        if not lead.is_closing:
+            self._desk.emit(Led(lead.object_id, lead.ballot.counter, lead.config))
         if lead.is_deleted:
             self._deleted[lead.object_id] = lead.committed
-            self._forget_if_all(lead)
-        elif lead.config.before:
+        if lead.config.before:
             self._finish_change(lead, lead.config)
+        elif lead.is_deleted:
+            self._forget_if_all(lead)
         else:
             self._unshare_if_alone(lead)
 
@@ -140,10 +143,10 @@ class Leaders(LeadEndings):
         done = lead.reach_committed()
         self._note_lagging(lead)
         if done:
-            if not lead.is_led:
+            if not lead.is_settled:
                 lead.committed_config = done[0].config
                 self._be_led(lead)
-            elif lead.is_led:
+            else:
                 self._desk.emit(WriteDone(object_id, lead.committed))
             for entry in done:
                 if self.leads.get(object_id) is lead:
@@ -238,7 +241,13 @@ class Leaders(LeadEndings):
 
     def _go_on(self, lead: Lead) -> None:
         """Take the next step of whatever is to be done besides calls."""
-        if not lead.is_led:
+        if not lead.is_settled:
+            return
+        config = lead.committed_config
+        if self._desk.me not in electorate(config):
+            # A witness may have heard of a write whose only state is here.
+            if lead.is_quiet and lead.config == config:
+                self._leave(lead)
             return
         if lead.is_deleted and lead.object_id in self._deleted:
             self._end_plans(lead.object_id, "it was deleted")
@@ -269,7 +278,7 @@ class Leaders(LeadEndings):
         smaller = smaller or groups.noted(plan, lead.config)
         if smaller is None:
             self._end_plan(lead, plan)
-        else:
+        elif self._desk.me in smaller.voters or self._close(lead):
             self._propose(lead, smaller)
 
     @staticmethod
@@ -354,10 +363,9 @@ class Leaders(LeadEndings):
             if peer_id not in config.voters and peer_id != self._desk.me:
                 self._forget_lagging(lead.object_id, peer_id)
                 self._drop(lead, peer_id, config)
-        if self._desk.me not in config.voters:
-            self._leave(lead)
-        else:
+        if self._desk.me in config.voters:
             self._unshare_if_alone(lead)
+        # Else it goes when nothing is under way: see _go_on.
 
     def _leave(self, lead: Lead) -> None:
         """This peer is no member any more: the best that stays leads next."""
@@ -400,7 +408,7 @@ class Leaders(LeadEndings):
         is_alone = config.voters == (self._desk.me,) and not config.before
         is_open = object_id in self._plans or object_id in self._leaving
         is_open = is_open or lead.is_growing
-        if not lead.is_led or not is_alone or is_wanted or is_open:
+        if not lead.is_settled or not is_alone or is_wanted or is_open:
             return
         if not lead.is_quiet or self._acceptor.is_busy(object_id) or lead.is_deleted:
             return
@@ -447,13 +455,15 @@ class Leaders(LeadEndings):
         waiting = self._leaving.get(object_id, {})
         if number is None or any(isinstance(o, Forget) for o in waiting.values()):
             return
-        voters = electorate(lead.config)
+        if lead.config != lead.committed_config or lead.config.before:
+            return  # Who is a voter is not settled.
+        voters = lead.config.voters
         if any(lead.reached(peer) < number for peer in voters):
             return
         # Who left before, and has not said so, is told when it asks.
         self._leaving.pop(object_id, None)
         order = Forget(object_id, lead.ballot, number)
-        for peer_id in {*voters, *lead.learners} - {self._desk.me}:
+        for peer_id in sorted({*voters, *lead.learners} - {self._desk.me}):
             self._tell_leaving(object_id, peer_id, order)
         if object_id not in self._leaving:
             self._forget(lead)

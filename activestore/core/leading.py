@@ -106,7 +106,10 @@ class Lead:
         self.number = number  # the newest that has been given
         self.floor = Point()  # the newest on this disk, under this epoch
         self.committed = NOTHING
-        self.is_led = False
+        self.is_settled = False  # its first state is committed under this epoch
+        self.is_closing = False  # it is to leave, and takes no calls any more
+        self.close_s: float | None = None  # at the latest
+        self.is_touched = False  # somebody wanted it meanwhile
         self.is_growing = False  # it was plain, and its first change is under way
         self.members: dict[PeerId, Member] = {}
         self.entries: deque[Entry] = deque()
@@ -160,6 +163,11 @@ class Lead:
             self.offer(peer_id)
         self.trim()
 
+    @property
+    def is_led(self) -> bool:
+        """Whether calls may run here."""
+        return self.is_settled and not self.is_closing
+
     def reached(self, peer_id: PeerId) -> int:
         """Return the number up to which a peer has everything on disk."""
         if peer_id == self._desk.me:
@@ -208,7 +216,7 @@ class Lead:
         wanted = {*electorate(self.config), *self.learners} - {self._desk.me}
         for peer_id in [p for p in self.members if p not in wanted]:
             del self.members[peer_id]
-        for peer_id in wanted:
+        for peer_id in sorted(wanted):
             if peer_id not in self.members:
                 is_at = peer_id in at_base
                 self.members[peer_id] = Member(Mode.LIVE if is_at else Mode.BEHIND)

@@ -331,8 +331,11 @@ class Replication:
         elif isinstance(event, LinkReady):
             self._on_peer_back(event.peer_id)
         elif isinstance(event, Touched):
-            if not self.is_led(event.object_id):
+            lead = self._leaders.leads.get(event.object_id)
+            if lead is None or not lead.is_settled:
                 self._takeovers.touch(event.object_id)
+            else:
+                lead.is_touched = True
         elif isinstance(event, GroupWanted):
             self._leaders.want(event)
         elif isinstance(event, ForceOrdered):
@@ -489,6 +492,7 @@ class Replication:
 
     def on_gone(self, object_id: ObjectId) -> None:
         """Nothing of the object is here any more."""
+        self._leaders.depose(object_id)
         self._takeovers.on_gone(object_id)
 
     def on_quarantined(self, object_id: ObjectId) -> None:
@@ -518,8 +522,12 @@ class Replication:
     def _on_led(self, object_id: ObjectId, ballot: Ballot) -> None:
         self._takeovers.on_led_by(object_id, ballot)
 
-    def _on_lost(self, object_id: ObjectId, successor: PeerId) -> None:
+    def _on_lost(
+        self, object_id: ObjectId, successor: PeerId, is_touched: bool
+    ) -> None:
         self._takeovers.on_lost(object_id, has_successor=bool(successor))
+        if is_touched:
+            self._takeovers.touch(object_id)
 
     def check(self) -> None:
         """Make sure that every part, and what they share, is as it must be."""

@@ -428,7 +428,7 @@ class TakeOvers(Followings):
         if not has_quorum(best.config, promises.keys()):
             return
         if self._desk.me not in electorate(best.config):
-            self._back_off(object_id, search)
+            self._on_stranger(object_id, search, best.config)
             return
         if not best.has_state and not best.is_deleted:
             self._on_stateless(object_id, search, best)
@@ -547,6 +547,7 @@ class TakeOvers(Followings):
             if peer_id != self._desk.me:
                 self._desk.send(peer_id, Ask(object_id))
         self._back_off(object_id, search)
+        search.phase = Phase.LOOKING
 
     def _on_late(self, object_id: ObjectId, search: Search) -> None:
         if search.phase is Phase.FETCHING and search.best is not None:

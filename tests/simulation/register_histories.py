@@ -15,11 +15,12 @@ from tests.simulation.register_checks import Broken
 from tests.simulation.register_disks import State
 from tests.simulation.register_world import Case, Chances, Node, World
 
-FAULT_PAUSE_S = 0.8
+# Half of the faults come shortly after the one before, while its effects are under way.
+FAULT_PAUSES_S = ((0.01, 0.2), (0.3, 1.5))
 # Requests are given up after this; then everything is mended.
 TRY_S = 0.7
 # A client thinks so long between two requests, on average.
-THINK_S = 0.4
+THINK_S = 0.3
 # When all is mended every request is answered within this, whatever happened before.
 MENDED_S = 60.0
 
@@ -194,7 +195,7 @@ class History:
         for number in range(self.case.clients):
             world.later(world.rng.uniform(0, 0.2), _Client(self, number).next)
         self._fault()
-        end_s = FAULT_PAUSE_S * (self.case.faults + 2) * 2
+        end_s = FAULT_PAUSES_S[1][1] * (self.case.faults + 2)
         world.run_until(end_s, self._is_over)
         self._mend()
         world.run_until(world.now_s + MENDED_S, lambda: not self.clients_left)
@@ -248,7 +249,7 @@ class History:
                 node.disk.is_full = False
         if rng.random() < 0.4:
             world.heal()
-        world.later(FAULT_PAUSE_S * rng.uniform(0.3, 1.7), self._fault)
+        world.later(rng.uniform(*rng.choice(FAULT_PAUSES_S)), self._fault)
 
     def _crash(self, node: Node) -> None:
         node.crash()

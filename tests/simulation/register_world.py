@@ -74,8 +74,8 @@ class Case(NamedTuple):
     copies: int = 3
     witness: bool = False
     clients: int = 3
-    requests: int = 12
-    faults: int = 12
+    requests: int = 25
+    faults: int = 25
     config: ReplicationConfig = ReplicationConfig(
         quorum_wait_s=2.0, whole_s=2.0, fetch_s=1.0, learner_wait_s=10.0
     )
@@ -165,10 +165,10 @@ class Node:
         at_s = self.core.deadline_s()
         if at_s is not None and (self.timer_s is None or at_s < self.timer_s):
             self.timer_s = at_s
-            self.world.at(at_s, self._on_timer, self.life)
+            self.world.at(at_s, self._on_timer, self.life, at_s)
 
-    def _on_timer(self, life: int) -> None:
-        if self.core is None or life != self.life:
+    def _on_timer(self, life: int, at_s: float) -> None:
+        if self.core is None or life != self.life or at_s != self.timer_s:
             return
         self.timer_s = None
         self.step(TimerFired())
