@@ -94,9 +94,10 @@ test-all: ## the tests under every supported Python that is installed
 	[ -z "$$failed" ] && [ -n "$$passed" ]
 
 soak: $(VENV)/installed.stamp ## hours of fuzzing, killing, cutting and random histories
-	@echo "== soak: 1,000,000 fuzzed cases, 500 kills, 1,000 moves, 5,000 seeds a history; hours"
+	@echo "== soak: 1,000,000 fuzzed cases, 500 kills, 1,000 moves, 5,000 seeds a history, 100,000 of registers; hours"
 	@ACTIVESTORE_FUZZ_CASES=1000000 ACTIVESTORE_KILLS=500 ACTIVESTORE_SEEDS=5000 \
 	  ACTIVESTORE_CUT_S=600 ACTIVESTORE_MOVES=1000 \
+	  ACTIVESTORE_REGISTER_HISTORIES=100000 \
 	  $(BIN)/python -m pytest -m 'soak or scaled' --timeout 0 $(ARGS)
 
 demo: $(VENV)/installed.stamp $(THIN)/installed.stamp ## edge + edge + cloud: train from a client without torch, kill peers, go on

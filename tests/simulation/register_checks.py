@@ -123,6 +123,11 @@ class Checks:
         if longer[: len(shorter)] != shorter:
             raise Broken(f"a stale read saw {state}, but {chain} was answered")
 
+    def on_kept(self, object_id: ObjectId, row: Row | None) -> None:
+        """R10: in the end no voter has the state of what was deleted."""
+        if row is not None and row.state is not None:
+            raise Broken(f"R10: {object_id!r} is deleted, but a voter has {row}")
+
     def on_end(self, object_id: ObjectId, final: Iterable[int]) -> None:
         """No acknowledged write is lost."""
         lost = self.acked.get(object_id, set()) - set(final)

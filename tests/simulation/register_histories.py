@@ -19,8 +19,6 @@ from tests.simulation.register_world import Case, Chances, Node, World
 FAULT_PAUSES_S = ((0.01, 0.2), (0.3, 1.5))
 # Requests are given up after this; then everything is mended.
 TRY_S = 0.7
-# A client thinks so long between two requests, on average.
-THINK_S = 0.3
 # When all is mended every request is answered within this, whatever happened before.
 MENDED_S = 60.0
 
@@ -29,6 +27,9 @@ CASES = {
     "lossy": Case(Chances(loss=0.1, doubled=0.1, slow=0.15)),
     "crashes": Case(Chances(crash=0.6, power_cut=0.1)),
     "cuts": Case(Chances(cut=0.6, crash=0.1)),
+    "readers": Case(
+        Chances(cut=0.4, heal=0.15, add=0.06, think_s=0.2), requests=60, clients=5
+    ),
     "five": Case(Chances(crash=0.4, cut=0.4, power_cut=0.05), peers=5, copies=5),
     "pairs": Case(Chances(crash=0.4, cut=0.2), peers=2, copies=2),
     "witness": Case(Chances(crash=0.5, cut=0.3), copies=2, witness=True),
@@ -74,6 +75,11 @@ CASES = {
 NAMES = tuple(CASES)
 
 
+def history_of(number: int) -> tuple[str, int]:
+    """Return case and seed of a history, by its place in the order of all."""
+    return NAMES[number % len(NAMES)], number // len(NAMES)
+
+
 class _Client:
     """Sends one request after the other, each until it is answered."""
 
@@ -96,7 +102,8 @@ class _Client:
         self.left -= 1
         rng = world.rng
         self.object_id = rng.choice(world.objects)
-        self.request = history.next_request() if rng.random() < 0.6 else -1
+        is_add = rng.random() < history.case.chances.add
+        self.request = history.next_request() if is_add else -1
         self.floor = world.checks.seen.get(self.object_id, 0)
         self.was_deleted = self.object_id in world.checks.deleted
         self.send()
@@ -151,7 +158,8 @@ class _Client:
             self.history.world.later(0.05, self._again, self.attempt)
         else:
             self.attempt += 1
-            pause_s = self.history.world.rng.expovariate(1 / THINK_S)
+            think_s = self.history.case.chances.think_s
+            pause_s = self.history.world.rng.expovariate(1 / think_s)
             self.history.world.later(pause_s, self.next)
 
     def _again(self, attempt: int) -> None:
@@ -178,6 +186,7 @@ class History:
         self.clients_left = case.clients
         self.faults_left = case.faults
         self.deleting: set[ObjectId] = set()
+        self.voters: dict[ObjectId, tuple[PeerId, ...]] = {}
         self.lost: set[PeerId] = set()
         self.is_lossy = False
 
@@ -247,7 +256,7 @@ class History:
                 node.start()
             if node.disk.is_full and rng.random() < 0.5:
                 node.disk.is_full = False
-        if rng.random() < 0.4:
+        if rng.random() < chances.heal:
             world.heal()
         world.later(rng.uniform(*rng.choice(FAULT_PAUSES_S)), self._fault)
 
@@ -295,6 +304,9 @@ class History:
         def reply(error: str, state: State | None) -> None:
             if not error:
                 self.world.checks.deleted.add(object_id)
+                row = leader.disk.rows.get(object_id)
+                if row is not None:
+                    self.voters[object_id] = row.register.config.voters
 
         leader.on_request(object_id, -2, reply)
 
@@ -357,6 +369,9 @@ class History:
             return
         world.run_until(world.now_s + 10.0, lambda: False)
         for object_id in world.objects:
+            for peer_id in self.voters.get(object_id, ()):
+                row = world.nodes[peer_id].disk.rows.get(object_id)
+                world.checks.on_kept(object_id, row)
             if object_id in self.deleting:
                 continue
             leader = world.leader_of(object_id)

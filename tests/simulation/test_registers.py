@@ -12,7 +12,7 @@ import os
 
 import pytest
 
-from tests.simulation.register_histories import CASES, NAMES, run
+from tests.simulation.register_histories import CASES, history_of, run
 
 HISTORIES = int(os.environ.get("ACTIVESTORE_REGISTER_HISTORIES", "1000"))
 # So many tests share them, so that they spread over all processes.
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.scaled, pytest.mark.slow]
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_nothing_acknowledged_is_lost_or_doubled(chunk: int) -> None:
     for number in range(chunk, HISTORIES, CHUNKS):
-        name, seed = NAMES[number % len(NAMES)], number // len(NAMES)
+        name, seed = history_of(number)
         try:
             run(seed, CASES[name])
         except AssertionError as error:
