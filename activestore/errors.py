@@ -382,7 +382,7 @@ class NoQuorumError(UnavailableError):
             return super().__str__()
         counts = f"{self.reachable} of its voters answer, {self.needed} must"
         return (
-            f"{self.where}: {counts}{self.reason and ': '}{self.reason}; start the others "
+            f"{self.where}: {self.reason or counts}; start the others "
             "(`activestore-node show` names them), or wait; readonly methods may still run "
             "with options(staleness_s=...)"
         )

@@ -302,9 +302,9 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
     if row.get("wants_witness") and not row.get("has_witness"):
         found += ", no witness"
     missing = ", ".join(row.get("missing", ()))
-    if missing:
-        found += f"; {missing}: no answer"
     if row.get("reason"):
         found += f"; {row['reason']}"
+    elif missing:
+        found += f"; {missing}: no answer"
     now = f"`replicate {ref} {wanted}` makes other copies now"
     return found, f"start {missing}, or {now}" if missing else now

@@ -144,16 +144,29 @@ class Listing:
             if error is not None:
                 then(None, publishing.as_error(error))
                 return
-            held, claim = looked
+            (held, claim), copied = looked
+            if held is None and copied is not None and self._is_all_there_is(copied[0]):
+                held = copied
             if held is not None:
-                then({"object_id": held[0], "class_name": held[1]}, None)
+                then(_found(held), None)
             elif self._naming.is_alone:
                 then(None, AliasNotFoundError(alias))
             else:
-                _Search(self._loop, alias, claim, self._may_scatter, then).begin()
+                or_copy = _else_copy(then, copied)
+                _Search(self._loop, alias, claim, self._may_scatter, or_copy).begin()
 
         followed = self._loop.location.followed
-        self._loop.storage.read(lambda engine: _look_up(engine, alias, followed), found)
+        self._loop.storage.read(
+            lambda engine: (
+                _look_up(engine, alias, followed), _copied(engine, alias, followed)
+            ),
+            found,
+        )  # fmt: skip
+
+    def _is_all_there_is(self, object_id: ObjectId) -> bool:
+        """Whether nobody who answers leads an object of which a copy is here."""
+        routing = self._loop.relays.routing
+        return self._naming.is_alone or routing.is_leaderless(object_id)
 
     def _with_interface(self, then: Then, parameters: dict[str, Any]) -> Then:
         """Have the interface of the object's class in the answer, where it was asked for.
@@ -330,6 +343,41 @@ def _look_up(
     except CorruptRecordError:
         return (object_id, ""), claim  # It can be deleted by its name all the same.
     return (None if head is None else (object_id, head.class_name)), claim
+
+
+def _copied(
+    engine: Engine, alias: str, followed: Container[ObjectId]
+) -> tuple[ObjectId, str] | None:
+    """Return the object of an alias of which a copy is here that others lead."""
+    object_id = engine.resolve(alias)
+    if object_id is None or object_id not in followed:
+        return None
+    try:
+        head = engine.head(object_id)
+    except CorruptRecordError:
+        return object_id, ""
+    return None if head is None else (object_id, head.class_name)
+
+
+def _found(held: tuple[ObjectId, str]) -> dict[str, Any]:
+    return {"object_id": held[0], "class_name": held[1]}
+
+
+def _else_copy(then: Then, copied: tuple[ObjectId, str] | None) -> Then:
+    """Have a copy that is here tell whose name it is, where nobody else can.
+
+    Who wants to read an older state, or to force the copy, knows it by its name.
+    """
+    if copied is None:
+        return then
+
+    def answered(answer: Any, error: ActiveStoreError | None) -> None:
+        if isinstance(error, UnavailableError):
+            then(_found(copied), None)
+        else:
+            then(answer, error)
+
+    return answered
 
 
 class _Search:

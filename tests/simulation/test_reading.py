@@ -69,6 +69,20 @@ def test_cut_off_copy_is_found_by_its_id_too() -> None:
             alone.peek.options(timeout_s=20.0)()
 
 
+@pytest.mark.parametrize("waited_s", [0.0, 20.0], ids=["at once", "later"])
+def test_cut_off_copy_is_found_by_its_name_too(waited_s: float) -> None:
+    """Who forces a copy, or reads an older state, knows the object by its name."""
+    with Simulation(4, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        object_id = id_of(client.create(COUNTER, replicas=3, alias="hits"))
+        sim.run(1.0)
+        sim.partition(["peer-3"], ["peer-1", "peer-2"])
+        sim.run(waited_s)
+
+        assert sim.client("peer-3").identify("hits")[0] == object_id
+
+
 class Reader:
     """A client that reads any copy, one after the other, and notes what it saw."""
 
