@@ -179,6 +179,10 @@ class AsyncStore:
         """Make the connected peer's copy the object; see Store.force."""
         return await asyncio.to_thread(self._store.force, obj)
 
+    async def discard(self, obj: Any) -> None:
+        """Remove the connected peer's quarantined copy of an object."""
+        await asyncio.to_thread(self._store.discard, obj)
+
     async def export(self, obj: Any) -> bytes:
         """Return the connected peer's copy of an object as a file."""
         return await asyncio.to_thread(self._store.export, obj)

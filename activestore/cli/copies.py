@@ -199,6 +199,30 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
         echo(f"{size_text(len(data))} written to {file}")
 
 
+@click.command()
+@click.argument("ref", type=REF)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@peer_options()
+def discard(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
+    """Remove the connected peer's quarantined copy of an object, for good.
+
+    `export` takes out what it holds before. A copy that may still count stays.
+    """
+    with target.connected() as store:
+        object_id, _ = store.identify(ref)
+        if not yes:
+            if as_json or not is_terminal(sys.stdin):
+                raise click.UsageError("nobody can be asked here: give --yes to go on")
+            text = f"Remove the quarantined copy of {object_id.hex()} for good?"
+            click.confirm(text, abort=True, err=True)
+        with spinner("discard", quiet=as_json):
+            store.discard(object_id)
+    if as_json:
+        show({"discarded": object_id}, as_json=True)
+    else:
+        echo(f"discarded the copy of {object_id.hex()}")
+
+
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--alias", default="", type=TEXT, help="A name for the object.")
@@ -294,8 +318,8 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
         where = f" at {row['peer']}" if row.get("peer") else ""
         return (
             f"quarantined{where}: {row.get('reason') or 'another lineage replaced this copy'}",
-            f"it stays as it is: `export {row['object_id'].hex()} FILE` takes it out, "
-            "`import FILE` makes a new object of it",
+            f"at that peer `export {row['object_id'].hex()} FILE` takes it out, `import "
+            "FILE` makes a new object of it, `discard` removes it",
         )
     wanted = row["wanted"]
     found = f"{row['copies']} of {wanted} copies"

@@ -31,6 +31,7 @@ COMMANDS = {
     "replicate": ("copies", "replicate"),
     "force": ("copies", "force"),
     "export": ("copies", "export"),
+    "discard": ("copies", "discard"),
     "import": ("copies", "import_command"),
     "delete": ("objects", "delete"),
     "publish": ("code", "publish"),

@@ -168,6 +168,15 @@ class Replicating:
         object_id, _ = self.identify(obj)
         return self._group_of(self.request("force", object_id=object_id), "force")
 
+    def discard(self, obj: Any) -> None:
+        """Remove the connected peer's quarantined copy of an object, for good.
+
+        Raises:
+            InvalidRequestError: it has none; one that may still count is not removed.
+        """
+        object_id, _ = self.identify(obj)
+        self.request("discard", object_id=object_id)
+
     def export(self, obj: Any) -> bytes:
         """Return the connected peer's copy of an object, also a quarantined one.
 

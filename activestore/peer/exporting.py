@@ -1,7 +1,11 @@
-"""One peer's copy of an object, as it lies on its disk: the operation `export`.
+"""One peer's copy of an object, as it lies on its disk: out of it, and off it.
+
+    export    the copy as bytes, whatever its role
+    discard   a quarantined copy goes, by an operator's order
 
 Rules of this file: it asks nobody whether the copy is the newest, for it is wanted where
-nobody can say, or where the copy is quarantined; the answer tells which state it is.
+nobody can say, or where the copy is quarantined; the answer tells which state it is. A
+copy that may still count is not removed.
 
 Source: design section 8; schemas/protocol.md section 14.
 """
@@ -12,10 +16,15 @@ import os
 from typing import Any
 
 from activestore.core.register import Register, unpack_register
-from activestore.errors import ObjectNotFoundError, TooLargeError
+from activestore.errors import (
+    InvalidRequestError,
+    ObjectNotFoundError,
+    TooLargeError,
+)
 from activestore.ids import ObjectId
 from activestore.peer.loop import PeerLoop
 from activestore.peer.moving import in_memory
+from activestore.peer.publishing import as_error
 from activestore.peer.requests import Origin, Requests, object_id_of
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import Engine
@@ -32,12 +41,13 @@ _ALONE = {"number": 0, "lineage": 0, "is_quarantined": False}
 
 
 class Exporting:
-    """The operation `export`."""
+    """The operations `export` and `discard`."""
 
     def __init__(self, loop: PeerLoop, requests: Requests) -> None:
         self._loop = loop
         self._requests = requests
         requests.add("export", self._do_export)
+        requests.add("discard", self._do_discard)
 
     def _do_export(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
@@ -63,6 +73,27 @@ class Exporting:
         self._requests.read(
             origin, read, lambda found: found, run=self._loop.storage.maintain
         )
+
+    def _do_discard(self, origin: Origin, parameters: dict[str, Any]) -> None:
+        object_id = object_id_of(parameters)
+        replicating = self._loop.replicating
+        try:
+            replicating.core.discard(object_id)
+        except LookupError as error:
+            raise InvalidRequestError(
+                f"{error}: only what `force` elsewhere has replaced can be discarded",
+                "discard",
+            ) from None
+        replicating.carry_out(replicating.core.take_effects())
+
+        def done(_found: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._requests.refuse(origin, as_error(error))
+            else:
+                self._requests.answer(origin, None)
+
+        # Behind what was just ordered.
+        self._loop.storage.write(lambda engine: engine.head(object_id), done)
 
 
 def _check_size(object_id: ObjectId, state: ObjectState, bytes_max: int) -> None:

@@ -22,7 +22,7 @@ REPLICAS_SINCE = 2
 OPERATIONS_SINCE = {
     "move": 2, "refs": 2, "suited": 2, "replicate": REPLICAS_SINCE,
     "group": REPLICAS_SINCE, "force": REPLICAS_SINCE, "export": REPLICAS_SINCE,
-    "replication": REPLICAS_SINCE,
+    "discard": REPLICAS_SINCE, "replication": REPLICAS_SINCE,
 }  # fmt: skip
 
 # A decoded msgpack element can cost 72 times its bytes in memory (measured for empty

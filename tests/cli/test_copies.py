@@ -247,6 +247,16 @@ def test_force_can_be_asked_for_where_nobody_tells_of_the_group(
     assert "nobody answers that" in refused.err
 
 
+def test_discard_is_asked_for_twice(fake: FakePeer, run: Any) -> None:
+    fake.answers["discard"] = None
+
+    refused, done = run("discard", REF), run("discard", REF, "--yes")
+
+    assert (refused.code, done.code) == (2, 0)
+    assert "give --yes" in refused.err
+    assert asked(fake, "discard") == {"object_id": OBJECT}
+
+
 # -- export, import --------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from activestore import ActiveObject, activemethod
 from activestore.client.exporting import packed, unpacked
-from activestore.errors import ObjectNotFoundError, TooLargeError
+from activestore.errors import InvalidRequestError, ObjectNotFoundError, TooLargeError
 from activestore.testing import Simulation
 from activestore.testing.peers import PeerSettings
 from activestore.wire import values
@@ -56,6 +56,34 @@ def test_peer_without_a_copy_does_not_ask_others() -> None:
 
         with pytest.raises(ObjectNotFoundError):
             sim.client("peer-2").request("export", object_id=object_id)
+
+
+def test_quarantined_copy_is_exported_and_then_discarded() -> None:
+    """An operator forced the other one: this copy is history, and stays until told."""
+    with Simulation(seed=1, peers=2, classes=[Letterbox]) as sim:
+        first, second = sim.client("peer-1"), sim.client("peer-2")
+        sim.run(5.0)
+        box = first.create(LETTERBOX, alias="box", replicas=2)
+        object_id, _ = first.identify(box)
+        box.put(b"both")
+        sim.crash("peer-1")
+        sim.run(15.0)
+        second.force(object_id)
+        second.get(object_id).put(b"forced")
+        sim.restart("peer-1")
+        sim.run(15.0)
+
+        first = sim.client("peer-1")
+        exported = unpacked(first.export(object_id))
+        first.discard(object_id)
+        sim.run(5.0)
+
+        assert values.decode(exported.named.state.fields["last"]) == b"both"
+        assert exported.about["is_quarantined"]
+        assert first.request("replication")["quarantined"] == 0
+        assert first.get(object_id).numbers() == [*b"bf"]
+        with pytest.raises(InvalidRequestError, match="can be discarded"):
+            second.discard(object_id)
 
 
 def test_copy_beyond_a_message_is_refused_with_both_numbers() -> None:
