@@ -131,11 +131,30 @@ class Leaders(LeadEndings):
         lead = self.find(object_id, register.epoch)
         if lead is None:
             return
-        if problem:
+        # A write that was numbered later may have come to the disk before: then the
+        # change has come with it.
+        is_carried = any(
+            entry.number > register.number and entry.config == register.config
+            for entry in lead.entries
+        )
+        if problem and not is_carried:
             self.depose(object_id)
             return
-        lead.settle(register.number, is_refused=False)
+        lead.settle(register.number, is_refused=bool(problem))
         self._after(lead)
+
+    def undo_begin(self, object_id: ObjectId, number: int) -> None:
+        """Make an object plain again whose first register this disk refused."""
+        register = self._acceptor.registers.get(object_id)
+        if register is None or register.number != number:
+            return
+        if self._acceptor.is_busy(object_id):
+            return
+        if object_id in self.leads:
+            self._end(object_id)
+        counter = register.config.version
+        self._acceptor.release(object_id, counter)
+        self._desk.emit(Unshared(object_id, counter))
 
     def _after(self, lead: Lead) -> None:
         """Draw the conclusions of what was acknowledged."""

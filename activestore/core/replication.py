@@ -134,8 +134,9 @@ class Replication:
     ) -> tuple[Register, list[ReplicationEffect]]:
         """Make a plain object that is here a register of this peer alone, led at once.
 
-        The caller writes the register before anything that comes after. It is made plain
-        again (`Unshared`) if the first change of its group leaves it alone.
+        The caller writes the register before anything that comes after; where the disk
+        refuses it, WriteStored tells so. It is made plain again (`Unshared`) then, and if
+        the first change of its group leaves it alone.
 
         Args:
             object_id: Which object.
@@ -164,8 +165,8 @@ class Replication:
         """Number a write of an object that is led here.
 
         The caller commits the register together with the change, in the order of these
-        calls and of `Store` effects, and then reports WriteStored, also where the
-        object is led no more by then.
+        calls, and then reports WriteStored, also where the object is led no more by then:
+        until it has, this peer promises and accepts nothing of the object.
 
         Args:
             object_id: Which object.
@@ -356,6 +357,8 @@ class Replication:
         if self._acceptor.on_written(object_id, number, is_refused=is_refused):
             self._leaders.on_written(object_id, number, is_refused=is_refused)
             self._acceptor.end_write(object_id)
+        elif is_refused:
+            self._leaders.undo_begin(object_id, number)
 
     def _on_timer(self) -> None:
         while (due := self._desk.pop_due()) is not None:

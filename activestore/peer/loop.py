@@ -172,7 +172,9 @@ class PeerLoop(Incoming, Outgoing):
         self.fetching = Fetching(self, self.cluster, self.relays)
         self.replicating = Replicating(
             self, self.cluster, self.relays, self.places, self.fetching,
-            Replication(PeerId(settings.peer_id), None, self.random),
+            Replication(
+                PeerId(settings.peer_id), None, self.random, self.places.epoch_alone
+            ),
         )  # fmt: skip
         self.reading = Reading(
             PeerId(settings.peer_id), self.replicating.core, self.clock, self.wall_clock

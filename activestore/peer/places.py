@@ -94,6 +94,12 @@ class Places:
             self._tell(object_id)
             self._relays.heard(object_id)
 
+    def epoch_alone(self, object_id: ObjectId) -> int | None:
+        """Return the epoch of an object that only this peer has, as others were told."""
+        place = self._held.get(object_id)
+        is_alone = place is not None and not place.others
+        return place.epoch if is_alone and place is not None else None
+
     def left(self, object_id: ObjectId) -> None:
         """An object is not here any more: whoever has it tells of it."""
         for table in (self._untold, self._held, self._told):

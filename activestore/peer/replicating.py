@@ -37,6 +37,7 @@ from activestore.ids import ObjectId, PeerId
 from activestore.peer import shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.fetching import Fetching
+from activestore.peer.group_orders import GroupOrder
 from activestore.peer.links import Link
 from activestore.peer.mending import Mending
 from activestore.peer.places import Places
@@ -71,28 +72,6 @@ Then = Callable[[str], None]
 Decided = Callable[[ActiveStoreError | None], None]
 
 
-class _Order:
-    """One commit of this peer's disk that has writes of groups.
-
-    `writes`: objects and numbers; `open`: those that no majority has yet. `children`: made
-    with them; they have their copies before the others hear of who refers to them.
-    """
-
-    __slots__ = ("children", "is_on_disk", "is_refused", "open", "token", "writes")
-
-    def __init__(
-        self,
-        token: int,
-        writes: dict[ObjectId, list[int]],
-        children: Sequence[ObjectId],
-    ) -> None:
-        self.token = token
-        self.writes = writes
-        self.open = set(writes)
-        self.children = children
-        self.is_on_disk = self.is_refused = False
-
-
 class Replicating:
     """All replica groups that one peer is in."""
 
@@ -116,10 +95,10 @@ class Replicating:
         self.mending = Mending(table, self)
         self._outbox = Outbox(table, cluster, relays)
         # Commits whose writes a majority must have, by token; and by object, in order.
-        self._orders: dict[int, _Order] = {}
+        self._orders: dict[int, GroupOrder] = {}
         # those that are not on this disk yet, and those that no majority has.
-        self._lines: dict[ObjectId, deque[_Order]] = {}
-        self._waiting: dict[ObjectId, deque[tuple[int, _Order]]] = {}
+        self._lines: dict[ObjectId, deque[GroupOrder]] = {}
+        self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
         # What the core wants written next, while what it wanted before is.
         self._to_store: list[wanted.Store] = []
         self._is_storing = False
@@ -289,7 +268,7 @@ class Replicating:
                 for change in changes
                 if change.is_new and change.object_id not in writes
             ]
-            order = self._orders[token] = _Order(token, writes, children)
+            order = self._orders[token] = GroupOrder(token, writes, children)
             for object_id, numbers in writes.items():
                 self._lines.setdefault(object_id, deque()).append(order)
                 waiting = self._waiting.setdefault(object_id, deque())
@@ -325,20 +304,20 @@ class Replicating:
         order = self._orders.get(token)
         if order is None:
             return False
-        if error is not None:
+        if error is not None or order.is_in_doubt:
             del self._orders[token]
-            order.is_refused = True
+            order.is_refused = error is not None
         elif order.children:
             self.share_children(order.children, next(iter(order.writes)), (
                 lambda: self._on_disk(order)
             ))  # fmt: skip
             return True
         self._on_disk(order)
-        if error is not None:
+        if error is not None and not order.is_in_doubt:
             self._table.step(events.CommitRefused(token, self.mending.met(error)))
         return True
 
-    def _on_disk(self, order: _Order) -> None:
+    def _on_disk(self, order: GroupOrder) -> None:
         """Have the others get what is on this disk, each object's writes in order."""
         order.is_on_disk = True
         for object_id in order.writes:
@@ -349,13 +328,17 @@ class Replicating:
                     self.step(happened.WriteStored(object_id, number, first.is_refused))
             if line is not None and not line:
                 self._lines.pop(object_id, None)
+        if order.is_in_doubt:
+            self._orders.pop(order.token, None)
 
     def _do_write_done(self, effect: wanted.WriteDone) -> None:
         waiting = self._waiting.get(effect.object_id)
         while waiting and waiting[0][0] <= effect.number:
             _, order = waiting.popleft()
             order.open.discard(effect.object_id)
-            if not order.open and self._orders.pop(order.token, None) is not None:
+            if order.open or order.is_in_doubt:
+                continue
+            if self._orders.pop(order.token, None) is not None:
                 self._table.step(events.Committed(order.token))
         if waiting is not None and not waiting:
             self._waiting.pop(effect.object_id, None)
@@ -442,9 +425,10 @@ class Replicating:
         register = self.core.register_of(object_id)
         if register is not None:
             self._follow(object_id, self._nobodys_place(register), register.config)
-        self._lines.pop(object_id, None)
         for _, order in self._waiting.pop(object_id, ()):
-            self._orders.pop(order.token, None)
+            order.is_in_doubt = True
+            if order.is_on_disk:
+                self._orders.pop(order.token, None)
         self._table.step(events.ObjectDeposed(object_id))
 
     def _do_followed(self, effect: wanted.Followed) -> None:

@@ -224,8 +224,7 @@ class Node:
         if life != self.life or self.core is None:
             return
         self.is_flushing = False
-        batch = list(self.disk.pending)
-        self.disk.pending.clear()
+        batch = self._batch()
         answers = [(kind, order, self._apply(kind, order)) for kind, order in batch]
         for kind, order, problem in answers:
             if self.core is None or life != self.life:
@@ -234,6 +233,18 @@ class Node:
         if self.disk.pending and not self.is_flushing:
             self.is_flushing = True
             self.world.later(0.002, self._flush, self.life)
+
+    def _batch(self) -> list[tuple[str, Any]]:
+        """Return what one commit takes: all, or all but the steps of copies.
+
+        The two kinds are each in order, and not always with each other.
+        """
+        batch, pending = list(self.disk.pending), self.disk.pending
+        pending.clear()
+        if any(kind == "write" for kind, _ in batch) and self.world.rng.random() < 0.3:
+            pending.extend(one for one in batch if one[0] in ("store", "whole"))
+            batch = [one for one in batch if one[0] not in ("store", "whole")]
+        return batch
 
     def _apply(self, kind: str, order: Any) -> str:
         if kind == "whole":
