@@ -92,6 +92,8 @@ class Replicating:
         self._me = PeerId(table.settings.peer_id)
         self.core = core
         self._due_s = float("inf")
+        self._to_do: deque[Any] = deque()
+        self._is_carrying = False
         self.mending = Mending(table, self)
         self._outbox = Outbox(table, cluster, relays)
         # Commits whose writes a majority must have, by token; and by object, in order.
@@ -175,9 +177,17 @@ class Replicating:
         self.carry_out(self.core.step(event, self._table.clock()))
 
     def carry_out(self, ordered: Sequence[Any]) -> None:
-        """Carry effects out in order."""
-        for effect in ordered:
-            self._effects[type(effect)](effect)
+        """Carry effects out in order; those of a step that one of them leads to, behind."""
+        self._to_do.extend(ordered)
+        if self._is_carrying:
+            return
+        self._is_carrying = True
+        try:
+            while self._to_do:
+                effect = self._to_do.popleft()
+                self._effects[type(effect)](effect)
+        finally:
+            self._is_carrying = False
         self._set_due()
 
     def _set_due(self) -> None:
