@@ -86,7 +86,7 @@ class Hooks(Protocol):
     ) -> None:
         """What this peer's leader or candidate ordered is on disk, or is not."""
 
-    def on_asked(self, object_id: ObjectId) -> None:
+    def on_asked(self, object_id: ObjectId, sender: PeerId) -> None:
         """Another peer wants to know who leads the object."""
 
     def told_config(self, object_id: ObjectId) -> Config | None:
@@ -387,7 +387,7 @@ class Acceptor(Registers):
     def on_ask(self, sender: PeerId, message: Ask) -> None:
         """Tell what is known of an object."""
         self._desk.send(sender, self.told(message.object_id))
-        self._hooks.on_asked(message.object_id)
+        self._hooks.on_asked(message.object_id, sender)
 
     def told(self, object_id: ObjectId) -> Told:
         """Return what is known of an object; a plain one is led by its only holder."""

@@ -331,6 +331,8 @@ class Replication:
                 self._takeovers.on_peer_lost(event.peer_id)
         elif isinstance(event, LinkReady):
             self._on_peer_back(event.peer_id)
+        elif isinstance(event, Touched) and self._desk.is_distrusted:
+            self._ask_all(event.object_id)
         elif isinstance(event, Touched):
             lead = self._leaders.leads.get(event.object_id)
             if lead is None or not lead.is_settled:
@@ -346,6 +348,13 @@ class Replication:
         else:
             self._leaders.on_state_lost(event.object_id)
             self._acceptor.on_message(self._me, event)
+
+    def _ask_all(self, object_id: ObjectId) -> None:
+        """Have the others look who leads, where this peer must not even look."""
+        register = self._acceptor.latest(object_id)
+        for voter in register.config.voters if register is not None else ():
+            if voter != self._me:
+                self._desk.send(voter, Ask(object_id))
 
     def _on_peer_back(self, peer_id: PeerId) -> None:
         self._leaders.on_peer_back(peer_id)
@@ -503,9 +512,9 @@ class Replication:
         self._leaders.depose(object_id)
         self._takeovers.on_gone(object_id)
 
-    def on_asked(self, object_id: ObjectId) -> None:
+    def on_asked(self, object_id: ObjectId, sender: PeerId) -> None:
         """Another peer wants to know who leads."""
-        self._takeovers.on_asked(object_id)
+        self._takeovers.on_asked(object_id, sender)
 
     def on_own_stored(
         self, object_id: ObjectId, register: Register, problem: str

@@ -157,8 +157,11 @@ class TakeOvers(Followings):
         self._set_turn(object_id, search, in_s)
         search.phase = Phase.LOOKING
 
-    def on_asked(self, object_id: ObjectId) -> None:
-        """Another wants to know who leads: so should this peer."""
+    def on_asked(self, object_id: ObjectId, sender: PeerId) -> None:
+        """Another wants to know who leads: so should this peer. Who asks does not lead."""
+        known = self.leaders.get(object_id)
+        if known is not None and known.leader == sender:
+            self.lose_leader(object_id)
         is_known = object_id in self.leaders or object_id in self._searches
         if not is_known and self._may_lead(object_id) is not None:
             self.queue(object_id)

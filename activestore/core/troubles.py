@@ -43,6 +43,7 @@ class TroubleKind(enum.Enum):
     STRANGER = "stranger"  # somebody wanted to join and was turned away
     GARBAGE = "garbage"  # somebody sends what means nothing
     IDENTITY = "identity"  # another process uses this peer's id
+    DISK = "disk"  # others remember a later start than this disk does
     FULL = "full"  # more peers than this one keeps
 
 
@@ -54,6 +55,7 @@ ADVICE = {
     TroubleKind.STRANGER: "mend what the reason names, or stop it if it does not belong here",
     TroubleKind.GARBAGE: "see what runs there: another program, another version, or damage",
     TroubleKind.IDENTITY: "stop one of the two, and give it a data directory of its own",
+    TroubleKind.DISK: "what others have copies of is safe; give it a new data directory",
     TroubleKind.FULL: "divide the cluster; or a peer tells of peers that are none: find it",
 }
 
@@ -65,6 +67,7 @@ TITLES = {
     TroubleKind.STRANGER: "turned away",
     TroubleKind.GARBAGE: "garbage",
     TroubleKind.IDENTITY: "somebody else has this peer's id",
+    TroubleKind.DISK: "this disk is not the newest",
     TroubleKind.FULL: "too many peers",
 }
 

@@ -285,6 +285,13 @@ class Cluster:
                 break
         return found
 
+    def known_of(self, peer_id: PeerId) -> list[Any]:
+        """Return the highest incarnation that is known of a peer, and its start's mark."""
+        record = self.membership.record_of(peer_id)
+        if record is None:
+            return [0, None]
+        return [record.incarnation, record.meta.get("start")]
+
     def endpoint_of(self, peer_id: PeerId) -> str:
         """Return the first address of a peer, "" where none is known."""
         if peer_id == self._table.settings.peer_id:

@@ -34,12 +34,12 @@ from activestore.peer.knocking import Knocker
 from activestore.peer.links import LINKS_MAX
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
+from activestore.peer.starts import count_start, incarnation_of
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
 from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.transport import RouterTransport
 from activestore.peer.wiring import wire
-from activestore.storage.engine import ZERO_ID, Change, Row
 from activestore.storage.lmdb_engine import LmdbEngine
 from activestore.wire.gossip import PeerRecord
 from activestore.wire.limits import PROTOCOL_VERSION
@@ -56,8 +56,6 @@ COLLECT_S = 600.0
 INCARNATION_BYTES = 16
 # Tells one start of a peer from another in its record.
 START_BYTES = 8
-# Suspicions that one start may contradict before its number reaches the next one's.
-REFUTATIONS_MAX = 1 << 20
 
 
 class Daemon:
@@ -100,7 +98,7 @@ class Daemon:
         )
         self._knocker = Knocker(self._wake)
         self._core = _core_of(config)
-        starts = _count_start(self._engine)
+        starts = count_start(self._engine)
         settings = _settings_of(config, self._engine.peer_id, self.endpoint, starts)
         self._loop = PeerLoop(
             Parts(
@@ -301,20 +299,6 @@ def _settings_of(
     )
 
 
-def _count_start(engine: LmdbEngine) -> int:
-    """Return which start of this data directory this is, counted on disk.
-
-    No clock: one that was set back would make a later start look older. Of a directory
-    restored from a backup membership hears from others what had been reached.
-    """
-    starts = int.from_bytes(engine.row("cluster", b"starts") or b"", "big") + 1
-    row = Row("cluster", b"starts", starts.to_bytes(8, "big"))
-    (refused,) = engine.commit([Change(ZERO_ID, rows=[row])])
-    if refused is not None:  # A full disk must not keep it from serving reads.
-        _log.warning("this start was not counted error=%s", refused)
-    return starts
-
-
 def _record_of(
     config: PeerConfig, peer_id: PeerId, endpoint: str, starts: int
 ) -> PeerRecord:
@@ -329,7 +313,7 @@ def _record_of(
         "start": os.urandom(START_BYTES),
     }
     record = PeerRecord(
-        peer_id, starts * REFUTATIONS_MAX, config.name, (endpoint,), config.zone,
+        peer_id, incarnation_of(starts), config.name, (endpoint,), config.zone,
         config.profile, PROTOCOL_VERSION, meta,
     )  # fmt: skip
     return fitted(record)

@@ -245,12 +245,21 @@ class Incoming(Making):
                     "reply_keep_s": int(settings.reply_keep_s),
                 },
                 ["call", "stream", "publish", *([CHUNKS] if has_chunks else ())],
-                {"cluster": settings.cluster, "peers": self.cluster.endpoints()},
+                self._about_us(session, route),
             ),
         )  # fmt: skip
         if session.is_peer:
             self.links.welcomed(route)  # What is sent over it comes behind Welcome.
         return session
+
+    def _about_us(self, session: Session, route: bytes) -> dict[str, Any]:
+        """Return what Welcome says beside its fields; to a peer, what is known of it."""
+        about: dict[str, Any] = {
+            "cluster": self.settings.cluster, "peers": self.cluster.endpoints(),
+        }  # fmt: skip
+        if session.is_peer:
+            about["known"] = self.links.known_of(self.links.by_route[route].peer_id)
+        return about
 
     def _lose_route(self, route: bytes) -> None:
         """A connection is gone. Its client may come back; its streams will not."""

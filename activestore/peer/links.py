@@ -103,6 +103,10 @@ class Links:
         # may be lost, for its end has restarted.
         self.on_up: Callable[[Link, bool], None] = lambda link, is_again: None
         self.on_lost: Callable[[Link], None] = lambda link: None
+        # What is remembered of a peer, its incarnation and the mark of its start; and called
+        # with what one remembers of us: that is said before all else goes over a link.
+        self.known_of: Callable[[PeerId], list[Any]] = lambda peer_id: [0, None]
+        self.on_known: Callable[[int, object], None] = lambda incarnation, mark: None
 
     # -- dialling ----------------------------------------------------------------------
 
@@ -136,9 +140,19 @@ class Links:
             link.route,
             Hello(
                 PEER_VERSION_MIN, PROTOCOL_VERSION, self.session_id,
-                settings.peer_name, capabilities, self._about_us,
+                settings.peer_name, capabilities, self._about(link.peer_id),
             ),
         )  # fmt: skip
+
+    def _about(self, peer_id: PeerId) -> dict[str, Any]:
+        if not peer_id:
+            return self._about_us
+        return {**self._about_us, "known": self.known_of(peer_id)}
+
+    def _hear_known(self, extra: Any) -> None:
+        known = (extra or {}).get("known")
+        if type(known) is list and len(known) >= 2 and type(known[0]) is int:
+            self.on_known(known[0], known[1])
 
     def accept(self, session: Session, message: Hello) -> str:
         """Take a peer's Hello; return why it does not belong here, "" where it does."""
@@ -155,6 +169,7 @@ class Links:
             if message.session == self.session_id:
                 return THIS_PEER
             return "it has this peer's id: one of the two data directories is a copy"
+        self._hear_known(message.extra)
         known = self.by_route.get(session.route)
         if known is not None and not known.is_dialled:
             start = (known.peer_id, known.incarnation)
@@ -211,6 +226,7 @@ class Links:
             self._complain(link.endpoint, why)
             self.close(link)
             return
+        self._hear_known(message.extra)
         if link.peer_id != message.peer_id:
             # Another peer has taken over the address, or it was only an address so far.
             self._leave_peer(link)

@@ -22,6 +22,7 @@ from activestore.core.location import Location
 from activestore.core.membership import Membership, MembershipConfig
 from activestore.core.replication import Replication
 from activestore.core.searches import Allowance, Searches
+from activestore.core.troubles import TroubleKind
 from activestore.errors import (
     UnavailableError,
 )
@@ -45,6 +46,7 @@ from activestore.peer.replicating import Replicating
 from activestore.peer.reporting import Reporting
 from activestore.peer.scrubbing import Scrubbing
 from activestore.peer.searching import Searching
+from activestore.peer.starts import why_distrusted
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
 from activestore.wire.gossip import PeerRecord
@@ -170,6 +172,22 @@ class PeerLoop(Incoming, Outgoing):
         self.places = Places(self, self.cluster, self.relays)
         self.moving = Moving(self, self.cluster, self.relays, self.places)
         self.fetching = Fetching(self, self.cluster, self.relays)
+        self._join_groups()
+        self.collecting = Collecting(self, self.cluster, self.relays)
+        self.newest = Newest(self, self.cluster, self.relays, self.fetching)
+        self.naming = Naming(self, self.cluster, self.relays)
+        self.cluster.on_changed = self.naming.peers_changed
+        self.moving.on_held = self.replicating.on_led = self.naming.held
+        self.scrubbing = Scrubbing(self)
+        self.scrubbing.on_damage = self.replicating.mending.state_lost
+        self.reporting = None
+        if self.machine is not None:
+            self.reporting = Reporting(self, self.cluster, self.machine)
+            self.classes.on_required = self.reporting.required
+
+    def _join_groups(self) -> None:
+        """Build what knows of replica groups."""
+        settings = self.settings
         self.replicating = Replicating(
             self, self.cluster, self.relays, self.places, self.fetching,
             Replication(
@@ -182,18 +200,20 @@ class PeerLoop(Incoming, Outgoing):
         self.cluster.on_seen.append(self.replicating.peer_seen)
         self.relays.replicas_wanted = self.replicating.want
         self.cluster.on_link = self.replicating.link_ready
+        self.links.known_of = self.cluster.known_of
+        self.links.on_known = self._hear_known
         self.core.begin_round = self.replicating.begin_round
-        self.collecting = Collecting(self, self.cluster, self.relays)
-        self.newest = Newest(self, self.cluster, self.relays, self.fetching)
-        self.naming = Naming(self, self.cluster, self.relays)
-        self.cluster.on_changed = self.naming.peers_changed
-        self.moving.on_held = self.replicating.on_led = self.naming.held
-        self.scrubbing = Scrubbing(self)
-        self.scrubbing.on_damage = self.replicating.mending.state_lost
-        self.reporting = None
-        if self.machine is not None:
-            self.reporting = Reporting(self, self.cluster, self.machine)
-            self.classes.on_required = self.reporting.required
+
+    def _hear_known(self, known: int, mark: object) -> None:
+        """Take what another peer remembers of this one: its disk may be an older one."""
+        record = self.settings.record
+        if record is None:
+            return
+        why = why_distrusted(record.incarnation, record.meta.get("start"), known, mark)
+        if why:
+            me = f"peer {self.settings.peer_name} {self.settings.peer_id.hex()}"
+            self.trouble(TroubleKind.DISK, me, why)
+            self.replicating.distrust()
 
     # -- turning -----------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from activestore.errors import (
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import shipping
 from activestore.peer.cluster import Cluster
+from activestore.peer.copying import Copying
 from activestore.peer.fetching import Fetching
 from activestore.peer.group_orders import GroupOrder
 from activestore.peer.links import Link
@@ -58,8 +59,6 @@ from activestore.wire.state import ObjectState, buffer_bytes_count
 
 # Requests that wait for one object to be led.
 PARKED_MAX = 1024
-# Steps of copies that are written in one commit: it bounds how long the first waits.
-STORES_MAX = 256
 # Of a reason in a message to another peer.
 TEXT_CHARS_MAX = 500
 # When one that found no room there may come again, in seconds.
@@ -94,6 +93,7 @@ class Replicating:
         self._due_s = float("inf")
         self._to_do: deque[Any] = deque()
         self._is_carrying = False
+        self._is_distrusted = False
         self.mending = Mending(table, self)
         self._outbox = Outbox(table, cluster, relays)
         # Commits whose writes a majority must have, by token; and by object, in order.
@@ -101,9 +101,7 @@ class Replicating:
         # those that are not on this disk yet, and those that no majority has.
         self._lines: dict[ObjectId, deque[GroupOrder]] = {}
         self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
-        # What the core wants written next, while what it wanted before is.
-        self._to_store: list[wanted.Store] = []
-        self._is_storing = False
+        self._copying = Copying(table, self.step)
         self._has_rounds = False
         # Objects that are deleted, and whose registers are kept until all know it.
         self._deleted: set[ObjectId] = set()
@@ -157,6 +155,12 @@ class Replicating:
         self._table.note(
             "error", f"register damaged, this copy has no vote object={object_id.hex()}"
         )
+
+    def distrust(self) -> None:
+        """Neither vote nor lead any more: what was promised here may be forgotten (R9)."""
+        self._is_distrusted = True
+        self.core.distrust()
+        self.carry_out(self.core.take_effects())
 
     def next_s(self) -> float:
         """Return when `turn` is due."""
@@ -362,37 +366,7 @@ class Replicating:
     def _do_store(self, effect: wanted.Store) -> None:
         if effect.register.is_deleted:
             self._deleted.add(effect.object_id)
-        self._to_store.append(effect)
-        self._store_more()
-
-    def _store_more(self) -> None:
-        """Write what has gathered while the last commit of copies ran, in one commit."""
-        if not self._to_store or self._is_storing:
-            return
-        ordered, self._to_store = (
-            self._to_store[:STORES_MAX],
-            self._to_store[STORES_MAX:],
-        )
-        copies = [
-            shipping.Copy(
-                one.object_id, one.register, one.base, one.change, one.is_delete
-            )
-            for one in ordered
-        ]
-        self._is_storing = True
-
-        def then(found: Any, error: BaseException | None) -> None:
-            self._is_storing = False
-            if error is not None:
-                found = ["space"] * len(ordered)
-            text = str(error) if error is not None else ""
-            for effect, problem in zip(ordered, found, strict=True):
-                self.step(happened.Stored(effect.token, problem, text))
-            self._store_more()
-
-        self._table.storage.write(
-            lambda engine: shipping.apply_copies(engine, copies), then
-        )
+        self._copying.add(effect)
 
     def _do_remove(self, effect: wanted.Remove) -> None:
         object_id = effect.object_id
@@ -488,6 +462,9 @@ class Replicating:
         Returns False where no copy is here that could be led.
         """
         if self.core.register_of(object_id) is None:
+            return False
+        if self._is_distrusted:
+            self.step(happened.Touched(object_id))  # So that the others look who leads.
             return False
         parked = self._parked.setdefault(object_id, [])
         if len(parked) >= PARKED_MAX:

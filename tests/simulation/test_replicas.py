@@ -5,12 +5,13 @@ Source: design section 8; reliability.md section 3.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 
 from activestore import remote
-from activestore.errors import NoQuorumError, ObjectNotFoundError
+from activestore.errors import NoQuorumError, ObjectNotFoundError, UnavailableError
 from activestore.ids import ObjectId
 from activestore.testing import Simulation
 from activestore.testing.peers import PeerSettings
@@ -136,3 +137,35 @@ def test_group_is_whole_again_after_a_member_was_gone_for_long() -> None:
             assert head is not None
             assert head.version == 2
         assert counter.peek() == 4
+
+
+def test_peer_whose_disk_was_restored_has_no_vote_and_says_so() -> None:
+    with Simulation(7, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=3))
+        counter = sim.client("peer-2").get(object_id)
+        assert counter.add() == 1
+        peer = sim.peers["peer-1"]
+        sim.crash("peer-1")
+        backup = copy.deepcopy(peer.disk)
+        sim.restart("peer-1")
+        sim.run(5.0)
+        assert [counter.add() for _ in range(3)] == [2, 3, 4]
+        sim.crash("peer-1")
+        peer.disk = backup  # What was promised and accepted since is forgotten.
+        sim.restart("peer-1")
+        sim.run(20.0)
+        assert not peer.loop.replicating.core.is_led(object_id)
+        reasons = [row["kind"] for row in peer.loop.cluster.troubles()]
+        assert "disk" in reasons
+        assert counter.add() == 5
+        # Of the other two one is lost: what is left is no majority.
+        other = leaders(sim, object_id)[0]
+        survivor = next(n for n in ALL if n not in {other, "peer-1"})
+        sim.crash(other)
+        sim.run(10.0)
+        with pytest.raises(UnavailableError):
+            sim.client(survivor).get(object_id).add.options(timeout_s=10.0)()
+        sim.restart(other)
+        sim.run(10.0)
+        assert sim.client(survivor).get(object_id).peek() in {5, 6}  # What was refused may have been kept.
