@@ -26,6 +26,7 @@ from typing import Any
 
 import zmq
 
+from activestore.client.knocking import is_refused
 from activestore.client.links import Link
 from activestore.client.requests import Request
 from activestore.client.session import Out, Session
@@ -504,8 +505,18 @@ class Connection(Waiting):
                 more, out = self.session.tick(now_s)
                 self._send_out(out)
             ended = [*ended, *more]
+            for link in self.session.links.silent:
+                if is_refused(link.endpoint):
+                    ended += self._give_up_refused(link)
         if ended:
             self._tell(ended)
+
+    def _give_up_refused(self, link: Link) -> list[Request]:
+        with self._lock:
+            ended, out = self.session.refused(link, _now())
+            if not self.is_closed:
+                self._send_out(out)
+        return ended
 
     def _drain(self) -> list[Request]:
         """Take everything that is there; under the lock."""

@@ -112,6 +112,8 @@ class Links:
         self.by_route: dict[bytes, Link] = {}
         self.opened: list[Link] = []
         self.ended: list[Link] = []
+        # That were asked for a sign of life at the last tick.
+        self.silent: list[Link] = []
         self.places: dict[bytes, Place] = {}
         # Where objects may be read that the connected peer has no copy of.
         self.copies: dict[bytes, Place] = {}

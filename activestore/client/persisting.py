@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from activestore import model, remote
-from activestore.client.session import Request
+from activestore.client.requests import Request
 from activestore.errors import ActiveStoreError, InvalidRequestError, RequirementError
 from activestore.ids import ObjectId, PeerId
 from activestore.wire import messages

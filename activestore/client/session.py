@@ -502,6 +502,7 @@ class Session:
 
     def _tick_links(self, now_s: float) -> tuple[Ended, Out]:
         links = self.links
+        links.silent = []
         ended: Ended = []
         out: Out = []
         for link in links.by_route.values():
@@ -541,7 +542,18 @@ class Session:
         if min(silent_s, now_s - link.asked_s) < PING_S:
             return [], []
         link.asked_s = now_s
+        if link.is_up:
+            links.silent.append(link)
         return [], [(link, self._ping())]
+
+    def refused(self, link: Link, now_s: float) -> tuple[Ended, Out]:
+        """Stop waiting for a peer that has ended: nothing listens where it was."""
+        self._next_tick_s = now_s
+        if link.is_up and self.links.is_direct(link):
+            return self._lose_direct(link, now_s)
+        if link is self.links.main and link.is_up and self.links.next_candidate(now_s):
+            self._lose_main(now_s)
+        return [], []
 
     @property
     def _dead_s(self) -> float:
@@ -586,6 +598,3 @@ class Session:
     def fail_all(self, error: ActiveStoreError) -> list[Request]:
         """End every request with an error."""
         return [self._fail(request, error) for request in list(self.requests.values())]
-
-
-__all__ = ["Request", "Session"]

@@ -187,9 +187,13 @@ class Cluster:
         self.step(cluster_events.Joined([record]))
 
     def link_lost(self, link: Link) -> None:
-        """A link broke."""
+        """A link broke, or is silent."""
         if link.peer_id:
-            self.step(cluster_events.LinkLost(link.peer_id))
+            self.look_at(link.peer_id)
+
+    def look_at(self, peer_id: PeerId) -> None:
+        """Probe a peer now, and not only in its turn."""
+        self.step(cluster_events.LinkLost(peer_id))
 
     def _do_send_to(self, effect: cluster_effects.SendTo) -> None:
         link = self._links.reach(PeerId(effect.peer_id), effect.endpoints)

@@ -107,6 +107,8 @@ class Links:
         # with what one remembers of us: that is said before all else goes over a link.
         self.known_of: Callable[[PeerId], list[Any]] = lambda peer_id: [0, None]
         self.on_known: Callable[[int, object], None] = lambda incarnation, mark: None
+        # Called with a link by which an answer is awaited, and which is silent.
+        self.on_silent: Callable[[Link], None] = lambda link: None
 
     # -- dialling ----------------------------------------------------------------------
 
@@ -348,6 +350,7 @@ class Links:
                 if quiet_s >= ASK_S:
                     link.asked_s = now_s
                     self._table.transport.send(link.route, Ping(0))
+                    self.on_silent(link)
             elif now_s - max(link.used_s, link.heard_s) >= IDLE_S:
                 self.close(link)
 

@@ -95,11 +95,15 @@ class Relays(Travelling):
         )
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
+        # It is probed at once: others may take over what it is asked for.
+        links.on_silent = cluster.link_lost
 
     # -- beginning ---------------------------------------------------------------------
 
     def forward(self, session: Session, message: Any, object_id: ObjectId) -> None:
         """See to a client's request for an object that is not here."""
+        if message.attempt and self.routing.has_others(object_id):
+            self._look_at_leader(object_id)
         if session.is_relayed:
             if not self._wait_for_leader(session, message, object_id):
                 self._table.tell(session, self._redirect(message, object_id))
@@ -121,6 +125,12 @@ class Relays(Travelling):
         trip.session = session
         self._trips[trip.session_id, trip.sequence] = trip
         self._go_on(trip)
+
+    def _look_at_leader(self, object_id: ObjectId) -> None:
+        """See whether a leader is there: somebody has asked it and heard nothing."""
+        place = self._location.place_of(object_id)
+        if place is not None:
+            self._cluster.look_at(place.peer_id)
 
     def _redirect(
         self, message: Any, object_id: ObjectId, place: Place | None = None

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from activestore.client.session import Request, Session
+from activestore.client.requests import Request
+from activestore.client.session import Session
 from activestore.errors import ActiveStoreError, BusyError
 from activestore.ids import SessionId
 from activestore.wire.messages import Beat, Call, Hello, Ping, Pong, Refused, Reply
