@@ -40,6 +40,8 @@ class Outbox:
         self._relays = relays
         self._cluster = cluster
         self._waiting: dict[PeerId, list[ReplicaMessage]] = {}
+        # Wholes that are being read, with what they are to be sent with.
+        self._wholes: dict[tuple[PeerId, ObjectId], Accept | State] = {}
 
     def add(self, peer_id: PeerId, message: ReplicaMessage) -> None:
         """Have a message sent with this turn."""
@@ -49,8 +51,14 @@ class Outbox:
         """Read the state of an object, and send it with this message.
 
         Of large buffers only that is sent which the peer does not have: it is asked.
+        What is wanted again before it has left is sent once.
         """
         object_id = message.object_id
+        key = (peer_id, object_id)
+        is_open = key in self._wholes
+        self._wholes[key] = message
+        if is_open:
+            return
 
         def read(
             contents: Sequence[shipping.Content],
@@ -58,6 +66,7 @@ class Outbox:
         ) -> None:
             def done(found: Any, error: BaseException | None) -> None:
                 if error is not None or found is None:
+                    del self._wholes[key]
                     self._complain(peer_id, object_id, error)
                 else:
                     then(*found)
@@ -67,7 +76,7 @@ class Outbox:
             )
 
         def send(register: Register, change: Change) -> None:
-            self.add(peer_id, _as_read(message, register, change))
+            self.add(peer_id, _as_read(self._wholes.pop(key), register, change))
 
         def look(register: Register, change: Change) -> None:
             if not shipping.has_files(change):

@@ -8,8 +8,8 @@ file that the replica has.
                answers that go, answers, are all others forgotten, created_s, epoch,
                patches]; nil: the body is the first buffer
     content   of wire.state: encode_states of one, or encode_delta
-    patch     [place, address and size of the base, address and size, spans]
-    buffers   those of the content, then the content of each patch
+    patch     [place, address and size of the base, address and size, spans]; ascending
+    buffers   those of the content without the patched, then the content of each patch
 
 Rules of this file: what comes from another peer is checked here, before it is kept; what
 is wrong with it is named.
@@ -102,11 +102,9 @@ def pack_change(change: Change) -> tuple[bytes, list[AnyBuffer]]:
 
 
 def _without(buffers: Sequence[Any], patches: Sequence[Patch]) -> list[Any]:
-    """Return buffers, empty where a patch tells them."""
-    left = list(buffers)
-    for patch in patches:
-        left[patch.at] = b""
-    return left
+    """Return the buffers that no patch tells."""
+    told = {patch.at for patch in patches}
+    return [buffer for at, buffer in enumerate(buffers) if at not in told]
 
 
 def unpack_change(
@@ -238,13 +236,17 @@ def _check_patch(patch: Patch) -> None:
         raise ValueError(f"the spans of a patch do not hold {content_bytes} bytes")
 
 
-def _with_places(buffers: Sequence[Any], patches: Sequence[Patch]) -> list[Any]:
+def _with_places(buffers: Sequence[Any], patches: Sequence[Patch]) -> Sequence[Any]:
     """Return buffers with a place for each that a patch makes, which has its size."""
+    if not patches:
+        return buffers
     left = list(buffers)
+    before = -1
     for patch in patches:
-        if patch.at >= len(left) or left[patch.at] != b"":
-            raise ValueError(f"no buffer {patch.at} is to be patched")
-        left[patch.at] = FileBuffer(-1, 0, patch.nbytes)
+        if not before < patch.at <= len(left):
+            raise ValueError(f"a patch of buffer {patch.at} is not in order")
+        before = patch.at
+        left.insert(patch.at, FileBuffer(-1, 0, patch.nbytes))
     return left
 
 

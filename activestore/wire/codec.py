@@ -207,13 +207,16 @@ def decode_frames(frames: Sequence[Buffer], join: Join = PartedBuffer) -> list[M
         raise RemoteProtocolError("a message without frames")
     messages = decode_frame(frames[0])
     if len(frames) == 1:
-        if (
-            len(messages) == 1
-            and messages[0].extra
-            and messages[0].extra.get("buffers")
-        ):
+        extra = messages[0].extra if len(messages) == 1 else None
+        listed = extra.get("buffers") if extra else None
+        if not listed:
+            return messages
+        if type(listed) is not list or any(listed):
             raise RemoteProtocolError("the buffers that the header lists did not come")
-        return messages
+        # Empty ones need no frame: the array of a state may have no elements.
+        if not all(map(_is_u64, listed)):
+            raise RemoteProtocolError("the sizes of buffers are no numbers")
+        return [messages[0]._replace(buffers=_buffers_of((), listed, join))]
     if len(messages) != 1:
         raise RemoteProtocolError("buffers need a record frame of exactly one record")
     message = messages[0]

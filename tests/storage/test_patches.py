@@ -334,15 +334,16 @@ def test_malformed_patch_is_refused(fields: dict[str, Any]) -> None:
         packed(PATCH._replace(**fields))
 
 
-@pytest.mark.parametrize("place", [0, 2, 3, -1])
-def test_patch_of_a_buffer_that_is_there_is_refused(place: int) -> None:
+@pytest.mark.parametrize("places", [[4], [-1], [1, 1], [2, 1]])
+def test_patches_out_of_order_are_refused(places: list[int]) -> None:
     step = delta(graph=b"h", buffers=[0, b"", b"x"])
     body, buffers = pack_change(changed(1, 2, step))
     row = packing.unpack(body)
-    row[12] = [[place, *PATCH[1:-1]]]
+    row[12] = [[place, *PATCH[1:-1]] for place in places]
+    contents = [PATCH.content] * len(places)
 
     with pytest.raises(RemoteProtocolError, match="malformed"):
-        unpack_change(oid(1), packing.pack(row), [*buffers, PATCH.content])
+        unpack_change(oid(1), packing.pack(row), [*buffers, *contents])
 
 
 # -- the arithmetic --------------------------------------------------------------------

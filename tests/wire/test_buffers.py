@@ -40,3 +40,21 @@ def test_a_buffer_in_frames_of_other_sizes_is_refused() -> None:
     moved = [CONTENT[: FRAME_BYTES_MAX - 1], CONTENT[FRAME_BYTES_MAX - 1 :]]
     with pytest.raises(RemoteProtocolError, match="expected 2 of 16777216"):
         codec.decode_frames([first, *moved])
+
+
+@pytest.mark.parametrize("buffers", [[b""], [b"", b""], [b"", b"x", b""]])
+def test_empty_buffers_arrive(buffers: list[bytes]) -> None:
+    """An array of a state may have no elements; it broke the connection for ever."""
+    sent = Reply(1, None, b"body", buffers)
+
+    (found,) = codec.decode_frames(codec.encode_frames(sent))
+
+    assert [bytes(whole(one)) for one in found.buffers] == buffers
+
+
+@pytest.mark.parametrize("listed", [[0, 1], [False], ["0"], {"a": 0}, "text"])
+def test_list_of_sizes_without_its_frames_is_refused(listed: object) -> None:
+    frame = codec.encode(Reply(1, {"buffers": listed}, b"body"))
+
+    with pytest.raises(RemoteProtocolError):
+        codec.decode_frames([frame])

@@ -1,0 +1,98 @@
+"""Large objects with replicas: of a change only what changed crosses the network.
+
+Source: reliability.md 3.3 (big states); schemas/protocol.md section 14 (patches).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activestore.storage.blobs import view_of
+from activestore.storage.patches import CHUNK_BYTES
+from activestore.testing import Simulation
+from tests.simulation.clusters import join
+from tests.simulation.large_models import Album
+from tests.simulation.test_replicas import id_of, leaders
+
+ALBUM = "tests.simulation.large_models.Album"
+MIB = 1 << 20
+SIZE = 8 * MIB
+ALL = ("peer-1", "peer-2", "peer-3")
+# Beside the content: calls, probes and gossip of some seconds.
+REST_BYTES = 100_000
+
+
+def sent(sim: Simulation) -> int:
+    """Return what all peers have sent so far, in bytes."""
+    return sum(peer.transport.bytes_out for peer in sim.peers.values())
+
+
+def content_at(sim: Simulation, name: str, object_id: Any) -> bytes:
+    found = sim.peers[name].engine.load(object_id)
+    assert found is not None
+    (buffer,) = found[1].buffers
+    return bytes(view_of(buffer))
+
+
+@pytest.fixture
+def album() -> Any:
+    with Simulation(5, peers=3, classes=[Album]) as sim:
+        join(sim)
+        made = sim.client("peer-1").create(ALBUM, SIZE, replicas=3)
+        made.poke(0, 1)
+        sim.run(2.0)
+        assert leaders(sim, id_of(made)) == ["peer-1"]
+        yield sim, made
+
+
+def test_change_in_place_sends_one_chunk_to_each_member(album: Any) -> None:
+    sim, made = album
+    before = sent(sim)
+
+    made.poke(5 * MIB, 7)
+    sim.run(1.0)
+
+    assert 2 * CHUNK_BYTES < sent(sim) - before < 2 * CHUNK_BYTES + REST_BYTES
+    contents = {content_at(sim, name, id_of(made)) for name in ALL}
+    assert len(contents) == 1
+    assert contents.pop()[5 * MIB] == 7
+
+
+def test_member_that_was_away_gets_what_it_missed_and_no_more(album: Any) -> None:
+    """Also where nobody remembers the steps between: its chunks are compared."""
+    sim, made = album
+    sim.crash("peer-3")
+    for n in range(5):
+        made.poke(n * MIB + 3, 9)
+    sim.crash("peer-1")
+    sim.run(1.0)
+    sim.restart("peer-1")
+    sim.run_until(lambda: len(leaders(sim, id_of(made))) == 1, timeout_s=60.0)
+    made.peek(3)
+    before = sent(sim)
+
+    sim.restart("peer-3")
+    sim.run_until(lambda: len(_contents(sim, made)) == 1, timeout_s=60.0)
+
+    assert _contents(sim, made).pop()[4 * MIB + 3] == 9
+    assert sent(sim) - before < 6 * CHUNK_BYTES + 4 * REST_BYTES
+
+
+def _contents(sim: Simulation, made: Any) -> set[bytes]:
+    return {content_at(sim, name, id_of(made)) for name in ALL}
+
+
+def test_new_leader_goes_on_with_what_was_patched(album: Any) -> None:
+    sim, made = album
+    for n in range(3):
+        made.poke(n * MIB, 5)
+    client = sim.client("peer-2", "peer-3")
+    again = client.get(id_of(made))
+
+    sim.crash("peer-1", disk=False)
+
+    assert [again.peek(n * MIB) for n in range(3)] == [5, 5, 5]
+    assert again.poke(MIB, 6) == 5
+    assert again.peek(MIB) == 6
