@@ -46,6 +46,11 @@ class Bench(ActiveObject):
 
         return np.ones(count)
 
+    @activemethod(changes=("array",))
+    def poke(self, start: int, count: int) -> None:
+        """Change a part of the kept array in place."""
+        self.array[start : start + count] += 1.0
+
     @activemethod(readonly=True)
     def mean(self) -> float:
         """Compute over the kept array, where it lies."""

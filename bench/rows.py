@@ -129,6 +129,28 @@ ROWS = {
             "disk bytes per 100-byte change, 100 in flight",
         ),
         Row(
+            "replicated",
+            "x bound",
+            1.0,
+            True,
+            "mutating call with 3 copies against plain call + null call + commit",
+        ),
+        Row("replicated_pipelined", "calls/s", None, False, "3 copies, 100 in flight"),
+        Row(
+            "shipped_in_place",
+            "MB",
+            2.0,
+            True,
+            "sent to each copy for 1 MB changed of a 100 MB array",
+        ),
+        Row(
+            "shipped_after_absence",
+            "MB",
+            2.0,
+            True,
+            "sent to a copy that missed a change of 1 MB of a 100 MB array",
+        ),
+        Row(
             "header_bytes",
             "bytes",
             200,
