@@ -33,9 +33,9 @@ from activestore.peer import shipping
 from activestore.peer.loop import PeerLoop
 from activestore.peer.repairing import Repairing
 from activestore.peer.requests import Origin, Requests, object_id_of
-from activestore.peer.sharing import check_wanted
 from activestore.peer.table import Growing
 from activestore.storage.engine import Engine, Head
+from activestore.wire.copies import WITNESSED, check_copies
 from activestore.wire.replicas import NOBODY
 
 
@@ -183,8 +183,10 @@ class Grouping:
             wanted = 1 if config is None else config.wanted
         wants_witness = parameters.get("witness")
         if wants_witness is None:
-            wants_witness = config is not None and config.wants_witness
-        check_wanted(wanted, wants_witness)
+            # Of two copies only: three and more decide by themselves.
+            has_one = config is not None and config.wants_witness
+            wants_witness = has_one and wanted == WITNESSED
+        check_copies(wanted, wants_witness, "replicate")
         peers = [self._peer(name) for name in _names(parameters, "peers")]
         leaving = [self._peer(name) for name in _names(parameters, "leaving")]
 

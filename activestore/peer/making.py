@@ -29,6 +29,7 @@ from activestore.peer.fetching import Fetching
 from activestore.peer.links import Links
 from activestore.peer.naming import Naming
 from activestore.peer.table import Growing, Table
+from activestore.wire.copies import wanted_of
 from activestore.wire.messages import Create, Persist
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
@@ -136,8 +137,8 @@ class Making(Table):
         """See to the copies that a request asks for; False where it is refused."""
         settings = self.settings
         try:
-            wanted, witness = sharing.asked(
-                message.extra, settings.replicas, settings.witness
+            wanted, witness = wanted_of(
+                message.extra, settings.replicas, settings.witness, "replicas"
             )
         except InvalidRequestError as error:
             self._refuse(origin, error)

@@ -177,3 +177,30 @@ def test_peer_whose_disk_was_restored_has_no_vote_and_says_so() -> None:
             5,
             6,
         }  # What was refused may have been kept.
+
+
+def test_third_copy_takes_the_place_of_a_witness() -> None:
+    with Simulation(6, peers=4, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        object_id = id_of(client.create(COUNTER, replicas=2, witness=True))
+
+        group = client.replicate(object_id, 3)
+
+        assert (group.copies, group.wanted, group.wants_witness) == (3, 3, False)
+        assert {one.role for one in group.members} == {"primary", "replica"}
+
+
+def test_profile_of_a_peer_says_how_many_copies_are_made() -> None:
+    settings = PeerSettings(replicas=2, witness=True)
+    with Simulation(7, peers=3, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+
+        groups = [
+            client.group(client.create(COUNTER, **asked))
+            for asked in ({}, {"replicas": 3}, {"replicas": 1})
+        ]
+
+        assert [one.copies for one in groups] == [2, 3, 1]
+        assert [one.wants_witness for one in groups] == [True, False, False]
