@@ -251,7 +251,10 @@ class Requests:
             return
         object_id = object_id_of(parameters)
         # A copy tells the class as well as its leader, who may not answer.
-        is_copied = object_id in self._loop.location.followed
+        location = self._loop.location
+        is_copied = object_id in location.followed and (
+            object_id not in location.witnessed
+        )
         if not is_copied and self.is_elsewhere(
             origin, "interface", object_id, parameters
         ):
