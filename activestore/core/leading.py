@@ -213,7 +213,8 @@ class Lead:
 
         `at_base`: known to have what the first entry follows on.
         """
-        wanted = {*electorate(self.config), *self.learners} - {self._desk.me}
+        wanted = dict.fromkeys((*electorate(self.config), *self.learners))
+        wanted.pop(self._desk.me, None)
         for peer_id in [p for p in self.members if p not in wanted]:
             del self.members[peer_id]
         for peer_id in sorted(wanted):

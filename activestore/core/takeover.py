@@ -82,13 +82,16 @@ class TakeOvers(Followings):
     # Who leads
 
     def on_led_by(self, object_id: ObjectId, leader: Ballot) -> None:
-        """Follow a leader; searches end."""
+        """Follow a leader; searches end, and whoever waits for one is told."""
         known = self.leaders.get(object_id)
         if known is not None and known.counter > leader.counter:
             return
+        is_searched = object_id in self._searches
         self._end(object_id)
         if known != leader:
             self._lead(object_id, leader)
+        elif is_searched and leader.leader != self._desk.me:
+            self._tell_followed(object_id, leader)
 
     # Beginning
 
@@ -227,11 +230,7 @@ class TakeOvers(Followings):
             if register is None or register.config.lineage != config.lineage:
                 return
             if message.promised.counter >= register.epoch.counter:
-                is_asked = object_id in self._searches
-                is_known = self.leaders.get(object_id) == message.promised
                 self.on_led_by(object_id, message.promised)
-                if is_asked and is_known:
-                    self._tell_followed(object_id, message.promised)
             return
         search = self._searches.get(object_id)
         if search is None or search.phase is not Phase.ASKING:

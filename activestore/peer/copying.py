@@ -31,6 +31,11 @@ class Copying:
         self._waiting: list[wanted.Store] = []
         self._is_writing = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is being written."""
+        return not (self._waiting or self._is_writing)
+
     def add(self, effect: wanted.Store) -> None:
         """Have a step written; `Stored` is told once it is on disk, or refused."""
         self._waiting.append(effect)

@@ -13,14 +13,14 @@ from activestore.ids import ObjectId
 class GroupOrder:
     """One commit of this peer's disk that has writes of groups.
 
-    `writes`: objects and numbers; `open`: those that no majority has yet. `children`: made
-    with them; they have their copies before the others hear of who refers to them.
-    `is_in_doubt`: one of them is not led here any more; the core of calls knows, and the
-    core of replication waits still for what this disk makes of it.
+    `writes`: objects and numbers; `open`: those that no majority has yet, and that are led
+    here still. `children`: made with them; they have their copies before the others hear
+    of who refers to them. `is_stored`: the commit has ended; `is_on_disk`: the core of
+    replication knows, which waits for that whoever leads.
     """
 
     __slots__ = (
-        "children", "is_in_doubt", "is_on_disk", "is_refused", "open", "token", "writes",
+        "children", "is_on_disk", "is_refused", "is_stored", "open", "token", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -33,4 +33,4 @@ class GroupOrder:
         self.writes = writes
         self.open = set(writes)
         self.children = children
-        self.is_on_disk = self.is_refused = self.is_in_doubt = False
+        self.is_stored = self.is_on_disk = self.is_refused = False

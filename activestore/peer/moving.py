@@ -140,7 +140,7 @@ class Moving:
         for key, value in engine.rows("forward"):
             self._given[ObjectId(key)] = _given(value)
         me = PeerId(self._table.settings.peer_id)
-        for object_id in location.guests:
+        for object_id in sorted(location.guests):
             head = engine.head(object_id)
             if head is not None:
                 self._places.came(object_id, Place(me, head.epoch), is_new=False)

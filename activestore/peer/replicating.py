@@ -271,9 +271,11 @@ class Replicating:
 
     def order(self, token: int, changes: Sequence[Change]) -> None:
         """Have changes committed: on this disk, and by the groups of their objects."""
-        is_any_led = bool(self._table.core.replicated)
-        if is_any_led and any(self._is_lost(one.object_id) for one in changes):
-            return  # Whoever waits for it is sent on.
+        if self._table.core.replicated:
+            if self._is_lost(changes[-1].object_id):
+                return  # Whoever waits for it is sent on.
+            # What was to be kept for the outermost call is of no use any more.
+            changes = [one for one in changes if not self._is_lost(one.object_id)]
         writes: dict[ObjectId, list[int]] = {}
         ordered = [self._numbered(change, writes) for change in changes]
         if writes:
@@ -318,21 +320,35 @@ class Replicating:
         order = self._orders.get(token)
         if order is None:
             return False
-        if error is not None or order.is_in_doubt:
-            del self._orders[token]
-            order.is_refused = error is not None
-        elif order.children:
+        order.is_stored = True
+        if error is not None:
+            self._refused(order)
+            self._table.step(events.CommitRefused(token, self.mending.met(error)))
+        elif order.children and order.open:
             self.share_children(order.children, next(iter(order.writes)), (
                 lambda: self._on_disk(order)
             ))  # fmt: skip
-            return True
-        self._on_disk(order)
-        if error is not None and not order.is_in_doubt:
-            self._table.step(events.CommitRefused(token, self.mending.met(error)))
+        else:
+            self._on_disk(order)
         return True
+
+    def _refused(self, order: GroupOrder) -> None:
+        """Have the core know that a commit is not on this disk."""
+        del self._orders[order.token]
+        order.is_refused = True
+        for object_id in order.writes:
+            waiting = self._waiting.get(object_id, deque())
+            kept = deque(one for one in waiting if one[1] is not order)
+            if kept:
+                self._waiting[object_id] = kept
+            else:
+                self._waiting.pop(object_id, None)
+        self._on_disk(order)
 
     def _on_disk(self, order: GroupOrder) -> None:
         """Have the others get what is on this disk, each object's writes in order."""
+        if order.is_on_disk:
+            return
         order.is_on_disk = True
         for object_id in order.writes:
             line = self._lines.get(object_id)
@@ -342,24 +358,28 @@ class Replicating:
                     self.step(happened.WriteStored(object_id, number, first.is_refused))
             if line is not None and not line:
                 self._lines.pop(object_id, None)
-        if order.is_in_doubt:
-            self._orders.pop(order.token, None)
+        self._end(order)
+
+    def _end(self, order: GroupOrder) -> None:
+        """Tell of a commit that is on this disk and waits for no majority any more."""
+        if order.open or not order.is_on_disk:
+            return
+        if self._orders.pop(order.token, None) is not None:
+            self._table.step(events.Committed(order.token))
 
     def _do_write_done(self, effect: wanted.WriteDone) -> None:
-        waiting = self._waiting.get(effect.object_id)
-        while waiting and waiting[0][0] <= effect.number:
+        object_id, number = effect.object_id, effect.number
+        waiting = self._waiting.get(object_id)
+        while waiting and waiting[0][0] <= number:
             _, order = waiting.popleft()
-            order.open.discard(effect.object_id)
-            if order.open or order.is_in_doubt:
-                continue
-            if self._orders.pop(order.token, None) is not None:
-                self._table.step(events.Committed(order.token))
+            order.open.discard(object_id)
+            self._end(order)
         if waiting is not None and not waiting:
-            self._waiting.pop(effect.object_id, None)
-        register = self.core.register_of(effect.object_id)
-        if register is not None and register.is_deleted:
-            self._deleted.add(effect.object_id)
-            self._places.note_delete(effect.object_id)
+            self._waiting.pop(object_id, None)
+        register = self.core.register_of(object_id)
+        if register is not None and register.is_deleted and register.number <= number:
+            self._deleted.add(object_id)
+            self._places.note_delete(object_id)
 
     # -- this disk as a member's -------------------------------------------------------
 
@@ -409,11 +429,14 @@ class Replicating:
         register = self.core.register_of(object_id)
         if register is not None:
             self._follow(object_id, self._nobodys_place(register), register.config)
-        for _, order in self._waiting.pop(object_id, ()):
-            order.is_in_doubt = True
-            if order.is_on_disk:
-                self._orders.pop(order.token, None)
         self._table.step(events.ObjectDeposed(object_id))
+        # The core is told of every write that it has begun, whoever leads: until then
+        # nothing else is written of the object. What other objects wait for goes on.
+        for order in [o for o in self._lines.get(object_id, ()) if o.is_stored]:
+            self._on_disk(order)
+        for _, order in self._waiting.pop(object_id, ()):
+            order.open.discard(object_id)
+            self._end(order)
 
     def _do_followed(self, effect: wanted.Followed) -> None:
         others = tuple(
@@ -440,6 +463,7 @@ class Replicating:
         )
         self._places.came(object_id, Place(self._me, effect.counter))
         self._table.step(events.ObjectUnshared(object_id))
+        self._release(object_id)
 
     # -- reads -------------------------------------------------------------------------
 

@@ -251,13 +251,22 @@ class Requests:
             return
         object_id = object_id_of(parameters)
         # A copy tells the class as well as its leader, who may not answer.
-        location = self._loop.location
-        is_copied = object_id in location.followed and (
-            object_id not in location.witnessed
-        )
-        if not is_copied and self.is_elsewhere(
-            origin, "interface", object_id, parameters
-        ):
+        if object_id not in self._loop.location.followed:
+            self._tell_interface_of(origin, object_id, parameters)
+            return
+
+        def found(head: Head | None, error: BaseException | None) -> None:
+            if head is None or error is not None:  # A witness has no state.
+                self._tell_interface_of(origin, object_id, parameters)
+            else:
+                self._tell_interface(origin, head.class_name)
+
+        self._loop.storage.read(lambda engine: engine.head(object_id), found)
+
+    def _tell_interface_of(
+        self, origin: Origin, object_id: ObjectId, parameters: dict[str, Any]
+    ) -> None:
+        if self.is_elsewhere(origin, "interface", object_id, parameters):
             return
 
         def answer(head: Head | None) -> object:

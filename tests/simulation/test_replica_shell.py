@@ -1,0 +1,82 @@
+"""What peers keep of orders and requests while leaders change under them.
+
+Source: design section 8; reliability.md 3.4 R4; plan D6 of replication.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from activestore.core.register import Register
+from activestore.core.replication import Replication
+from activestore.core.replication_effects import Followed
+from activestore.core.replication_events import MessageCame, Touched
+from activestore.errors import StorageFullError
+from activestore.ids import ObjectId, PeerId
+from activestore.testing import DiskSpeed, Latency, Simulation
+from activestore.wire.replicas import Accept, Ballot, Config, Point
+from tests.simulation.clusters import COUNTER, join
+from tests.simulation.models import Counter
+from tests.simulation.replica_clusters import check_nothing_left, check_whole, id_of
+
+SLOW = DiskSpeed(commit=Latency(12.0, 12.001))
+
+
+def test_leader_that_was_deposed_while_its_disk_wrote_follows_afterwards() -> None:
+    """The core is told of a write that it has begun, though nobody waits for it."""
+    with Simulation(1, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        counter.add()
+        sim.peers["peer-1"].storage.speed = SLOW
+        future = counter.add.submit()
+        sim.run(8.0)  # No majority has it after 5 s, for it is on no disk.
+        sim.peers["peer-1"].storage.speed = DiskSpeed()
+        assert future.result() == 2
+        assert sim.client("peer-3").get(object_id).add() == 3
+        check_whole(sim, {object_id: 3})
+        check_nothing_left(sim)
+
+
+def test_write_that_a_leaders_disk_refused_is_forgotten() -> None:
+    with Simulation(2, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        counter.add()
+        sim.run(5.0)
+        sim.refuse_commits("peer-1", 1)
+        with pytest.raises(StorageFullError):
+            counter.add()
+        check_nothing_left(sim)
+        assert counter.peek() == 1
+
+
+def test_client_at_a_witness_learns_what_an_object_can_do() -> None:
+    with Simulation(3, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=2, witness=True)
+        sim.run(1.0)
+        for name in sim.peers:
+            assert sim.client(name).get(id_of(counter)).add() > 0
+
+
+ME, LEADER, OTHER = (PeerId(name * 6) for name in (b"a", b"b", b"c"))
+OBJECT = ObjectId(b"o" * 16)
+
+
+def test_whoever_waits_for_a_leader_is_told_when_the_known_one_is_heard() -> None:
+    """It was asked whether it leads still; a write of it comes before the answer."""
+    epoch = Ballot(3, LEADER)
+    config = Config(4, (ME, LEADER, OTHER))
+    core = Replication(ME, None, lambda: 0.5)
+    core.restore(OBJECT, Register(epoch, epoch, 7, config))
+    again = Accept(OBJECT, epoch, 7, Point(3, 6), config, False, 7, False, None)
+    core.step(MessageCame(LEADER, again), 1.0)
+    assert core.leader_of(OBJECT) == epoch
+
+    core.step(Touched(OBJECT), 2.0)
+    found = core.step(MessageCame(LEADER, again), 2.1)
+
+    told = [one.leader for one in found if type(one) is Followed]
+    assert told == [LEADER]
