@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chaos import judging, timeline
+from bench.chaos.faults import KINDS
 from bench.chaos.run import HISTORY, Options, Run, playing
 
 OUT = Path("out") / "chaos"
@@ -49,7 +50,7 @@ def parsed() -> argparse.Namespace:
     add("--think-s", type=float, default=0.2, help="between two calls of one object")
     add("--staleness-s", type=float, default=2.0, help="bound of reads that may be old")
     add("--cruel", action="store_true", help="more than a minority may be down")
-    add("--calm", action="store_true", help="nothing goes wrong")
+    add("--kinds", default=",".join(KINDS), help="of faults; '' for none")
     add("--json", action="store_true", help="print summary.json instead of lines")
     add(
         "--out",
@@ -57,7 +58,11 @@ def parsed() -> argparse.Namespace:
         default=OUT,
         help="folder; what an earlier run left is removed",
     )
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    strange = set(filter(None, chosen.kinds.split(","))) - set(KINDS)
+    if strange:
+        parser.error(f"--kinds: expected some of {', '.join(KINDS)}; got {strange}")
+    return chosen
 
 
 def summary_of(run: Run) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def main() -> int:
     options = Options(
         chosen.minutes, chosen.peers, chosen.clients, seed, chosen.objects,
         chosen.replicas, chosen.think_s, chosen.staleness_s, chosen.cruel,
-        not chosen.calm, chosen.out.resolve(),
+        tuple(filter(None, chosen.kinds.split(","))), chosen.out.resolve(),
     )  # fmt: skip
     begin_s = time.monotonic()
 
@@ -169,9 +174,6 @@ def main() -> int:
         return 130
     assert run.nemesis is not None
     faults = run.nemesis.faults
-    (options.out / "faults.json").write_text(
-        json.dumps([vars(one) for one in faults], default=sorted, indent=1)
-    )
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     names = [peer.name for peer in run.peers]
     timeline.draw(run.known.rows, faults, names, options.out / "timeline.png")

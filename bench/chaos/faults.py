@@ -79,6 +79,7 @@ class Nemesis:
         rng: random.Random,
         clients: Sequence[str],
         *,
+        kinds: Sequence[str],
         is_cruel: bool,
     ) -> None:
         self._peers = {peer.name: peer for peer in peers}
@@ -86,6 +87,7 @@ class Nemesis:
         self._view = view
         self._rng = rng
         self._clients = clients
+        self._kinds = kinds
         self._is_cruel = is_cruel
         self._next_s = 0.0
         self._active: list[Fault] = []
@@ -112,8 +114,8 @@ class Nemesis:
     # -- begin -------------------------------------------------------------------------
 
     def _begin_one(self, now_s: float) -> None:
-        kinds = list(KINDS)
-        kind = self._rng.choices(kinds, [KINDS[one][0] for one in kinds])[0]
+        weights = [KINDS[one][0] for one in self._kinds]
+        kind = self._rng.choices(self._kinds, weights)[0]
         _, low_s, high_s = KINDS[kind]
         lasts_s = self._rng.uniform(low_s, high_s)
         first = self._target()

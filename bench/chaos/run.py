@@ -54,7 +54,7 @@ class Options(NamedTuple):
     think_s: float
     staleness_s: float
     is_cruel: bool
-    has_faults: bool
+    kinds: tuple[str, ...]  # of faults; none: nothing goes wrong
     out: Path
 
 
@@ -130,6 +130,10 @@ class Run:
             peer.kill()
         self._relay.close()
         self._history.close()
+        faults = self.nemesis.faults if self.nemesis else []
+        (self.options.out / "faults.json").write_text(
+            json.dumps([vars(one) for one in faults], default=sorted, indent=1)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -243,12 +247,12 @@ class Run:
         clients = [f"client-{n}" for n in range(self.options.clients)]
         self.nemesis = Nemesis(
             self.peers, self._relay, self.known, self._rng, clients,
-            is_cruel=self.options.is_cruel,
+            kinds=self.options.kinds, is_cruel=self.options.is_cruel,
         )  # fmt: skip
         time.sleep(WARM_UP_S)
         told_s = 0.0
         while (now_s := time.monotonic()) < end_s:
-            if self.options.has_faults:
+            if self.options.kinds:
                 self.nemesis.turn(now_s)
             for agent in self._agents:
                 if agent.poll() is not None:

@@ -147,3 +147,28 @@ def test_every_promise_names_a_test_that_exists() -> None:
         if test:
             text = found[0].read_text()
             assert re.search(rf"(def|class) {test}\b", text), f"{file} has no {test}"
+
+
+def test_every_line_of_consistency_names_tests_that_exist() -> None:
+    """As `path::name`; the table's rows have one at least for each number of copies."""
+    page = (ROOT / "docs" / "explanation" / "consistency.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page))
+    missing = [
+        f"{path}::{name}"
+        for path, name in sorted(named)
+        if not (ROOT / path).is_file()
+        or not re.search(rf"def {name}\b", (ROOT / path).read_text())
+    ]
+
+    assert missing == []
+    assert len(named) >= 20
+    # Nobody writes a name in another form, which would not be looked for.
+    assert page.count("::test_") == len(re.findall(r"`tests/[\w/]+\.py::\w+`", page))
+
+
+def test_every_test_of_guarantees_holds_a_line_of_consistency() -> None:
+    page = (ROOT / "docs" / "explanation" / "consistency.md").read_text()
+    path = ROOT / "tests" / "simulation" / "test_guarantees.py"
+    tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+
+    assert [name for name in tests if f"::{name}`" not in page] == []

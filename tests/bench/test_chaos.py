@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bench.chaos import judging
-from bench.chaos.faults import Fault, Nemesis
+from bench.chaos.faults import KINDS, Fault, Nemesis
 from bench.chaos.relay import Relay, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +148,13 @@ def test_only_the_cruel_hit_more_than_a_minority(is_cruel: bool) -> None:
     peers: Any = [QuietPeer(f"p{n}") for n in range(5)]
     relay: Any = QuietPeer("relay")
     nemesis = Nemesis(
-        peers, relay, Groups(), random.Random(3), ["client-0"], is_cruel=is_cruel
+        peers,
+        relay,
+        Groups(),
+        random.Random(3),
+        ["client-0"],
+        kinds=list(KINDS),
+        is_cruel=is_cruel,
     )
     worst, kinds = 0, set()
     for turn in range(20_000):
