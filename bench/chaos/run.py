@@ -154,8 +154,9 @@ class Run:
             asking = threading.Thread(target=self._ask_groups, args=(store, end_s))
             asking.start()
             self._go_wrong_until(end_s)
-            asking.join()
+            # First, for who asks about a group that is cut off waits until it is not.
             self._heal()
+            asking.join()
             self._end_agents()
         with self._store() as store:
             self._read_totals(store)
