@@ -56,6 +56,8 @@ from activestore.wire.messages import (
     Welcome,
 )
 
+# Where another peer had the object: what the connected peer is asked about it once more.
+ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 BACKOFF_S = 0.05
 BACKOFF_S_MAX = 2.0
 # With requests open and nothing heard for this long, ask whether the peer knows us.
@@ -267,8 +269,9 @@ class Session:
         if not request.is_forwarded and not (request.is_stream and request.next_item):
             if isinstance(error, MovedError):
                 return [], self._follow(request, error, now_s, link)
-            if message.code == "object_not_found" and self.links.is_direct(link):
-                # It was there; the connected peer knows more than our memory.
+            if message.code in ASKED_AGAIN and self.links.is_direct(link):
+                # It was there, or led there; the connected peer may know more, and may
+                # reach others that have it.
                 self.links.forget(getattr(request.message, "object_id", b""))
                 return [], self._forward(request, now_s)
         if request.may_retry(message.code, error):

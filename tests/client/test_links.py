@@ -16,6 +16,7 @@ from activestore.client.session import (
 from activestore.errors import (
     BusyError,
     MovedError,
+    NoQuorumError,
     ObjectNotFoundError,
     RemoteProtocolError,
     UnavailableError,
@@ -215,13 +216,21 @@ def test_retry_goes_to_where_the_call_was_sent(world):
     assert world.calls(B) == [(1, 0, False), (1, 1, False)]
 
 
-def test_object_not_found_where_it_was_remembered_is_asked_of_the_connected_peer(world):
+@pytest.mark.parametrize(
+    "error",
+    [ObjectNotFoundError(OBJECT), NoQuorumError("hits", "1 of 3 voters answers")],
+    ids=["gone", "cut off"],
+)
+def test_what_was_not_done_where_it_was_remembered_is_asked_of_the_connected_peer(
+    world, error
+):
+    """A leader that is cut off from its group is not cut off from the client."""
     world.moved(A, world.call(), B)
     world.greet(B)
     world.come(B, Reply(1))
     request = world.call()
 
-    world.come(B, failure(2, ObjectNotFoundError(OBJECT)))
+    world.come(B, failure(2, error))
     forwarded = list(world.calls(A))
     world.come(A, failure(2, ObjectNotFoundError(OBJECT)))
 
