@@ -60,6 +60,7 @@ class ChaosPeer:
         command += ["--listen", f"tcp://{LOOPBACK}:{self._port}"]
         command += ["--advertise", self.endpoint, "--executors", "1"]
         command += ["--join", self._join] if self._join else []
+        self._relay.open(self.name)
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environment,
@@ -108,6 +109,7 @@ class ChaosPeer:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        self._relay.shut(self.name)
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._end_executors()

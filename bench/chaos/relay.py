@@ -17,16 +17,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 CHUNK_BYTES = 256 * 1024
+SOCKETS = Path("/proc/net/tcp")
 LOOPBACK = "127.0.0.1"
 # A peer that is not there refuses at once; one whose backlog is full does not.
 CONNECT_S_MAX = 5.0
+# What the relays' thread is told to do is done soon; a loaded machine takes a moment.
+DONE_S_MAX = 30.0
 
 
 def free_port() -> int:
@@ -36,11 +43,21 @@ def free_port() -> int:
         return port
 
 
+class _Way:
+    """To one peer: the port that others dial, and the peer's own."""
+
+    def __init__(self, own_port: int, port: int) -> None:
+        self.own_port = own_port
+        self.port = port
+        self.listener: socket.socket | None = None
+
+
 class Relay:
     """All relays of a run, in one thread."""
 
     def __init__(self) -> None:
         self._pids: dict[int, str] = {}
+        self._ways: dict[str, _Way] = {}
         self._gates: dict[tuple[str, str], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -52,12 +69,23 @@ class Relay:
         self._loop.run_forever()
 
     def serve(self, name: str, port: int) -> str:
-        """Relay to a peer that listens at a port; return the address to be told."""
-        listener = socket.create_server((LOOPBACK, 0), backlog=128)
-        listener.setblocking(False)
-        address = f"tcp://{LOOPBACK}:{listener.getsockname()[1]}"
-        self._loop.call_soon_threadsafe(self._start, self._accept(name, listener, port))
-        return address
+        """Relay to a peer that listens at a port; return the address to be told.
+
+        Nobody is let in before `open`.
+        """
+        self._ways[name] = _Way(free_port(), port)
+        return f"tcp://{LOOPBACK}:{self._ways[name].own_port}"
+
+    def open(self, name: str) -> None:
+        """Let others dial a peer: its daemon is about to start."""
+        self._do(self._open(name))
+
+    def shut(self, name: str) -> None:
+        """Refuse who dials a peer, as its machine does when its daemon is gone.
+
+        Else each of those who dial again and again is let in, and then let down.
+        """
+        self._do(self._shut(name))
 
     def know(self, pid: int, name: str) -> None:
         """Say who a process is; before it dials."""
@@ -82,14 +110,16 @@ class Relay:
         """End all connections and the thread."""
 
         async def end() -> None:
+            for name in self._ways:
+                await self._shut(name)
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10.0)
+        self._do(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10.0)
+        self._thread.join(DONE_S_MAX)
         self._loop.close()
 
     def _set(self, source: str, target: str, *, is_open: bool) -> None:
@@ -97,14 +127,32 @@ class Relay:
             gate = self._gate(source, target)
             gate.set() if is_open else gate.clear()
 
-        asyncio.run_coroutine_threadsafe(change(), self._loop).result(CONNECT_S_MAX)
+        self._do(change())
+
+    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(DONE_S_MAX)
 
     # -- in the thread -----------------------------------------------------------------
 
-    def _start(self, coroutine: object) -> None:
-        task = self._loop.create_task(coroutine)  # type: ignore[arg-type]
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _open(self, name: str) -> None:
+        way = self._ways[name]
+        if way.listener is None:
+            way.listener = socket.create_server((LOOPBACK, way.own_port), backlog=128)
+            way.listener.setblocking(False)
+            self._loop.add_reader(way.listener, self._accept, name, way)
+
+    async def _shut(self, name: str) -> None:
+        way = self._ways[name]
+        if way.listener is not None:
+            self._loop.remove_reader(way.listener)
+            way.listener.close()
+            way.listener = None
 
     def _gate(self, source: str, target: str) -> asyncio.Event:
         found = self._gates.get((source, target))
@@ -113,17 +161,21 @@ class Relay:
             found.set()
         return found
 
-    async def _accept(self, name: str, listener: socket.socket, port: int) -> None:
-        with listener:
-            while True:
-                dialled, address = await self._loop.sock_accept(listener)
-                dialled.setblocking(False)
-                self._start(self._serve_one(name, dialled, address[1], port))
+    def _accept(self, name: str, way: _Way) -> None:
+        assert way.listener is not None
+        try:
+            dialled, address = way.listener.accept()
+        except OSError:  # Who dialled is gone again.
+            return
+        dialled.setblocking(False)
+        serving = self._start(self._serve_one(name, dialled, address[1], way.port))
+        # Also where it is ended before it began.
+        serving.add_done_callback(partial(_close, dialled))
 
     async def _serve_one(
         self, name: str, dialled: socket.socket, dialler_port: int, port: int
     ) -> None:
-        with dialled, socket.socket() as onward:
+        with socket.socket() as onward:
             onward.setblocking(False)
             source = await asyncio.to_thread(self._who, dialler_port)
             await self._gate(source, name).wait()
@@ -161,12 +213,41 @@ class Relay:
 
     def _who(self, port: int) -> str:
         """Return the name of the process that dialled from a port, "" for a stranger."""
+        inode = _inode_of(port) if SOCKETS.exists() else ""
         for pid, name in list(self._pids.items()):
-            try:
-                found = psutil.Process(pid).net_connections("tcp4")
-            except psutil.Error:
-                self._pids.pop(pid, None)
-                continue
-            if any(one.laddr and one.laddr.port == port for one in found):
+            if _has_socket(pid, inode) if inode else _dialled_from(pid, port):
                 return name
         return ""
+
+
+def _close(end: socket.socket, _: object) -> None:
+    end.close()
+
+
+def _inode_of(port: int) -> str:
+    """Return the number of the socket that is bound to a port, as Linux tells it."""
+    own = f":{port:04X}"
+    for line in SOCKETS.read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(own):
+            return fields[9]
+    return ""
+
+
+def _has_socket(pid: int, inode: str) -> bool:
+    wanted = f"socket:[{inode}]"
+    folder = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):  # The process has ended.
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):  # Closed meanwhile.
+                if os.readlink(f"{folder}/{name}") == wanted:
+                    return True
+    return False
+
+
+def _dialled_from(pid: int, port: int) -> bool:
+    """Look the slow way, which other systems have too."""
+    found: list[Any] = []
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(pid).net_connections("tcp4")
+    return any(one.laddr and one.laddr.port == port for one in found)

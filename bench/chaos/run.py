@@ -67,10 +67,14 @@ class Known:
         self._led: dict[str, tuple[int, str]] = {}
         self._voters: dict[str, frozenset[str]] = {}
         self.rows: list[Mapping[str, Any]] = []
+        # Of peers by id in hex, for clients that have no link to one see that alone.
+        self.names: dict[str, str] = {}
 
-    def note(self, row: Mapping[str, Any]) -> None:
+    def note(self, row: dict[str, Any]) -> None:
         """Take one operation that has ended."""
         with self._lock:
+            if "peer" in row:
+                row["peer"] = self.names.get(row["peer"], row["peer"])
             self._history.write(json.dumps(row) + "\n")
             self.rows.append(row)
             if row["call"] != "stale" and "epoch" in row:
@@ -175,6 +179,9 @@ class Run:
                 == len(self.peers),
                 HEAL_S_MAX, "all peers see each other",
             )  # fmt: skip
+            self.known.names = {
+                row["peer_id"].hex(): row["peer"] for row in store.peers()
+            }
         self._tell(f"{len(self.peers)} peers are up")
 
     def _store(self) -> Any:

@@ -186,6 +186,7 @@ def test_cut_holds_what_is_sent_and_heal_lets_it_through(relay: Relay) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)) as listener:
         address = relay.serve("other", port).rpartition(":")[2]
+        relay.open("other")
         with socket.create_connection(("127.0.0.1", int(address))) as dialled:
             accepted, _ = listener.accept()
             with accepted:
@@ -213,10 +214,23 @@ def test_end_of_a_connection_is_seen_across_the_relay(relay: Relay) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)) as listener:
         address = relay.serve("other", port).rpartition(":")[2]
+        relay.open("other")
         with socket.create_connection(("127.0.0.1", int(address))) as dialled:
             dialled.settimeout(ARRIVES_S_MAX)
             listener.accept()[0].close()
             assert dialled.recv(10) == b""
+
+
+@pytest.mark.net
+@pytest.mark.slow
+def test_peer_that_is_down_is_refused(relay: Relay) -> None:
+    address = ("127.0.0.1", int(relay.serve("other", free_port()).rpartition(":")[2]))
+    for _ in range(2):
+        relay.open("other")
+        socket.create_connection(address).close()
+        relay.shut("other")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
 
 
 # -- a run -----------------------------------------------------------------------------

@@ -289,7 +289,9 @@ def test_forced_copy_goes_on_and_the_old_one_is_quarantined() -> None:
         assert old.head(object_id) is not None
         here = sim.client("peer-1").request("group", object_id=object_id)
         assert here["is_quarantined"]
-        assert sim.client("peer-2").request("group", object_id=object_id)["lineage"] != 0
+        assert (
+            sim.client("peer-2").request("group", object_id=object_id)["lineage"] != 0
+        )
 
 
 # -- two copies and a witness ----------------------------------------------------------
