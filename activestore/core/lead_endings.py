@@ -159,6 +159,11 @@ class LeadEndings(LedObjects):
 
     def _end(self, object_id: ObjectId) -> None:
         lead = self.leads.pop(object_id)
+        if lead.is_settled:
+            # Who led knows best what may still be shown, until it hears of another.
+            self._acceptor.was_led(
+                object_id, lead.ballot, lead.committed, lead.newest_s
+            )
         self._deleted.pop(object_id, None)
         self._leaving.pop(object_id, None)
         for peer_id in list(self._lagging):

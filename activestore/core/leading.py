@@ -121,6 +121,8 @@ class Lead:
         self.resend_s = desk.config.resend_s
         self.is_resending = self.is_waiting = self.is_telling = False
         self.vouched_s = 0.0
+        # When the committed state was the newest for sure: a majority answered later.
+        self.newest_s: float | None = None
         self.learners: dict[PeerId, bool] = {}  # value: is to become the witness
         self.dropped: dict[PeerId, int] = {}  # value: the version that was without it
 
@@ -186,6 +188,7 @@ class Lead:
             if reach(entry.config, self.reached) < entry.number:
                 break
             self.committed = entry.number
+            self.newest_s = entry.begun_s
             done.append(entry)
         if done:
             self.resend_s = self._desk.config.resend_s
@@ -496,7 +499,7 @@ class Lead:
             return None
         self.round_done = done
         while self.rounds and self.rounds[0][0] <= done:
-            self.rounds.popleft()
+            _, self.newest_s = self.rounds.popleft()
         if self._desk.now_s - self.vouched_s >= self._desk.config.vouch_s:
             self.vouched_s = self._desk.now_s
             self.arm_committed()

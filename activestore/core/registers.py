@@ -112,6 +112,12 @@ class Registers:
         is_shown = heard.epoch == register.epoch and register.number <= heard.committed
         return register.number if is_shown else None
 
+    def was_led(
+        self, object_id: ObjectId, epoch: Ballot, committed: int, at_s: float | None
+    ) -> None:
+        """Note what was committed, and when last, as a lead of this peer ends."""
+        self._heard[object_id] = Heard(epoch, committed, at_s)
+
     def vouched_s(self, object_id: ObjectId) -> float | None:
         """Return when this disk's state was last known to be the newest committed."""
         heard = self._heard.get(object_id)
