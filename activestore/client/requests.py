@@ -26,6 +26,8 @@ STREAM_CREDIT = 16
 # A forwarded request may still be told `moved`, by peers that disagree for a moment or by an
 # answer to an earlier attempt. It did not run, so it is tried again: this often in all.
 MOVES_MAX = 10
+# What the connected peer is asked once more, where another one that had the object says so.
+ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from activestore.client.chunking import Chunking
 from activestore.client.links import REACH_S, Link, Links, Peer, Place
-from activestore.client.requests import Request, error_of
+from activestore.client.requests import ASKED_AGAIN, Request, error_of
 from activestore.client.sightings import Sightings
 from activestore.errors import (
     ActiveStoreError,
@@ -56,8 +56,6 @@ from activestore.wire.messages import (
     Welcome,
 )
 
-# Where another peer had the object: what the connected peer is asked about it once more.
-ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 BACKOFF_S = 0.05
 BACKOFF_S_MAX = 2.0
 # With requests open and nothing heard for this long, ask whether the peer knows us.
@@ -270,8 +268,7 @@ class Session:
             if isinstance(error, MovedError):
                 return [], self._follow(request, error, now_s, link)
             if message.code in ASKED_AGAIN and self.links.is_direct(link):
-                # It was there, or led there; the connected peer may know more, and may
-                # reach others that have it.
+                # It was there; the connected peer knows, or reaches, more than that one.
                 self.links.forget(getattr(request.message, "object_id", b""))
                 return [], self._forward(request, now_s)
         if request.may_retry(message.code, error):
