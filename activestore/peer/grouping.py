@@ -87,15 +87,20 @@ class Grouping:
             )  # fmt: skip
 
     def _share_children(
-        self, children: Sequence[ObjectId], parent: ObjectId, then: Callable[[], None]
+        self,
+        children: Sequence[ObjectId],
+        parent: ObjectId | None,
+        then: Callable[[], None],
     ) -> None:
-        """Have what a method of an object made get copies where that object has them."""
-        register = self._replicating.core.register_of(parent)
-        if register is None:
-            then()
-            return
-        config, me = register.config, self._loop.settings.peer_id
-        others = [one for one in config.voters if one != me]
+        """Have what a method made get copies where its object has them, or by default."""
+        settings, core = self._loop.settings, self._replicating.core
+        register = None if parent is None else core.register_of(parent)
+        wanted, witness = settings.replicas, settings.witness
+        others: list[PeerId] = []
+        if register is not None:
+            config = register.config
+            wanted, witness = config.wanted, config.wants_witness
+            others = [one for one in config.voters if one != settings.peer_id]
         left = set(children)
 
         def shared(child: ObjectId, why: str) -> None:
@@ -109,7 +114,7 @@ class Grouping:
 
         for child in children:
             self.set_group(
-                child, config.wanted, config.wants_witness, others, (),
+                child, wanted, witness, others, (),
                 lambda why, child=child: shared(child, why),
             )  # fmt: skip
 

@@ -105,7 +105,9 @@ class Outgoing(Table):
         made = [self._new(named, effect.token) for named in effect.created]
         changes = (*made, *self._promised(effect.outermost), change)
         self.replicating.order(
-            effect.token, [_grouped(one, effect.token) for one in changes]
+            effect.token,
+            [_grouped(one, effect.token) for one in changes],
+            [change.object_id for change in made],
         )
 
     def _do_commit_states(self, effect: effects.CommitStates) -> None:

@@ -113,7 +113,7 @@ class Replicating:
         self.on_led: Callable[[ObjectId], None] = lambda object_id: None
         # Has what was made with a write of an object get copies where that has them.
         self.share_children: Callable[
-            [Sequence[ObjectId], ObjectId, Callable[[], None]], None
+            [Sequence[ObjectId], ObjectId | None, Callable[[], None]], None
         ] = lambda children, parent, then: then()
         self._effects: dict[type, Callable[[Any], None]] = {
             wanted.Send: self._do_send,
@@ -269,8 +269,14 @@ class Replicating:
         """Whether others have a vote on what becomes of an object."""
         return self.core.register_of(object_id) is not None
 
-    def order(self, token: int, changes: Sequence[Change]) -> None:
-        """Have changes committed: on this disk, and by the groups of their objects."""
+    def order(
+        self, token: int, changes: Sequence[Change], made: Sequence[ObjectId] = ()
+    ) -> None:
+        """Have changes committed: on this disk, and by the groups of their objects.
+
+        `made`: by the method whose changes these are; they get copies as its object has
+        them, or as this peer's settings say, before it is answered.
+        """
         if self._table.core.replicated:
             if self._is_lost(changes[-1].object_id):
                 return  # Whoever waits for it is sent on.
@@ -278,12 +284,8 @@ class Replicating:
             changes = [one for one in changes if not self._is_lost(one.object_id)]
         writes: dict[ObjectId, list[int]] = {}
         ordered = [self._numbered(change, writes) for change in changes]
-        if writes:
-            children = [
-                change.object_id
-                for change in changes
-                if change.is_new and change.object_id not in writes
-            ]
+        if writes or (made and self._table.settings.replicas > 1):
+            children = [one for one in made if one not in writes]
             order = self._orders[token] = GroupOrder(token, writes, children)
             for object_id, numbers in writes.items():
                 self._lines.setdefault(object_id, deque()).append(order)
@@ -324,10 +326,9 @@ class Replicating:
         if error is not None:
             self._refused(order)
             self._table.step(events.CommitRefused(token, self.mending.met(error)))
-        elif order.children and order.open:
-            self.share_children(order.children, next(iter(order.writes)), (
-                lambda: self._on_disk(order)
-            ))  # fmt: skip
+        elif order.children and (order.open or not order.writes):
+            parent = next(iter(order.writes), None)
+            self.share_children(order.children, parent, lambda: self._on_disk(order))
         else:
             self._on_disk(order)
         return True

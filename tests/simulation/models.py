@@ -84,6 +84,23 @@ class Relay(ActiveObject):
         return self
 
 
+class Maker(ActiveObject):
+    last: Counter | None
+
+    def __init__(self) -> None:
+        self.last = None
+
+    @activemethod
+    def make(self, count: int) -> Counter:
+        self.last = Counter(count)
+        return self.last
+
+    @activemethod(readonly=True)
+    def last_peek(self) -> int:
+        assert self.last is not None
+        return self.last.peek()
+
+
 class Knot(ActiveObject):
     """One of a ring of objects whose methods call the next one, after a while."""
 

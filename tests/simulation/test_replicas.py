@@ -21,7 +21,7 @@ from activestore.ids import ObjectId
 from activestore.testing import Simulation
 from activestore.testing.peers import PeerSettings
 from tests.simulation.clusters import COUNTER, Player, join
-from tests.simulation.models import Counter
+from tests.simulation.models import Counter, Maker
 
 ALL = ("peer-1", "peer-2", "peer-3")
 
@@ -204,3 +204,26 @@ def test_profile_of_a_peer_says_how_many_copies_are_made() -> None:
 
         assert [one.copies for one in groups] == [2, 3, 1]
         assert [one.wants_witness for one in groups] == [True, False, False]
+
+
+def test_what_a_method_makes_has_as_many_copies_as_its_object() -> None:
+    with Simulation(8, peers=3, classes=[Counter, Maker]) as sim:
+        join(sim)
+        maker = sim.client("peer-1").create(f"{Maker.__module__}.Maker", replicas=3)
+        maker.make(7)
+        sim.crash("peer-1", disk=False)
+        assert sim.client("peer-2").get(id_of(maker)).last_peek() == 7
+
+
+def test_what_a_method_of_a_plain_object_makes_has_the_copies_of_the_settings() -> None:
+    settings = PeerSettings(replicas=3)
+    with Simulation(9, peers=3, classes=[Counter, Maker], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        maker = client.create(f"{Maker.__module__}.Maker", replicas=1)
+        object_id = id_of(maker.make(7))
+        core = sim.peers["peer-1"].loop.replicating.core
+        assert core.register_of(id_of(maker)) is None
+        register = core.register_of(object_id)
+        assert register is not None
+        assert len(register.config.members) == 3
