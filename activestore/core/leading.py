@@ -407,6 +407,7 @@ class Lead:
             member = self.members[peer_id]
             is_whole = member.mode is Mode.WHOLE
             patience_s = config.whole_s if is_whole else self.resend_s
+            patience_s += self._slow_s(member.acked, member.sent)
             if desk.now_s - member.sent_s >= patience_s * 0.99:
                 self.restart(peer_id)
         if self.rounds:
@@ -437,12 +438,19 @@ class Lead:
         oldest_s = self.oldest_s
         if oldest_s is None:
             return False
-        left_s = oldest_s + self._desk.config.quorum_wait_s - self._desk.now_s
+        wait_s = self._desk.config.quorum_wait_s
+        wait_s += self._slow_s(self.committed, self.number)
+        left_s = oldest_s + wait_s - self._desk.now_s
         if left_s <= 1e-6:
             return True
         self.is_waiting = True
         self._desk.wake(left_s, Wake.QUORUM_WAIT, self.object_id)
         return False
+
+    def _slow_s(self, after: int, number: int) -> float:
+        """Return what the writes after one, up to another, may take a slow member."""
+        sizes = (one.size for one in self.entries if after < one.number <= number)
+        return sum(sizes) / self._desk.config.slow_bytes_per_s
 
     # What is kept to be sent again
 

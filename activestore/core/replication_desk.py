@@ -31,6 +31,9 @@ class ReplicationConfig(NamedTuple):
     # What was not acknowledged is sent again after this, twice as long each time.
     resend_s: float = 0.5
     resend_s_max: float = 5.0
+    # What a slow line or disk takes in a second: both waits above are longer by what is
+    # under way. A member writes a change of 100 MB, though only a part of it was sent.
+    slow_bytes_per_s: float = 5_000_000.0
     # A whole state may be large: its loss is told by LinkReady, this is for the rest.
     whole_s: float = 15.0
     # A member whose disk is full is asked again after this.

@@ -93,8 +93,8 @@ class Outgoing:
     __slots__ = ("_change", "_packed")
 
     def __init__(self, change: Change) -> None:
-        self._change = change
-        self._packed: tuple[bytes, list[AnyBuffer]] | None = None
+        self._change: Change | None = change
+        self._packed: tuple[bytes, list[AnyBuffer]] = (b"", [])
 
     @property
     def body(self) -> bytes:
@@ -107,11 +107,11 @@ class Outgoing:
         return self._pack()[1]
 
     def _pack(self) -> tuple[bytes, list[AnyBuffer]]:
-        if self._packed is None:
-            patches = tuple(self._change.compared or ())
-            self._packed = pack_change(
-                dataclasses.replace(self._change, patches=patches)
-            )
+        change = self._change
+        if change is not None:
+            patches = tuple(change.compared or ())
+            self._packed = pack_change(dataclasses.replace(change, patches=patches))
+            self._change = None  # And with it the buffers of which only a part is sent.
         return self._packed
 
 
