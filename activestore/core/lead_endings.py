@@ -164,6 +164,7 @@ class LeadEndings(LedObjects):
             self._acceptor.was_led(
                 object_id, lead.ballot, lead.committed, lead.newest_s
             )
+        lead.let_go()
         self._deleted.pop(object_id, None)
         self._leaving.pop(object_id, None)
         for peer_id in list(self._lagging):

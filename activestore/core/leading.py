@@ -12,7 +12,6 @@ Source: reliability.md 3.4 R2 to R6; plan D3, D6, D7, D9.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from typing import Any
 
 from activestore.core.register import electorate, reach
@@ -32,6 +31,8 @@ from activestore.wire.replicas import (
 
 # Nothing was acknowledged under this epoch; numbers begin with 1.
 NOTHING = 0
+# What an entry takes besides its change, about.
+ENTRY_BYTES = 256
 
 
 class Entry:
@@ -43,6 +44,7 @@ class Entry:
         "change",
         "config",
         "is_deleted",
+        "newest_s",
         "number",
         "outcome",
         "size",
@@ -55,7 +57,7 @@ class Entry:
         self.config = config
         self.change = change
         self.is_deleted = is_deleted
-        self.size = size
+        self.size = size + ENTRY_BYTES
         self.base = Point()
         self.begun_s = 0.0
         self.outcome: bool | None = None  # on this disk? None: not known yet
@@ -87,6 +89,38 @@ class Member:
 class Lead:
     """One object that this peer leads, or whose newest state it has accepted again."""
 
+    __slots__ = (
+        "_desk",
+        "acked",
+        "ballot",
+        "close_s",
+        "committed",
+        "committed_config",
+        "config",
+        "dropped",
+        "entries",
+        "floor",
+        "is_closing",
+        "is_deleted",
+        "is_growing",
+        "is_resending",
+        "is_settled",
+        "is_telling",
+        "is_touched",
+        "is_waiting",
+        "kept_bytes",
+        "learners",
+        "members",
+        "newest_s",
+        "number",
+        "object_id",
+        "resend_s",
+        "round",
+        "round_done",
+        "rounds",
+        "vouched_s",
+    )
+
     def __init__(
         self,
         desk: Desk,
@@ -112,12 +146,12 @@ class Lead:
         self.is_touched = False  # somebody wanted it meanwhile
         self.is_growing = False  # it was plain, and its first change is under way
         self.members: dict[PeerId, Member] = {}
-        self.entries: deque[Entry] = deque()
+        self.entries: list[Entry] = []
         self.kept_bytes = 0
         self.acked = NOTHING  # by this disk
         self.round = 0
         self.round_done = 0
-        self.rounds: deque[tuple[int, float]] = deque()
+        self.rounds: list[tuple[int, float]] = []
         self.resend_s = desk.config.resend_s
         self.is_resending = self.is_waiting = self.is_telling = False
         self.vouched_s = 0.0
@@ -134,7 +168,7 @@ class Lead:
         self.number = entry.number
         entry.begun_s = self._desk.now_s
         self.entries.append(entry)
-        self.kept_bytes += entry.size
+        self._keep(entry.size)
         self.arm_wait()
 
     def settle(self, number: int, *, is_refused: bool) -> None:
@@ -160,7 +194,7 @@ class Lead:
             self.acked = entry.number
         for entry in refused:
             self.entries.remove(entry)
-            self.kept_bytes -= entry.size
+            self._keep(-entry.size)
         for peer_id in self.members:
             self.offer(peer_id)
         self.trim()
@@ -393,6 +427,18 @@ class Lead:
         member.sent = member.acked
         self.offer(peer_id)
 
+    def refresh(self, peer_id: PeerId) -> None:
+        """Send a member again what it has had time to acknowledge."""
+        member = self.members.get(peer_id)
+        if member is None:
+            return
+        config = self._desk.config
+        is_whole = member.mode is Mode.WHOLE
+        patience_s = config.whole_s if is_whole else self.resend_s
+        patience_s += self._slow_s(member.acked, member.sent)
+        if self._desk.now_s - member.sent_s >= patience_s * 0.99:
+            self.restart(peer_id)
+
     def on_resend(self) -> bool:
         """Send again what reachable members did not answer.
 
@@ -404,12 +450,7 @@ class Lead:
         waiting = [p for p in self.lagging() if desk.is_reachable(p)]
         waiting = [p for p in waiting if self.members[p].mode is not Mode.FULL]
         for peer_id in waiting:
-            member = self.members[peer_id]
-            is_whole = member.mode is Mode.WHOLE
-            patience_s = config.whole_s if is_whole else self.resend_s
-            patience_s += self._slow_s(member.acked, member.sent)
-            if desk.now_s - member.sent_s >= patience_s * 0.99:
-                self.restart(peer_id)
+            self.refresh(peer_id)
         if self.rounds:
             self._ask_round(self.rounds[-1][0])
         if waiting or self.rounds:
@@ -456,26 +497,50 @@ class Lead:
 
     def trim(self) -> None:
         """Let go of entries that nobody needs; who needs too many gets the whole."""
-        config = self._desk.config
         while True:
             live = [m.acked for m in self.members.values() if m.mode is not Mode.BEHIND]
-            least = min([*live, self.acked])
-            while self.entries and self.entries[0].number <= min(least, self.committed):
-                self.kept_bytes -= self.entries.popleft().size
-            is_catching = any(m.mode is Mode.WHOLE for m in self.members.values())
-            entries_max = config.catching_entries_max if is_catching else None
-            bytes_max = config.catching_bytes_max if is_catching else None
-            entries_max = entries_max or config.entries_max
-            bytes_max = bytes_max or config.entries_bytes_max
-            if len(self.entries) <= entries_max and self.kept_bytes <= bytes_max:
-                return
-            late = [m for m in self.members.values() if m.acked < self.committed]
-            late = [m for m in late if m.mode is not Mode.BEHIND]
+            least = min([*live, self.acked, self.committed])
+            while self.entries and self.entries[0].number <= least:
+                self._keep(-self.entries.pop(0).size)
+            late = self._too_late()
             if not late:
-                return  # They are not committed: bounded by the calls that wait.
-            slowest = min(late, key=lambda m: m.acked)
-            slowest.mode = Mode.BEHIND
+                return
+            min(late, key=lambda member: member.acked).mode = Mode.BEHIND
             self.arm_resend()
+
+    def _too_late(self) -> list[Member]:
+        """Return the members for which no more entries can be kept.
+
+        What is not committed is not bounded here, but by the calls that wait for it.
+        """
+        config, members = self._desk.config, self.members
+        is_catching = any(m.mode is Mode.WHOLE for m in members.values())
+        entries_max, bytes_max = config.entries_max, config.entries_bytes_max
+        if is_catching:
+            entries_max, bytes_max = (
+                config.catching_entries_max,
+                config.catching_bytes_max,
+            )
+        is_over = len(self.entries) > entries_max or self.kept_bytes > bytes_max
+        is_crowded = self._desk.kept_bytes > config.kept_bytes_max
+        if not self.entries or not (is_over or is_crowded):
+            return []
+        return [
+            member
+            for peer_id, member in members.items()
+            if member.acked < self.committed
+            and member.mode is not Mode.BEHIND
+            and (is_over or not self._desk.is_reachable(peer_id))
+        ]
+
+    def _keep(self, count: int) -> None:
+        self.kept_bytes += count
+        self._desk.kept_bytes += count
+
+    def let_go(self) -> None:
+        """Keep nothing any more: the lead is over."""
+        self._keep(-self.kept_bytes)
+        self.entries.clear()
 
     # Reads, and what followers are told
 
@@ -507,7 +572,7 @@ class Lead:
             return None
         self.round_done = done
         while self.rounds and self.rounds[0][0] <= done:
-            _, self.newest_s = self.rounds.popleft()
+            _, self.newest_s = self.rounds.pop(0)
         if self._desk.now_s - self.vouched_s >= self._desk.config.vouch_s:
             self.vouched_s = self._desk.now_s
             self.arm_committed()

@@ -7,7 +7,6 @@ Source: reliability.md 3.4 R5, R6; plan D3, D7.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 from activestore.core.acceptor import Acceptor
@@ -33,7 +32,7 @@ class LedObjects:
         # Who must hear that it is no member any more, or that nothing is to be kept.
         self._leaving: dict[ObjectId, dict[PeerId, Drop | Forget]] = {}
         self._lagging: dict[PeerId, dict[ObjectId, None]] = {}
-        self._catching: deque[tuple[PeerId, ObjectId]] = deque()
+        self._catching: dict[tuple[PeerId, ObjectId], bool] = {}
 
     def find(self, object_id: ObjectId, ballot: Ballot) -> Lead | None:
         """Return the lead under this epoch, None where it is over."""
@@ -123,23 +122,30 @@ class LedObjects:
             if not objects:
                 del self._lagging[peer_id]
 
-    def on_peer_back(self, peer_id: PeerId) -> None:
-        """Send a peer that came back what it missed, not all at once."""
-        objects = self._lagging.get(peer_id)
-        if not objects:
-            return
+    def on_peer_back(self, peer_id: PeerId, *, is_lost: bool) -> None:
+        """Send a peer that came back what it missed, not all at once.
+
+        `is_lost`: what was sent before may be lost; else it was slow perhaps.
+        """
         is_idle = not self._catching
-        self._catching.extend((peer_id, object_id) for object_id in objects)
-        if is_idle:
+        for object_id in self._lagging.get(peer_id, ()):
+            key = (peer_id, object_id)
+            self._catching[key] = is_lost or self._catching.get(key, False)
+        if is_idle and self._catching:
             self._catch_up()
 
     def _catch_up(self) -> None:
         for _ in range(min(CATCH_UP_COUNT, len(self._catching))):
-            peer_id, object_id = self._catching.popleft()
+            peer_id, object_id = key = next(iter(self._catching))
+            is_lost = self._catching.pop(key)
             lead = self.leads.get(object_id)
             if lead is None:
                 continue
-            lead.restart(peer_id)
+            if is_lost:
+                lead.restart(peer_id)
+            else:
+                lead.refresh(peer_id)
+                lead.arm_resend()
             order = self._leaving.get(object_id, {}).get(peer_id)
             if order is not None:
                 self._desk.send(peer_id, order)

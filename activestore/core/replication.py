@@ -326,11 +326,11 @@ class Replication:
         if isinstance(event, PeerSeen):
             self._desk.see(event.peer_id, is_reachable=event.is_reachable)
             if event.is_reachable:
-                self._on_peer_back(event.peer_id)
+                self._on_peer_back(event.peer_id, is_lost=False)
             else:
                 self._takeovers.on_peer_lost(event.peer_id)
         elif isinstance(event, LinkReady):
-            self._on_peer_back(event.peer_id)
+            self._on_peer_back(event.peer_id, is_lost=True)
         elif isinstance(event, Touched) and self._desk.is_distrusted:
             self._ask_all(event.object_id)
         elif isinstance(event, Touched):
@@ -356,8 +356,8 @@ class Replication:
             if voter != self._me:
                 self._desk.send(voter, Ask(object_id))
 
-    def _on_peer_back(self, peer_id: PeerId) -> None:
-        self._leaders.on_peer_back(peer_id)
+    def _on_peer_back(self, peer_id: PeerId, *, is_lost: bool) -> None:
+        self._leaders.on_peer_back(peer_id, is_lost=is_lost)
         self._takeovers.on_peer_back()
 
     def _on_write_stored(self, event: WriteStored) -> None:

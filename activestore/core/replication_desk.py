@@ -54,6 +54,8 @@ class ReplicationConfig(NamedTuple):
     entries_bytes_max: int = 4 << 20
     catching_entries_max: int = 8192
     catching_bytes_max: int = 64 << 20
+    # Over all objects: beyond it nothing is kept for members that are out of reach.
+    kept_bytes_max: int = 256 << 20
     # A new member must have caught up within this, or another one is chosen.
     learner_wait_s: float = 120.0
     # A target that does not lead after this does not want to.
@@ -90,6 +92,7 @@ class Desk:
         self.now_s = 0.0
         self.effects: list[ReplicationEffect] = []
         self.is_distrusted = False
+        self.kept_bytes = 0  # of entries that members have not acknowledged
         self._unreachable: set[PeerId] = set()
         self._heap: list[tuple[float, int, Wake, ObjectId]] = []
         self._serial = 0

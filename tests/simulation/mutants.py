@@ -85,14 +85,16 @@ def _follow_on_anything(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lead_at_once(patch: pytest.MonkeyPatch) -> None:
-    recommit = Leaders.recommit
-
-    def recommit_not(self: Leaders, object_id: Any, *args: Any) -> None:
-        recommit(self, object_id, *args)
-        lead = self.leads.get(object_id)
-        if lead is not None and not lead.is_settled:
-            lead.committed = lead.acked
-            self._be_led(lead)
+    def recommit_not(
+        self: Leaders, object_id: Any, register: Any, base: Any, at: Any
+    ) -> None:
+        lead = self._new(object_id, register)
+        lead.know_members(at)
+        lead.floor = register.point
+        lead.acked = lead.committed = register.number
+        for member in lead.members.values():
+            member.acked = member.sent = register.number
+        self._be_led(lead)
 
     patch.setattr(Leaders, "recommit", recommit_not)
 
@@ -120,7 +122,7 @@ def _number_again(patch: pytest.MonkeyPatch) -> None:
             on_wake(self, what, object_id)
         elif lead.is_in_doubt():
             while lead.entries and lead.entries[-1].number > lead.committed:
-                lead.kept_bytes -= lead.entries.pop().size
+                lead._keep(-lead.entries.pop().size)
             lead.rounds.clear()
             lead.number = lead.acked = lead.committed
             lead.floor = Point(lead.ballot.counter, lead.acked)
@@ -195,7 +197,7 @@ MUTANTS = (
         _follow_on_anything,
     ),
     Mutant(
-        "R3", "lead_at_once", "leads before its state is accepted again by a majority",
+        "R3", "lead_at_once", "leads with a state that it does not have accepted again",
         _lead_at_once,
     ),
     Mutant(

@@ -76,6 +76,9 @@ class Disk:
         point = None if old is None else old.register.point
         if order.base is not None and order.base != point:
             return "base"
+        is_delta = order.base is not None and order.change is not None
+        if is_delta and (old is None or old.state is None):
+            return "base"  # It is damaged.
         is_row = order.base is None and order.change is None and not order.is_delete
         is_kept = register.has_state and old is not None
         if is_row and is_kept and point is not None and point.number != register.number:

@@ -9,7 +9,11 @@ from collections.abc import Callable
 
 from activestore.core.replication import Replication
 from activestore.core.replication_desk import ReplicationConfig
-from activestore.core.replication_events import ForceOrdered, LeadHandedOver
+from activestore.core.replication_events import (
+    ForceOrdered,
+    LeadHandedOver,
+    StateLost,
+)
 from activestore.ids import ObjectId, PeerId
 from tests.simulation.register_checks import Broken
 from tests.simulation.register_disks import State
@@ -45,6 +49,7 @@ CASES = {
         Chances(lose_disk=0.15, crash=0.2, cut=0.1, group=0.4), peers=5, copies=3
     ),
     "restored_disks": Case(Chances(restore_disk=0.3, crash=0.3, cut=0.3), copies=3),
+    "damages": Case(Chances(damage=0.5, crash=0.2, cut=0.2)),
     "bursts": Case(
         Chances(crash=0.2, cut=0.2, loss=0.05),
         requests=30,
@@ -246,6 +251,7 @@ class History:
             "force": self._force,
             "lose_disk": self._lose_disk,
             "restore_disk": self._restore_disk,
+            "damage": self._damage,
         }
         for name, act in faults.items():
             if rng.random() < getattr(chances, name):
@@ -327,6 +333,25 @@ class History:
         self.lost.add(node.peer_id)
         self.is_lossy = True
         self.world.add_node()
+
+    def _damage(self, node: Node) -> None:
+        """A state can not be read any more; another has it, or it would be gone."""
+        object_id = self.world.rng.choice(self.world.objects)
+        row = node.disk.rows.get(object_id)
+        if node.core is None or row is None or row.state is None:
+            return
+        others = [n.disk.rows.get(object_id) for n in self.world.nodes.values()]
+        equals = [
+            other for other in others if other is not None and other[1:] == row[1:]
+        ]
+        if len(equals) < 2 or max(o.register.point for o in others if o) > min(
+            o.register.point for o in equals
+        ):
+            return
+        # What only a leader's disk has, and no majority, may be gone for good.
+        self.is_lossy |= node.core.is_led(object_id)
+        node.disk.rows[object_id] = row._replace(state=None)
+        node.step(StateLost(object_id))
 
     def _are_others(self, node: Node) -> bool:
         for object_id in self.world.objects:

@@ -63,6 +63,7 @@ class Chances(NamedTuple):
     force: float = 0.0
     lose_disk: float = 0.0
     restore_disk: float = 0.0
+    damage: float = 0.0
     heal: float = 0.4
     add: float = 0.6  # of the requests
     think_s: float = 0.3  # of a client between two requests, on average
