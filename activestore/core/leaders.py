@@ -15,7 +15,8 @@ from activestore.core import groups
 from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
 from activestore.core.lead_endings import LeadEndings
-from activestore.core.leading import NOTHING, Entry, Lead, Mode
+from activestore.core.lead_members import NOTHING, Entry, Mode
+from activestore.core.leading import Lead
 from activestore.core.register import Register, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import (

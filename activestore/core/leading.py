@@ -11,9 +11,7 @@ Source: reliability.md 3.4 R2 to R6; plan D3, D6, D7, D9.
 
 from __future__ import annotations
 
-import enum
-from typing import Any
-
+from activestore.core.lead_members import NOTHING, Entry, Member, Mode
 from activestore.core.register import electorate, reach
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import SendWhole
@@ -28,62 +26,6 @@ from activestore.wire.replicas import (
     Point,
     Reason,
 )
-
-# Nothing was acknowledged under this epoch; numbers begin with 1.
-NOTHING = 0
-# What an entry takes besides its change, about.
-ENTRY_BYTES = 256
-
-
-class Entry:
-    """A state that this leader has under its epoch: one number, one value for ever."""
-
-    __slots__ = (
-        "base",
-        "begun_s",
-        "change",
-        "config",
-        "is_deleted",
-        "newest_s",
-        "number",
-        "outcome",
-        "size",
-    )
-
-    def __init__(
-        self, number: int, config: Config, change: Any, *, is_deleted: bool, size: int
-    ) -> None:
-        self.number = number
-        self.config = config
-        self.change = change
-        self.is_deleted = is_deleted
-        self.size = size + ENTRY_BYTES
-        self.base = Point()
-        self.begun_s = 0.0
-        self.outcome: bool | None = None  # on this disk? None: not known yet
-
-
-class Mode(enum.Enum):
-    """What a member is sent."""
-
-    LIVE = 0  # what follows on what it has
-    BEHIND = 1  # the whole is to be sent
-    WHOLE = 2  # the whole was sent, and is not acknowledged
-    FULL = 3  # its disk is full: nothing, for a while
-
-
-class Member:
-    """How far a member is."""
-
-    __slots__ = ("acked", "confirmed", "mode", "sent", "sent_s", "told")
-
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
-        self.acked = NOTHING
-        self.sent = NOTHING
-        self.sent_s = 0.0
-        self.told = NOTHING
-        self.confirmed = 0
 
 
 class Lead:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from activestore.core.acceptor import Acceptor
-from activestore.core.leading import Entry, Lead
+from activestore.core.lead_members import Entry
+from activestore.core.leading import Lead
 from activestore.core.register import Register, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.ids import ObjectId, PeerId
