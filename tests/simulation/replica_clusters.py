@@ -169,7 +169,10 @@ def whole_of(peer: SimPeer, object_id: ObjectId) -> tuple[object, ...]:
 
 
 def why_not_whole(sim: Simulation, object_id: ObjectId, wanted: int) -> str:
-    """Return what is not as it shall be with a group, "" where all is well."""
+    """Return what is not as it shall be with a group, "" where all is well.
+
+    `wanted`: how many copies; 0: as many as the group itself was last told.
+    """
     name = object_id.hex()[:16]
     found = leaders(sim, object_id)
     if len(found) != 1:
@@ -180,8 +183,9 @@ def why_not_whole(sim: Simulation, object_id: ObjectId, wanted: int) -> str:
         holders = [p.name for p in sim.peers.values() if register_at(p, object_id)]
         if holders:
             return f"{name} is plain at {leader.name}, registers at {holders}"
-        return "" if wanted == 1 else f"{name} is plain, {wanted} copies are wanted"
+        return "" if wanted <= 1 else f"{name} is plain, {wanted} copies are wanted"
     config = register.config
+    wanted = wanted or config.wanted
     if len(config.members) != wanted or config.before:
         return f"{name} has {len(config.members)} copies of {wanted}: {config}"
     if bool(config.witness) != config.wants_witness:
@@ -255,7 +259,7 @@ def check_cores(peer: SimPeer) -> None:
 def check_whole(sim: Simulation, wanted: dict[ObjectId, int]) -> None:
     """Let time pass until every group is whole, and assert that it is.
 
-    `wanted`: how many copies each has at the end.
+    `wanted`: how many copies each has at the end; 0: as many as it was last told.
     """
     join(sim)
 
@@ -267,6 +271,47 @@ def check_whole(sim: Simulation, wanted: dict[ObjectId, int]) -> None:
         sim.run(1.0)
     why = [why_not_whole(sim, one, count) for one, count in wanted.items()]
     assert not any(why), [one for one in why if one]
+
+
+class Operator:
+    """An operator's program: groups grow, shrink, and get other members."""
+
+    def __init__(
+        self, sim: Simulation, peers: Sequence[str], object_ids: Sequence[ObjectId],
+        *, least: int = 1, moves: bool = True,
+    ) -> None:  # fmt: skip
+        self.sim = sim
+        self.client = sim.client(*peers)
+        self.object_ids = object_ids
+        self.least = least
+        self.does_move = moves
+        self.done_count = 0
+        self.errors: list[ActiveStoreError] = []
+
+    def play(self, changes: int, pause_s: float) -> None:
+        """Change a group now and then; it may be refused."""
+        rng = self.sim.rng
+        for _ in range(changes):
+            self.sim.sleep(rng.expovariate(1.0 / pause_s))
+            object_id, chance = rng.choice(self.object_ids), rng.random()
+            try:
+                self._change(object_id, chance)
+            except ActiveStoreError as error:
+                self.errors.append(error)
+            else:
+                self.done_count += 1
+
+    def _change(self, object_id: ObjectId, chance: float) -> None:
+        rng, names = self.sim.rng, list(self.sim.peers)
+        if chance < 0.25 and self.does_move:
+            self.client.move(object_id, rng.choice(names))
+        elif chance < 0.45:
+            self.client.replicate(object_id, leaving=[rng.choice(names)])
+        elif chance < 0.6 and self.least <= 2:
+            self.client.replicate(object_id, 2, witness=rng.random() < 0.5)
+        else:
+            count = rng.randint(self.least, min(5, len(names)))
+            self.client.replicate(object_id, count, witness=False)
 
 
 class Weather:

@@ -10,6 +10,7 @@ Source: design section 8; reliability.md 3.5; issue 4, "It must hold".
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +23,7 @@ from activestore.testing import (
     LinkQuality,
     PeerSettings,
     Simulation,
+    Task,
     seeds,
 )
 from tests.simulation.clusters import CASES, COUNTER, join
@@ -29,6 +31,7 @@ from tests.simulation.models import Counter
 from tests.simulation.replica_clusters import (
     Book,
     Caller,
+    Operator,
     Weather,
     check_cores,
     check_nothing_left,
@@ -57,7 +60,7 @@ class Copies(NamedTuple):
 GROUPS = (Copies(3), Copies(2, True), Copies(3), Copies(2), Copies(5), Copies(1))
 
 
-def settings_of(seed: int) -> PeerSettings:
+def settings_of(seed: int, *, repair_after_s: float = 600.0) -> PeerSettings:
     """Return peers that differ from seed to seed: slower methods, slower disks."""
     runs = [Latency(0.000_02, 0.000_1), Latency(0.001, 0.01), Latency(0.01, 0.2)]
     disk = DiskSpeed()
@@ -65,7 +68,7 @@ def settings_of(seed: int) -> PeerSettings:
         disk = DiskSpeed(Latency(0.01, 0.1), Latency(0.005, 0.02), Latency(0.001, 0.01))
     return PeerSettings(
         executors=1 + seed % 2, executor=ExecutorSpeed(runs={"*": runs[seed % 3]}),
-        disk=disk,
+        disk=disk, repair_after_s=repair_after_s,
     )  # fmt: skip
 
 
@@ -136,8 +139,9 @@ BUSY_CALLERS, BUSY_CALLS, BUSY_PAUSE_S = 8, 40, 0.1
 
 
 def play_storm(
-    sim: Simulation, books: dict[ObjectId, Book], kinds: tuple[str, ...], gusts: int
-) -> list[Caller]:
+    sim: Simulation, books: dict[ObjectId, Book], kinds: tuple[str, ...], gusts: int,
+    *, others: Sequence[Task] = (), losers: Sequence[str] = (),
+) -> list[Caller]:  # fmt: skip
     """Have clients call in bad weather, and return them when all have ended."""
     names = list(sim.peers)
     callers = [
@@ -148,7 +152,8 @@ def play_storm(
         for number in range(BUSY_CALLERS)
     ]  # fmt: skip
     tasks = [sim.spawn(one.play, BUSY_CALLS, BUSY_PAUSE_S) for one in callers]
-    weather = Weather(sim, STORMY_S, kinds)
+    tasks += others
+    weather = Weather(sim, STORMY_S, kinds, losers)
     winds = [sim.spawn(weather.blow, 2.0) for _ in range(gusts)]
     sim.run(STORMY_S)
     assert sim.run_until(lambda: all(w.is_over for w in winds), timeout_s=60.0)
@@ -169,8 +174,55 @@ def test_every_acknowledged_add_counts_once_after_a_storm(case: str, seed: int) 
         made = make(sim, sim.rng.choices(groups, k=2))
         books = {one: Book(one.hex()[:16]) for one in made}
         play_storm(sim, books, KINDS[case], 1 + seed % 2)
-        check_whole(sim, {one: copies.replicas for one, copies in made.items()})
-        check_nothing_left(sim)
-        reader = sim.client(*sim.peers)
-        for object_id, book in books.items():
-            book.check_end(reader.get(object_id).peek())
+        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
+
+
+def check_end(
+    sim: Simulation, books: dict[ObjectId, Book], wanted: dict[ObjectId, int]
+) -> None:
+    """Assert that every group is whole, and every counter what was acknowledged."""
+    check_whole(sim, wanted)
+    check_nothing_left(sim)
+    reader = sim.client(*sim.peers)
+    for object_id, book in books.items():
+        book.check_end(reader.get(object_id).peek())
+
+
+@pytest.mark.parametrize("seed", seeds(HISTORIES))
+@pytest.mark.parametrize("case", ["calm", *KINDS])
+def test_groups_change_while_their_objects_are_called(case: str, seed: int) -> None:
+    """They grow, shrink, move, and get other members; nothing is lost meanwhile."""
+    settings = settings_of(seed, repair_after_s=5.0)
+    with Simulation(
+        seed, peers=3 + seed % 5, classes=[Counter], settings=settings
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names = list(sim.peers)
+        groups = [one for one in GROUPS if one.voters <= len(names)]
+        made = make(sim, sim.rng.choices(groups, k=2))
+        books = {one: Book(one.hex()[:16]) for one in made}
+        operators = [Operator(sim, sim.rng.sample(names, 2), list(made)) for _ in "12"]
+        others = [sim.spawn(one.play, 10, 1.0) for one in operators]
+        gusts = 0 if case == "calm" else 1 + seed % 2
+        play_storm(sim, books, KINDS.get(case, ()), gusts, others=others)
+        check_end(sim, books, dict.fromkeys(books, 0))
+
+
+@pytest.mark.parametrize("seed", seeds(HISTORIES))
+def test_peer_that_loses_its_disk_is_replaced(seed: int) -> None:
+    settings = settings_of(seed, repair_after_s=5.0)
+    with Simulation(
+        seed, peers=4 + seed % 4, classes=[Counter], settings=settings
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names = list(sim.peers)
+        groups = [one for one in (Copies(3), Copies(5)) if one.voters <= len(names)]
+        made = make(sim, sim.rng.choices(groups, k=2))
+        books = {one: Book(one.hex()[:16]) for one in made}
+        operator = Operator(sim, sim.rng.sample(names, 2), list(made), least=3)
+        others = [sim.spawn(operator.play, 5, 2.0)] if seed % 2 else []
+        kinds = ("disk", "crash", "cut", "power")
+        play_storm(sim, books, kinds, 1, others=others, losers=names)
+        check_end(sim, books, dict.fromkeys(books, 0))
