@@ -445,7 +445,9 @@ class Acceptor(Registers):
     ) -> None:
         """Take a committed config from its leader: a copy that is no member goes.
 
-        One who was to become a member knows the same version: it goes by a Drop only.
+        Who voted for a config without itself knows its version, and goes once that is
+        committed without its vote. One who was to become a member knows the same version
+        too: it goes by a Drop only.
         """
         register = self.latest(object_id)
         if register is None or leader != epoch.leader:
@@ -461,7 +463,8 @@ class Acceptor(Registers):
         told = (epoch.counter, config.version)
         known = (register.epoch.counter, register.config.version)
         is_taught = not register.is_voter and register.promised.counter <= told[0]
-        if told > known or (told == known and is_drop and is_taught):
+        is_over = bool(register.config.before) or (is_drop and is_taught)
+        if told > known or (told == known and is_over):
             self._hooks.on_overtaken(object_id, epoch)
             self._desk.emit(Followed(object_id, leader, epoch.counter, config))
             self.remove(object_id, config.version)

@@ -17,7 +17,12 @@ from activestore.testing import DiskSpeed, Latency, Simulation
 from activestore.wire.replicas import Accept, Ballot, Config, Point
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
-from tests.simulation.replica_clusters import check_nothing_left, check_whole, id_of
+from tests.simulation.replica_clusters import (
+    check_nothing_left,
+    check_whole,
+    id_of,
+    register_at,
+)
 
 SLOW = DiskSpeed(commit=Latency(12.0, 12.001))
 
@@ -50,6 +55,18 @@ def test_write_that_a_leaders_disk_refused_is_forgotten() -> None:
             counter.add()
         check_nothing_left(sim)
         assert counter.peek() == 1
+
+
+def test_member_that_is_to_leave_lets_its_copy_go() -> None:
+    with Simulation(4, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        client.replicate(counter, 2)
+        sim.run(2.0)
+        kept = [register_at(peer, id_of(counter)) for peer in sim.peers.values()]
+        assert len([one for one in kept if one is not None]) == 2
+        check_whole(sim, {id_of(counter): 2})
 
 
 def test_client_at_a_witness_learns_what_an_object_can_do() -> None:
