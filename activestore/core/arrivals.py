@@ -56,7 +56,7 @@ class Arrivals(Travels):
         call.began_ms = event.began_ms
         call.wants_info = event.wants_info
         if type(origin) is Client:
-            if event.is_stale and not self._admit_stale(origin, call):
+            if event.is_stale and not self._admit_stale(origin, call, event):
                 return
             if not self._admit_client(origin, call, event):
                 return
@@ -79,7 +79,9 @@ class Arrivals(Travels):
         elif not self.lookups.lines or not self.lookups.follow(call):
             self._enqueue(call)
 
-    def _admit_stale(self, origin: Client, call: Call) -> bool:
+    def _admit_stale(
+        self, origin: Client, call: Call, event: events.CallArrived
+    ) -> bool:
         """Note that a call may read an older state, and only read; False where it cannot.
 
         Of an object that is led here, or has no other copies, it sees the newest state.
@@ -91,7 +93,7 @@ class Arrivals(Travels):
             self._emit(effects.Refuse(origin, error))
             return False
         call.is_stale = True
-        if call.object_id not in self.replicated:
+        if call.object_id not in self.replicated and not event.is_here:
             box = self.boxes.box_of(call.object_id)
             box.is_followed = True
             self.pool.left.append(box)  # Should the call not be admitted.

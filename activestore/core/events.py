@@ -24,8 +24,8 @@ class CallArrived(NamedTuple):
     `still_open`: where one of the client's requests stays open for long, all that are:
     the answers of others before this one have arrived. `chain`, `depth`, `began_ms`: of
     a nested call from another peer, see travels. `is_stale`: it may read
-    an older state, and nothing but read; the object may be led elsewhere. `wants_info`: its
-    Answer is to tell the version that it saw.
+    an older state, and nothing but read; the object may be led elsewhere, unless it
+    `is_here`. `wants_info`: its Answer is to tell the version that it saw.
     """
 
     origin: Client | Nested
@@ -46,6 +46,7 @@ class CallArrived(NamedTuple):
     began_ms: int = 0
     is_stale: bool = False
     wants_info: bool = False
+    is_here: bool = False
 
 
 class NestedLeft(NamedTuple):
@@ -328,9 +329,13 @@ class LeadConfirmed(NamedTuple):
 
 
 class StateReplaced(NamedTuple):
-    """The state on this disk of an object that is led elsewhere is another one."""
+    """The state on this disk of an object that is led elsewhere is another one.
+
+    `is_gone`: no copy is here any more.
+    """
 
     object_id: ObjectId
+    is_gone: bool = False
 
 
 class DrainStarted(NamedTuple):

@@ -83,6 +83,8 @@ class Leads(Moves):
         box = self.boxes.boxes.get(event.object_id)
         if box is None or event.object_id in self.replicated:
             return  # Of what is led here, commits alone change the state.
+        if event.is_gone:
+            box.is_followed = False  # Should it come back, others do not lead it.
         if box.main is None and box.state is not MailboxState.COLD:
             # What is being read serves those who wait already: where the object changes
             # faster than it is read, they would wait for ever.

@@ -336,9 +336,10 @@ class Incoming(Making):
         still_open: Sequence[int] = ()
         chain: Sequence[tuple[bytes, int]] = ()
         depth = began_ms = 0
-        is_stale = wants_info = False
+        is_stale = wants_info = is_here = False
         if message.extra:
             is_stale = extras.number(message.extra, STALENESS) > 0
+            is_here = is_stale and self.location.is_here(ObjectId(message.object_id))
             wants_info = message.extra.get("info") is True
             age_s = extras.number(message.extra, "age_ms") / 1000
             credit = int(extras.number(message.extra, "stream"))
@@ -349,7 +350,7 @@ class Incoming(Making):
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
                 message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
-                depth, began_ms, is_stale, wants_info,
+                depth, began_ms, is_stale, wants_info, is_here,
             )
         )  # fmt: skip
 

@@ -399,7 +399,7 @@ class Replicating:
             lambda engine: shipping.remove_copy(engine, object_id, rows),
             lambda *_: None,
         )
-        self._table.step(events.StateReplaced(object_id))
+        self._table.step(events.StateReplaced(object_id, is_gone=True))
         self._release(object_id)
 
     # -- who leads ---------------------------------------------------------------------

@@ -150,6 +150,23 @@ def test_object_that_comes_to_be_led_begins_from_the_disk(stage: Stage) -> None:
     assert only(stage.end(writer, change=delta()), effects.Commit)[0].version == 6
 
 
+def test_object_that_gets_copies_goes_on_where_its_only_state_may_be_read_late(
+    stage: Stage,
+) -> None:
+    """It was here alone: what runs on it, and what was changed, counts."""
+    Group(stage)
+    stage.end(stage.run(1, "peek", is_stale=True, is_here=True))
+    writer = dispatched(stage.call(2))
+
+    stage.step(LED)
+    stage.call(3)
+    out = stage.end(writer, change=delta())
+
+    assert only(out, effects.Commit)[0].version == 2
+    assert dispatched(out).origin == client(3)
+    assert only(out, effects.LoadObject) == []
+
+
 def test_reader_of_an_older_state_where_it_is_led_is_one_like_others(
     led: Stage,
 ) -> None:
