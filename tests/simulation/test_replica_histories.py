@@ -188,6 +188,7 @@ def check_end(
         book.check_end(reader.get(object_id).peek())
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", seeds(HISTORIES))
 @pytest.mark.parametrize("case", ["calm", *KINDS])
 def test_groups_change_while_their_objects_are_called(case: str, seed: int) -> None:
@@ -209,6 +210,7 @@ def test_groups_change_while_their_objects_are_called(case: str, seed: int) -> N
         check_end(sim, books, dict.fromkeys(books, 0))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", seeds(HISTORIES))
 def test_peer_that_loses_its_disk_is_replaced(seed: int) -> None:
     settings = settings_of(seed, repair_after_s=5.0)
