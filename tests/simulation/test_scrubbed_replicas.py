@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from activestore.core.register import unpack_register
+from activestore.errors import NoQuorumError
 from activestore.ids import ObjectId
 from activestore.storage.engine import Damage
 from activestore.testing import Simulation
-from tests.simulation.clusters import COUNTER, Player, join
+from tests.simulation.clusters import COUNTER, SETTLE_S, Player, join
 from tests.simulation.models import Counter
 from tests.simulation.test_replicas import id_of, leaders
 
@@ -114,11 +115,15 @@ def test_damaged_copy_does_not_bring_an_older_state_back(shared: Any) -> None:
     sim.crash("peer-1")
     sim.heal()
 
-    sim.run(20.0)
+    sim.run(SETTLE_S)
 
+    peers = [sim.peers[name] for name in ("peer-2", "peer-3")]
+    assert all(len(peer.loop.cluster.alive()) == 1 for peer in peers)
+    with pytest.raises(NoQuorumError):
+        sim.client("peer-3").get(object_id).add.options(timeout_s=30.0)()
     assert leaders(sim, object_id) == []
     sim.restart("peer-1")
-    sim.run(10.0)
+    sim.run(SETTLE_S)
     assert sim.client("peer-3").get(object_id).add() == 5
 
 
