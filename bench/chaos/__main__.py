@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -28,6 +29,7 @@ from bench.chaos.faults import KINDS
 from bench.chaos.run import HISTORY, Options, Run, playing
 
 OUT = Path("out") / "chaos"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 # Issue 4: half of the take-overs within 3 s, 99 of 100 within 8 s.
 TAKEOVER_P50_S, TAKEOVER_P99_S = 3.0, 8.0
 
@@ -51,6 +53,7 @@ def parsed() -> argparse.Namespace:
     add("--staleness-s", type=float, default=2.0, help="bound of reads that may be old")
     add("--cruel", action="store_true", help="more than a minority may be down")
     add("--kinds", default=",".join(KINDS), help="of faults; '' for none")
+    add("--record", action="store_true", help="also write bench/results/chaos.*")
     add("--json", action="store_true", help="print summary.json instead of lines")
     add(
         "--out",
@@ -138,6 +141,23 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def page_of(summary: Mapping[str, Any]) -> str:
+    """Return the page of a run that is recorded."""
+    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
+    asked = (
+        f"{summary['minutes']:g} minutes, {summary['peers']} peers, "
+        f"{summary['clients']} clients, {summary['replicas']} copies, seed "
+        f"{summary['seed']}{', cruel' if summary['is_cruel'] else ''}"
+    )
+    lines = "\n".join(lines_of(summary))
+    return (
+        f"# Chaos\n\nWhat this is: [bench/README.md](../README.md#chaos). {asked}; "
+        f"{os.cpu_count()} cores, load at the end {load}.\n\n```text\n{lines}\n```\n\n"
+        "Adds a second by outcome, answered adds of each object, and the faults at each "
+        "peer:\n\n![timeline](chaos.png)\n"
+    )
+
+
 def main() -> int:
     """Play, judge, write, print."""
     chosen = parsed()
@@ -177,6 +197,9 @@ def main() -> int:
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     names = [peer.name for peer in run.peers]
     timeline.draw(run.known.rows, faults, names, options.out / "timeline.png")
+    if chosen.record:
+        shutil.copy(options.out / "timeline.png", RESULTS / "chaos.png")
+        (RESULTS / "chaos.md").write_text(page_of(summary))
     print(json.dumps(summary) if chosen.json else "\n".join(lines_of(summary)))
     return 0 if summary["is_kept"] else 1
 

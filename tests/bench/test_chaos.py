@@ -242,8 +242,8 @@ def test_peer_that_is_down_is_refused(relay: Relay) -> None:
 @pytest.mark.timeout(300)
 def test_short_run_of_real_peers_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = ["--minutes", "0.2", "--peers", "3", "--clients", "3", "--objects", "2"]
-    words += ["--replicas", "1", "--seed", "11", "--json", "--out", str(out)]
+    words = ["--minutes", "0.25", "--peers", "4", "--clients", "3", "--objects", "2"]
+    words += ["--seed", "11", "--json", "--out", str(out)]
 
     done = subprocess.run(
         [sys.executable, "-m", "bench.chaos", *words],
@@ -256,6 +256,10 @@ def test_short_run_of_real_peers_loses_nothing(tmp_path: Path) -> None:
     assert summary["acknowledged"] > 50
     assert sum(summary["faults"].values()) >= 1
     rows = (out / "history.jsonl").read_text().splitlines()
-    # Three objects, read once more at the end.
+    assert summary["stale_reads"] > 0
+    assert {one["object_name"] for one in summary["objects"]} == {
+        "counter-0", "counter-1", "journal", "witnessed-0", "witnessed-1",
+    }  # fmt: skip
+    # Each object is read once more at the end.
     assert len(rows) == summary["operations"]
     assert (out / "timeline.png").stat().st_size > 10_000
