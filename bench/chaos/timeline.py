@@ -45,7 +45,7 @@ def draw(
             range(last + 1), [counts[s] for s in range(last + 1)], label=outcome, lw=1
         )
     rates.set(ylabel="adds/s")
-    rates.legend(loc="upper right")
+    rates.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for number, name in enumerate(names):
         times = [
             row["ended_s"] - start_s
@@ -67,5 +67,7 @@ def draw(
     wrong.set_yticks(range(len(peers)), peers)
     wrong.set(xlabel="s", ylabel="faults")
     handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
-    wrong.legend(handles=handles, loc="upper right", ncols=4, fontsize=7)
+    wrong.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=7
+    )
     figure.savefig(path, dpi=110, bbox_inches="tight")
