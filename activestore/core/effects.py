@@ -124,12 +124,14 @@ class SendOn(NamedTuple):
     """Send a client's request after its object, which has left or is led elsewhere.
 
     `may_have_run`: what it did, here or under another leader, may be kept there: it must
-    be looked up before it runs.
+    be looked up before it runs. `is_unproven`: the copy here, led elsewhere, is none that
+    may be read.
     """
 
     origin: Client
     payload: object
     may_have_run: bool = False
+    is_unproven: bool = False
 
 
 class PingExecutor(NamedTuple):

@@ -179,6 +179,13 @@ class ObjectMissing(NamedTuple):
     error: ActiveStoreError
 
 
+class CopyUnproven(NamedTuple):
+    """The copy of an object led elsewhere cannot be read, or is not known committed."""
+
+    object_id: ObjectId
+    is_reader: bool
+
+
 class ClassPublished(NamedTuple):
     """A class has a new latest revision; `package` names the code it lives in."""
 
@@ -363,6 +370,7 @@ Event: TypeAlias = (
     | SessionEnded
     | ObjectLoaded
     | ObjectMissing
+    | CopyUnproven
     | ClassPublished
     | ExecutorStarted
     | ExecutorDied

@@ -65,6 +65,7 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
             events.SessionEnded: self._on_session_ended,
             events.ObjectLoaded: self._on_object_loaded,
             events.ObjectMissing: self._on_object_missing,
+            events.CopyUnproven: self._on_copy_unproven,
             events.ClassPublished: self._on_class_published,
             events.ExecutorStarted: self._on_executor_started,
             events.ExecutorDied: self._on_executor_died,

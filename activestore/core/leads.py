@@ -7,7 +7,8 @@
                round that began after the call came says that it is led here still
     deposed    what has no answer yet is thrown away here, and sent on under its own
                request id, to be looked up where the object is led
-    followed   led elsewhere: who may read an older state reads the copy on this disk
+    followed   led elsewhere: who may read an older state reads the copy on this disk,
+               where that is known committed; else (CopyUnproven) the leader is asked
 
 Answers of relaxed durability are given before their commit, by the choice of the class:
 such a change may be lost with the leader, as it may be with a power cut.
@@ -92,6 +93,27 @@ class Leads(Moves):
             return
         self.boxes.set_aside(box)
         self._pump(box)
+        self.boxes.tidy(box)
+
+    def _on_copy_unproven(self, event: events.CopyUnproven) -> None:
+        """Have whoever leads the object answer those that would have read its copy here."""
+        box = self.boxes.boxes.get(event.object_id)
+        is_old = self.boxes.is_old_load(event.object_id, is_reader=event.is_reader)
+        if box is None or is_old:
+            return
+        if event.is_reader:
+            box.reader_loading = False
+        elif box.state is MailboxState.LOADING:
+            self.boxes.cool(box)
+            box.fresh_from = 0
+            for call in list(box.waiting):
+                self.boxes.take(box, call)
+                origin = call.origin
+                if type(origin) is Client:
+                    self._close(call)
+                    self._emit(effects.SendOn(origin, call.payload, is_unproven=True))
+                else:
+                    self._send_on(call)
         self.boxes.tidy(box)
 
     # -- not led any more --------------------------------------------------------------

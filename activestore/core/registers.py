@@ -106,11 +106,16 @@ class Registers:
 
     def shown_number(self, object_id: ObjectId) -> int | None:
         """Return the number of this disk's state if it is known committed."""
-        register, heard = self.registers.get(object_id), self._heard.get(object_id)
-        if register is None or heard is None or not register.has_state:
+        register = self.registers.get(object_id)
+        if register is None or not register.has_state:
             return None
-        is_shown = heard.epoch == register.epoch and register.number <= heard.committed
+        is_shown = register.number <= self.committed_of(object_id, register.epoch)
         return register.number if is_shown else None
+
+    def committed_of(self, object_id: ObjectId, epoch: Ballot) -> int:
+        """Return up to which number of an epoch all is known committed, -1: nothing is."""
+        heard = self._heard.get(object_id)
+        return heard.committed if heard is not None and heard.epoch == epoch else -1
 
     def was_led(
         self, object_id: ObjectId, epoch: Ballot, committed: int, at_s: float | None

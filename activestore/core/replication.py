@@ -231,6 +231,10 @@ class Replication:
             return lead.is_led and lead.is_quiet
         return self._acceptor.shown_number(object_id) is not None
 
+    def is_committed(self, object_id: ObjectId, epoch: Ballot, number: int) -> bool:
+        """Return whether a state that was led elsewhere is known to be committed."""
+        return number <= self._acceptor.committed_of(object_id, epoch)
+
     def state_of(self, object_id: ObjectId) -> RegisterState | None:
         """Return what `show` tells, None where nothing of the object is here."""
         register = self._acceptor.registers.get(object_id)

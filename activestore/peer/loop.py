@@ -356,7 +356,14 @@ class PeerLoop(Incoming, Outgoing):
         if news.head is None or news.state is None:
             error = news.error or UnavailableError("storage", "nothing was read")
             error = self.replicating.mending.met(error)
+            if news.is_copy:
+                self.step(events.CopyUnproven(object_id, news.is_reader))
+                return
             self.step(events.ObjectMissing(object_id, news.is_reader, error))
+            return
+        if news.is_copy and not self.reading.is_proven(object_id, news.register):
+            _close_files(news)
+            self.step(events.CopyUnproven(object_id, news.is_reader))
             return
         lacking = self.classes.missing_for(news.head.class_name)
         if lacking is not None:

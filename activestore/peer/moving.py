@@ -475,7 +475,12 @@ class Moving:
         message: Any = effect.payload
         if effect.may_have_run and not message.attempt:
             message = message._replace(attempt=1)  # Whoever gets it looks it up.
-        if session is not None:
+        if session is None:
+            return
+        if effect.is_unproven and not self._location.is_here(message.object_id):
+            # Here it would find the copy as it is.
+            self._relays.forward(session, message, ObjectId(message.object_id))
+        else:
             self._table.receive(session, message)
 
     @property

@@ -46,7 +46,11 @@ class Outgoing(Table):
     reading: Reading
 
     def _do_load(self, effect: effects.LoadObject) -> None:
-        self.storage.load(effect.object_id, is_reader=effect.is_reader)
+        object_id = effect.object_id
+        is_copy = object_id not in self.core.replicated and (
+            self.replicating.is_shared(object_id)
+        )
+        self.storage.load(object_id, is_reader=effect.is_reader, is_copy=is_copy)
 
     def _do_look_up(self, effect: effects.LookUpReply) -> None:
         def found(record: ReplyRecord | None, error: BaseException | None) -> None:

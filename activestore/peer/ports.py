@@ -58,13 +58,19 @@ class Transport(Protocol):
 
 @final
 class Loaded(NamedTuple):
-    """Storage's answer to a load: the object, or why there is none."""
+    """Storage's answer to a load: the object, or why there is none.
+
+    `register`: of a copy, the row of its register at that moment; None where it was
+    written in between.
+    """
 
     object_id: bytes
     is_reader: bool
     head: Head | None
     state: ObjectState | None
     error: ActiveStoreError | None
+    is_copy: bool = False
+    register: bytes | None = None
 
 
 @final
@@ -109,8 +115,8 @@ class StoragePort(Protocol):
     def commit(self, token: int, changes: Sequence[Change]) -> None:
         """Order changes; answered by CommitsDone. Orders are carried out in order."""
 
-    def load(self, object_id: bytes, *, is_reader: bool) -> None:
-        """Read an object; answered by Loaded."""
+    def load(self, object_id: bytes, *, is_reader: bool, is_copy: bool = False) -> None:
+        """Read an object; answered by Loaded. `is_copy`: of one led elsewhere."""
 
     def read(
         self,

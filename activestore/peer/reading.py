@@ -2,8 +2,8 @@
 
 A client that can do with an older state says how old it may be, and which one it has seen
 already. A copy here serves it if a leader vouched for it lately enough, if what is on this
-disk is known to be committed, and if it is not behind what the client has seen; else the
-leader is asked, as for other calls.
+disk is known to be committed, as the call comes and as the state is read for it, and if it
+is not behind what the client has seen; else the leader is asked, as for other calls.
 
 Rules of this file: it looks and tells; time is this peer's own clock, and what is not
 known counts as too old.
@@ -18,7 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 from activestore.core.effects import Saw
+from activestore.core.register import unpack_register
 from activestore.core.replication import Replication
+from activestore.errors import CorruptRecordError
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import extras
 from activestore.wire.messages import Call
@@ -56,6 +58,22 @@ class Reading:
             return False
         age_s = self._core.age_s(object_id, self._clock())
         return age_s is not None and age_s * 1000 <= bound_ms
+
+    def is_proven(self, object_id: ObjectId, row: bytes | None) -> bool:
+        """Whether what was read of a copy, with this row of its register, is committed.
+
+        It may be newer than what was there as its readers came, and be taken back: with
+        five voters a leader and this peer are no majority.
+        """
+        if row is None:
+            return False
+        try:
+            register = unpack_register(row)
+        except CorruptRecordError:
+            return False  # Of what it tells nothing is known.
+        if register.is_quarantined or not register.has_state:
+            return False
+        return self._core.is_committed(object_id, register.epoch, register.number)
 
     def told(self, saw: Saw) -> dict[str, Any]:
         """Return what `extra` of a Reply tells of the state that it shows.

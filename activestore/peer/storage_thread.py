@@ -65,6 +65,7 @@ class _Function(NamedTuple):
 class _Load(NamedTuple):
     object_id: ObjectId
     is_reader: bool
+    is_copy: bool = False
 
 
 class StorageThreads:
@@ -101,13 +102,13 @@ class StorageThreads:
         """Order changes; answered by CommitsDone. Orders are carried out in order."""
         self._orders.put(_Order(token, changes))
 
-    def load(self, object_id: bytes, *, is_reader: bool) -> None:
-        """Read an object; answered by Loaded."""
+    def load(self, object_id: bytes, *, is_reader: bool, is_copy: bool = False) -> None:
+        """Read an object; answered by Loaded. `is_copy`: of one led elsewhere."""
         if not is_reader and object_id in self._broken:
             # Through the writer: what was ordered before this must be judged before.
             mended = ObjectId(object_id)
             self.write(lambda _: self._broken.pop(mended, None), _pass)
-        self._reads.put(_Load(ObjectId(object_id), is_reader))
+        self._reads.put(_Load(ObjectId(object_id), is_reader, is_copy))
 
     def read(
         self,
@@ -328,19 +329,30 @@ class StorageThreads:
             self._tell(_called(order, self.engine))
 
     def _load(self, order: _Load) -> Loaded:
+        loaded = Loaded(
+            order.object_id, order.is_reader, None, None, None, order.is_copy
+        )
         try:
+            before = self._register_of(order)
             found = self.engine.load(order.object_id)
+            after = self._register_of(order)
         except ActiveStoreError as error:
-            return Loaded(order.object_id, order.is_reader, None, None, error)
+            return loaded._replace(error=error)
         except Exception as error:  # noqa: BLE001 - a dead thread would answer nobody
             told = UnavailableError(
                 "storage", f"cannot read: {type(error).__name__}: {error}"
             )
-            return Loaded(order.object_id, order.is_reader, None, None, told)
+            return loaded._replace(error=told)
         if found is None:
             missing = ObjectNotFoundError(order.object_id, (self.engine.peer_id,))
-            return Loaded(order.object_id, order.is_reader, None, None, missing)
-        return Loaded(order.object_id, order.is_reader, found[0], found[1], None)
+            return loaded._replace(error=missing)
+        # A state is written together with its register, which never goes back: where it
+        # is the same before and after, it is that of the state.
+        register = before if before == after else None
+        return loaded._replace(head=found[0], state=found[1], register=register)
+
+    def _register_of(self, order: _Load) -> bytes | None:
+        return self.engine.row("register", order.object_id) if order.is_copy else None
 
 
 def _pass(_value: Any, _error: BaseException | None) -> None:

@@ -19,6 +19,7 @@ from tests.core.stage import (
     dispatched,
     named,
     only,
+    sent_on,
 )
 
 LED = events.ObjectLed(OBJECT)
@@ -223,3 +224,40 @@ def test_recorded_answer_does_not_know_its_version(stage: Stage) -> None:
     out = stage.step(events.ReplyLookedUp(look_up.call_id, "", b"\x05"))
 
     assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, 0)]
+
+
+def test_unproven_copy_has_its_readers_sent_to_the_leader(stage: Stage) -> None:
+    for sequence in (1, 2):
+        stage.call(sequence, "peek", is_stale=True)
+
+    out = stage.step(events.CopyUnproven(OBJECT, is_reader=False))
+
+    assert sent_on(out) == {client(1): False, client(2): False}
+    assert all(one.is_unproven for one in only(out, effects.SendOn))
+    assert only(out, effects.Dispatch) == []
+    assert stage.boxes == {}
+
+
+def test_reader_that_comes_after_an_unproven_copy_has_it_read_anew(
+    stage: Stage,
+) -> None:
+    stage.call(1, "peek", is_stale=True)
+    stage.step(REPLACED)
+    stage.step(events.CopyUnproven(OBJECT, is_reader=False))
+
+    out = stage.call(2, "peek", is_stale=True)
+
+    assert len(only(out, effects.LoadObject)) == 1
+    assert answers(stage.end(dispatched(stage.load(version=2)))) == {client(2): ""}
+
+
+def test_unproven_copy_of_what_is_led_here_by_now_is_read_anew(stage: Stage) -> None:
+    stage.call(1, "peek", is_stale=True)
+    Group(stage)
+    led = stage.step(LED)
+
+    out = stage.step(events.CopyUnproven(OBJECT, is_reader=False))
+
+    assert len(only(led, effects.LoadObject)) == 1
+    assert sent_on(out) == {}
+    assert dispatched(stage.load())
