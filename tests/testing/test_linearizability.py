@@ -134,16 +134,16 @@ def test_hundred_thousand_operations_on_a_counter_are_judged_in_seconds() -> Non
     spoilt = [*history]
     spoilt[stale] = seen._replace(result=0, asked_s=9e9, ended_s=9e9)
 
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()  # Not what others take of the machine.
     good = check_linearizable(history, Counter())
     bad = check_linearizable(spoilt, Counter())
-    took_s = time.perf_counter() - begin_s
+    took_s = time.process_time() - begin_s
 
     assert good.is_linearizable, good
     assert bad.verdict is Verdict.NOT_LINEARIZABLE
     assert len(bad.window) == 2
-    # 0.7 s on a quiet machine; some ten times that beside others.
-    assert took_s < 15.0
+    # 0.7 s on a quiet machine; caches shared with others take as much again.
+    assert took_s < 10.0
 
 
 # -- spoilt ones -----------------------------------------------------------------------
