@@ -41,7 +41,7 @@ class Entry:
         self.is_deleted = is_deleted
         self.size = size + ENTRY_BYTES
         self.base = Point()
-        self.begun_s = 0.0
+        self.begun_s = 0.0  # when it was on this disk
         self.outcome: bool | None = None  # on this disk? None: not known yet
 
 

@@ -108,16 +108,16 @@ class Lead:
         """Give an entry its place; it is not sent before it is on this disk."""
         assert entry.number >= self.number
         self.number = entry.number
-        entry.begun_s = self._desk.now_s
         self.entries.append(entry)
         self._keep(entry.size)
-        self.arm_wait()
 
     def settle(self, number: int, *, is_refused: bool) -> None:
         """Take what this disk did with an entry, and send what is next."""
         for entry in self.entries:
             if entry.number == number and entry.outcome is None:
                 entry.outcome = not is_refused
+                entry.begun_s = self._desk.now_s
+                self.arm_wait()
         self._advance()
 
     def _advance(self) -> None:
@@ -181,7 +181,11 @@ class Lead:
     @property
     def oldest_s(self) -> float | None:
         """Since when somebody waits for a majority; None where nobody does."""
-        waits = [e.begun_s for e in self.entries if e.number > self.committed][:1]
+        waits = [
+            entry.begun_s
+            for entry in self.entries
+            if entry.number > self.committed and entry.outcome
+        ][:1]
         waits += [begun_s for _, begun_s in self.rounds][:1]
         return min(waits, default=None)
 

@@ -291,8 +291,15 @@ class Replication:
             raise LookupError(text)
         self._acceptor.remove(object_id, 0)
 
-    def take_effects(self) -> list[ReplicationEffect]:
-        """Return what is to be done and was not returned yet."""
+    def take_effects(self, now_s: float | None = None) -> list[ReplicationEffect]:
+        """Return what is to be done and was not returned yet.
+
+        Args:
+            now_s: The time. Only at start it may be left out: what is asked of others
+                here is waited for from then on, and the last step may be long ago.
+        """
+        if now_s is not None:
+            self._desk.now_s = now_s
         self._leaders.flush_rounds()
         return self._desk.take()
 

@@ -84,7 +84,7 @@ class Exporting:
                 f"{error}: only what `force` elsewhere has replaced can be discarded",
                 "discard",
             ) from None
-        replicating.carry_out(replicating.core.take_effects())
+        replicating.carry_out(replicating.core.take_effects(self._loop.clock()))
 
         def done(_found: Any, error: BaseException | None) -> None:
             if error is not None:

@@ -173,7 +173,7 @@ class Replicating:
         if self._has_rounds:
             # One question for all reads that came with this turn.
             self._has_rounds = False
-            self.carry_out(self.core.take_effects())
+            self.carry_out(self.core.take_effects(self._table.clock()))
         self._outbox.flush()
 
     def step(self, event: happened.ReplicationEvent) -> None:

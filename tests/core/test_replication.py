@@ -171,6 +171,21 @@ def test_a_write_that_the_leaders_disk_refuses_never_leaves_it() -> None:
     assert (accept.number, accept.base) == (9, Point(epoch.counter, 7))
 
 
+def test_calls_after_an_idle_hour_are_waited_for_from_then_on() -> None:
+    """Nothing tells the core the time while nothing happens."""
+    core, _ = leader()
+    now_s = 3600.0
+
+    register = core.begin_write(OBJECT, "delta")
+    core.confirm(OBJECT)
+    core.take_effects(now_s)
+    core.step(WriteStored(OBJECT, register.number), now_s)
+    effects = core.step(TimerFired(), now_s + 4.9) + pass_time(core, now_s + 4.9)
+
+    assert of(effects, Deposed) == []
+    assert of(pass_time(core, now_s + 5.1), Deposed) == [Deposed(OBJECT)]
+
+
 def test_a_pair_needs_both() -> None:
     core, epoch = leader(PAIR)
     register = core.begin_write(OBJECT, "delta")

@@ -29,7 +29,8 @@ class Checks:
         self.acked: dict[ObjectId, set[int]] = {}
         self.deleted: set[ObjectId] = set()
         self.is_forced = False
-        self.acks = 0
+        self.acks = self.stale_reads = 0
+        self.answers: dict[ObjectId, list[tuple[float, int]]] = {}
 
     def on_row(self, object_id: ObjectId, old: Row | None, new: Row) -> None:
         """I1: one value for one point. I3: nothing goes back. I4: none runs twice."""
@@ -88,7 +89,14 @@ class Checks:
                 raise Broken(f"I6: {before} to {config}")
 
     def on_answer(
-        self, object_id: ObjectId, lineage: int, prefix: State, floor: int, request: int
+        self,
+        object_id: ObjectId,
+        lineage: int,
+        prefix: State,
+        *,
+        floor: int,
+        request: int,
+        now_s: float,
     ) -> None:
         """I2, I5: what was answered is on one chain of states, and none goes back.
 
@@ -110,18 +118,33 @@ class Checks:
         if request >= 0:
             self.acked.setdefault(object_id, set()).add(request)
         self.seen[object_id] = max(self.seen.get(object_id, 0), len(prefix))
+        self.answers.setdefault(object_id, []).append((now_s, len(prefix)))
 
     def on_served(self, object_id: ObjectId, *, was_deleted: bool) -> None:
         """R10: what was deleted when a request began is not served."""
         if was_deleted and not self.is_forced:
             raise Broken(f"R10: {object_id!r} is served after it was deleted")
 
-    def on_stale(self, object_id: ObjectId, lineage: int, state: State) -> None:
-        """A stale read sees a state that was committed at some time."""
-        chain = self.chains.get((object_id, lineage), ())
+    def on_stale(
+        self, object_id: ObjectId, lineage: int, state: State, since_s: float
+    ) -> None:
+        """A stale read sees a committed state, and not one older than it says.
+
+        `since_s`: what was answered by then is in the state.
+        """
+        key = (object_id, lineage)
+        chain = self.chains.get(key, ())
         shorter, longer = sorted((chain, state), key=len)
         if longer[: len(shorter)] != shorter:
-            raise Broken(f"a stale read saw {state}, but {chain} was answered")
+            raise Broken(f"I2: a stale read saw {state}, but {chain} was answered")
+        self.chains[key] = longer
+        self.stale_reads += 1
+        known = max(
+            (n for at_s, n in self.answers.get(object_id, ()) if at_s <= since_s),
+            default=0,
+        )
+        if len(state) < known and not self.is_forced:
+            raise Broken(f"stale: {len(state)} was read, {known} known at {since_s}")
 
     def on_kept(self, object_id: ObjectId, row: Row | None) -> None:
         """R10: in the end no voter has the state of what was deleted."""

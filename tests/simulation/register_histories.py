@@ -23,6 +23,9 @@ from tests.simulation.register_world import Case, Chances, Node, World
 FAULT_PAUSES_S = ((0.01, 0.2), (0.3, 1.5))
 # Requests are given up after this; then everything is mended.
 TRY_S = 0.7
+# A leader vouches with what a majority answered to a question as old as a lead lasts
+# without one; and that it vouches is told and travels so long.
+VOUCHED_LATE_S = 1.0
 # When all is mended every request is answered within this, whatever happened before.
 MENDED_S = 60.0
 
@@ -147,7 +150,10 @@ class _Client:
         assert state is not None
         floor, request = self.floor, self.request
         checks.on_served(object_id, was_deleted=self.was_deleted)
-        checks.on_answer(object_id, lineage, state, floor, request)
+        now_s = self.history.world.now_s
+        checks.on_answer(
+            object_id, lineage, state, floor=floor, request=request, now_s=now_s
+        )
 
     def _answered(
         self, attempt: int, error: str, state: State | None, lineage: int
@@ -209,6 +215,7 @@ class History:
         for number in range(self.case.clients):
             world.later(world.rng.uniform(0, 0.2), _Client(self, number).next)
         self._fault()
+        self._read_stale()
         end_s = FAULT_PAUSES_S[1][1] * (self.case.faults + 2)
         world.run_until(end_s, self._is_over)
         self._mend()
@@ -232,6 +239,22 @@ class History:
                 elif object_id in node.disk.plain:
                     lines.append(f"\n  {node.peer_id!r} {node.disk.plain[object_id]}")
         return "".join(lines)
+
+    def _read_stale(self) -> None:
+        """Read at any member what it may show, and look how old that says it is."""
+        world = self.world
+        object_id = world.rng.choice(world.objects)
+        node = world.rng.choice(list(world.nodes.values()))
+        row, core = node.disk.rows.get(object_id), node.core
+        if core is not None and row is not None and row.state is not None:
+            age_s = core.age_s(object_id, world.now_s)
+            is_led = core.is_led(object_id)
+            if age_s is not None and not is_led and core.is_shown(object_id):
+                lineage = row.register.config.lineage
+                slack_s = self.case.config.quorum_wait_s + VOUCHED_LATE_S
+                since_s = world.now_s - age_s - slack_s
+                world.checks.on_stale(object_id, lineage, row.state, since_s)
+        world.later(world.rng.uniform(0.01, 0.1), self._read_stale)
 
     # Faults
 

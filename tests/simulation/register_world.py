@@ -390,7 +390,7 @@ class Node:
         seen = state[: state.index(request) + 1] if request >= 0 else state
         self.waiters[object_id].append(Waiter(reply, number, round_number, seen))
         self._answer(object_id)
-        self.do(core.take_effects())
+        self.do(core.take_effects(self.world.now_s))
 
     def _write(
         self,
@@ -450,6 +450,7 @@ class World:
 
     def at(self, at_s: float, what: Callable[..., None], *args: Any) -> None:
         self._serial += 1
+        at_s = max(at_s, self.now_s)  # What is late is due now.
         heapq.heappush(self._events, (at_s, self._serial, what, args))
 
     def later(self, in_s: float, what: Callable[..., None], *args: Any) -> None:
