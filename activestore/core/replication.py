@@ -561,5 +561,6 @@ class Replication:
             assert register.number >= Point().number
             if self.is_led(object_id):
                 ballot = self._leaders.leads[object_id].ballot
-                assert self._takeovers.leaders[object_id] == ballot
+                known = self._takeovers.leaders[object_id]
+                assert known == ballot, (object_id.hex(), known, ballot)
                 assert not register.is_quarantined
