@@ -67,6 +67,12 @@ def lacks_witness(plan: Plan, config: Config) -> bool:
     return plan.wants_witness and not has_one
 
 
+def may_hold_a_copy(plan: Plan, config: Config) -> bool:
+    """Return whether the witness may get the state, as nobody else can."""
+    is_free = bool(config.witness) and not plan.wants_witness
+    return is_free and config.witness not in plan.leaving and lacks_member(plan, config)
+
+
 def next_candidate(plan: Plan, config: Config) -> PeerId:
     """Return who is asked next, NOBODY where all were; it is asked once."""
     while plan.candidates:

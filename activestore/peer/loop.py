@@ -178,6 +178,7 @@ class PeerLoop(Incoming, Outgoing):
         self.naming = Naming(self, self.cluster, self.relays)
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.replicating.on_led = self.naming.held
+        self.replicating.is_moving = lambda one: self.moving.target_of(one) is not None
         self.scrubbing = Scrubbing(self)
         self.scrubbing.on_damage = self.replicating.mending.state_lost
         self.reporting = None

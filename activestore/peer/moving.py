@@ -169,8 +169,14 @@ class Moving:
             self.shared.bring(object_id, target, then)
             return
         token = int(self._table.random() * (1 << 53)).to_bytes(TOKEN_BYTES, "big")
-        self._leaving[object_id] = Leaving(object_id, target, token, [then])
-        self._table.step(events.MoveOrdered(object_id))
+        leaving = self._leaving[object_id] = Leaving(object_id, target, token, [then])
+
+        def begin(_value: Any, _error: BaseException | None) -> None:
+            if self._leaving.get(object_id) is leaving:
+                self._table.step(events.MoveOrdered(object_id))
+
+        # In the writer: had it copies until now, that they went is on disk first.
+        self._table.storage.write(lambda _: None, begin)
 
     def target_of(self, object_id: ObjectId) -> PeerId | None:
         """Return where an object is moving to, None where it stays."""
@@ -315,6 +321,10 @@ class Moving:
         object_id = ObjectId(named.object_id)
         if self._location.is_here(object_id):
             then(InvalidRequestError("the object is here already", _named(object_id)))
+            return
+        if self.shared is not None and self.shared.is_shared(object_id):
+            why = "a copy of it from before is there, and goes soon; try again"
+            then(UnavailableError(_named(object_id), why))
             return
         if self._table.is_emptying:
             then(UnavailableError("peer", "it is being drained; move it elsewhere"))

@@ -109,6 +109,8 @@ class Replicating:
         self._parked: dict[ObjectId, list[Decided]] = {}
         self._wanted: dict[int, Then] = {}
         self._next_wanted = 1
+        # Whether an object is about to be given to another peer.
+        self.is_moving: Callable[[ObjectId], bool] = lambda object_id: False
         # Called with an object that this peer leads now.
         self.on_led: Callable[[ObjectId], None] = lambda object_id: None
         # Has what was made with a write of an object get copies where that has them.
@@ -527,8 +529,9 @@ class Replicating:
             return 0 if head is None else head.epoch
 
         def begin(epoch: Any, error: BaseException | None) -> None:
-            if error is not None or not epoch:
-                then(error or UnavailableError(_named(object_id), "it is not here"))
+            if error is not None or not epoch or self.is_moving(object_id):
+                why = "it is moving" if epoch else "it is not here"
+                then(error or UnavailableError(_named(object_id), why))
                 return
             if self.core.register_of(object_id) is None:
                 self._begin(object_id, epoch, then)

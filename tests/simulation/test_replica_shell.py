@@ -11,7 +11,7 @@ from activestore.core.register import Register
 from activestore.core.replication import Replication
 from activestore.core.replication_effects import Followed
 from activestore.core.replication_events import MessageCame, Touched
-from activestore.errors import StorageFullError
+from activestore.errors import NoQuorumError, StorageFullError
 from activestore.ids import ObjectId, PeerId
 from activestore.testing import DiskSpeed, Latency, Simulation
 from activestore.wire.replicas import Accept, Ballot, Config, Point
@@ -21,6 +21,7 @@ from tests.simulation.replica_clusters import (
     check_nothing_left,
     check_whole,
     id_of,
+    leaders,
     register_at,
 )
 
@@ -66,6 +67,35 @@ def test_member_that_is_to_leave_lets_its_copy_go() -> None:
         sim.run(2.0)
         kept = [register_at(peer, id_of(counter)) for peer in sim.peers.values()]
         assert len([one for one in kept if one is not None]) == 2
+        check_whole(sim, {id_of(counter): 2})
+
+
+def test_witness_gets_the_state_where_nobody_else_can() -> None:
+    with Simulation(5, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=2, witness=True)
+        client.replicate(counter, 3, witness=False)
+        assert counter.add() == 1
+        check_whole(sim, {id_of(counter): 3})
+
+
+def test_object_that_is_moving_gets_no_copies_before_it_is_there() -> None:
+    """Where it goes would hold it alone, while a group of it began here."""
+    with Simulation(6, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER)
+        sim.pause("peer-3")  # The copy does not arrive yet.
+        move = sim.spawn(sim.client("peer-1").move, counter, "peer-3")
+        sim.run(0.1)
+        with pytest.raises(NoQuorumError, match="it is moving"):
+            client.replicate(counter, 2, peers=["peer-2"])
+        sim.resume("peer-3")
+        sim.run_until(lambda: move.is_over, timeout_s=60.0)
+        assert [p.name for p in leaders(sim, id_of(counter))] == ["peer-3"]
+        client.replicate(counter, 2)
+        assert counter.add() == 1
         check_whole(sim, {id_of(counter): 2})
 
 
