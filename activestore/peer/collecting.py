@@ -11,7 +11,8 @@ tells its keepers, again until they have it.
     keeps    peer to peer: is this place, or a newer one, on your disk; is the object gone
 
 Rules of this file: some rows at a time; nothing is told here, for what is kept here may be
-of an object that was deleted since.
+of an object that was deleted since. Rows of this keeper go, and nothing of an object that
+is here: no group has to agree.
 
 Source: design section 7 ("Location"); reliability.md 2.2.
 """

@@ -223,6 +223,8 @@ class Daemon:
         if now_s >= self._expire_due_s:
             self._expire_due_s = now_s + EXPIRE_S
             before_s = wall_s() - 2 * self.config.reply_keep_s
+            # Each disk's own affair, also of objects with copies: what is over for all is
+            # told with their writes, and this only drops what nobody may ask for any more.
             self._storage.write(
                 lambda engine: engine.expire_replies(before_s, limit=EXPIRE_COUNT),
                 _log_failure,

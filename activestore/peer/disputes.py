@@ -3,9 +3,10 @@
 It comes to this when two sides of a partition both gave a name away. The peer that holds
 the younger object is told; it makes sure that the older one is there and has the name,
 and renames its own to `name~<its peer's name>`. That is logged and shown by `status`.
+Of an object with copies whoever leads it does so, and all copies get the new name.
 
 Rules of this file: no object is ever lost or deleted; nothing is renamed for the sake of
-an object that was not seen to have the name.
+an object that was not seen to have the name, nor where it is not led.
 
 Source: design section 7; reliability.md 2.4.
 """
@@ -26,8 +27,9 @@ from activestore.errors import (
 from activestore.ids import ALIAS_BYTES_MAX, ALIAS_CHARS_MAX, ObjectId, PeerId
 from activestore.peer.cluster import Cluster
 from activestore.peer.relays import Relays
+from activestore.peer.shipping import claim_name
 from activestore.peer.table import Table
-from activestore.storage.engine import Change, Engine, Row
+from activestore.storage.engine import Change, Engine, Head, Row
 from activestore.wire import packing
 
 # Open disputes; those beyond are told again when peers change.
@@ -65,6 +67,8 @@ class Disputes:
         self._open: dict[str, tuple[Claim, Claim]] = {}
         self._busy: set[str] = set()
         self.due_s = _NEVER
+        # Has a change of an object of this peer committed, by its group too.
+        self.write: Callable[[Change, Callable[[ActiveStoreError | None], None]], None]
         # Old name, new name, object, when (wall clock), the latest last.
         self.renamed: deque[tuple[str, str, ObjectId, float]] = deque(
             maxlen=RENAMED_MAX
@@ -135,14 +139,13 @@ class Disputes:
 
     def _look(self, alias: str, claim: Claim, winner: Claim) -> None:
         """See whether our object has the alias at all, and since when."""
+        if not self._cluster.location.is_here(claim.object_id):
+            self._close(alias)
+            self.tell(alias, claim, winner)  # It is led elsewhere, or has moved.
+            return
 
         def read(engine: Engine) -> float | None:
-            if engine.resolve(alias) != claim.object_id:
-                return None
-            try:
-                head = engine.head(claim.object_id)
-            except CorruptRecordError:
-                return None  # It cannot be renamed; its peer finds it all the same.
+            head = _named_head(engine, claim.object_id, alias)
             return head.created_s if head is not None else None
 
         def then(created_s: Any, error: BaseException | None) -> None:
@@ -171,11 +174,18 @@ class Disputes:
                 if found.get("alias") != alias or mine.age < theirs.age:
                     self._keep_ours(alias, mine, winner)
                 else:
-                    self._rename(alias, mine)
+                    self._rename(alias, mine, winner.object_id)
 
         if self._cluster.location.is_here(winner.object_id):
-            # Our own index has the name for the other object: this one is not the winner.
-            then(None, ObjectNotFoundError(winner.object_id, (self._me,)))
+            # Both are here: two that were led elsewhere, or the other gave it up before.
+            self._table.storage.read(
+                lambda engine: _named_head(engine, winner.object_id, alias),
+                lambda head, _: then(
+                    {"alias": head.alias, "created_s": head.created_s}
+                    if head is not None else None,
+                    None,
+                ),
+            )  # fmt: skip
             return
         parameters = {"object_id": winner.object_id}
         self._relays.ask_about(winner.object_id, "locate", parameters, then, False)
@@ -187,36 +197,44 @@ class Disputes:
 
     # -- renaming ----------------------------------------------------------------------
 
-    def _rename(self, alias: str, mine: Claim) -> None:
+    def _rename(self, alias: str, mine: Claim, winner_id: ObjectId) -> None:
         object_id = mine.object_id
-        wall_s = self._table.wall_clock()
         peer_name = self._table.settings.peer_name
 
-        def write(engine: Engine) -> str:
-            if engine.resolve(alias) != object_id:
+        def find(engine: Engine) -> str:
+            if _named_head(engine, object_id, alias) is None:
                 return ""
             for number in range(1, TRIES_MAX + 1):
                 renamed = new_name(alias, peer_name, number)
-                value = packing.pack([alias, renamed, object_id, wall_s])
-                row = Row("cluster", _ROW_PREFIX + object_id, bytes(value))
-                change = Change(object_id, alias=renamed, is_rename=True, rows=[row])
-                (refused,) = engine.commit([change])
-                if refused is None:
+                if engine.resolve(renamed) is None:
                     return renamed
-                if not isinstance(refused, AliasExistsError):
-                    raise refused
             raise AliasExistsError(alias, object_id)
 
         def then(renamed: Any, error: BaseException | None) -> None:
             if error is not None:
-                self._busy.discard(alias)
-                self._table.note(
-                    "warning", f"not renamed alias={alias!r} error={error}"
-                )
+                self._not_renamed(alias, error)
+            elif not renamed:
+                self._close(alias)
+            else:
+                self._order(alias, str(renamed), mine, winner_id)
+
+        # In the writer thread: what was ordered before has its name by then.
+        self._table.storage.write(find, then)
+
+    def _order(
+        self, alias: str, renamed: str, mine: Claim, winner_id: ObjectId
+    ) -> None:
+        """Have the object called by another name, here and wherever it has copies."""
+        object_id = mine.object_id
+        wall_s = self._table.wall_clock()
+        value = packing.pack([alias, renamed, object_id, wall_s])
+        row = Row("cluster", _ROW_PREFIX + object_id, bytes(value))
+
+        def then(error: ActiveStoreError | None) -> None:
+            if error is not None:
+                self._not_renamed(alias, error)
                 return
             self._close(alias)
-            if not renamed:
-                return
             self.renamed.append((alias, renamed, object_id, wall_s))
             self._table.note(
                 "warning",
@@ -225,8 +243,36 @@ class Disputes:
                 f"renamed={renamed!r}",
             )
             self._tell_held(renamed, mine)
+            # Where the older one is here too, the name is its own from now on.
+            self._table.storage.write(
+                lambda engine: _claim_name(engine, winner_id), lambda *_: None
+            )
 
-        self._table.storage.write(write, then)
+        self.write(Change(object_id, alias=renamed, is_rename=True, rows=[row]), then)
+
+    def _not_renamed(self, alias: str, error: BaseException) -> None:
+        """Look again later."""
+        self._busy.discard(alias)
+        self._table.note("warning", f"not renamed alias={alias!r} error={error}")
+
+
+def _claim_name(engine: Engine, object_id: ObjectId) -> None:
+    try:
+        claim_name(engine, object_id)
+    except CorruptRecordError:
+        pass  # The others tell its name.
+
+
+def _named_head(engine: Engine, object_id: ObjectId, alias: str) -> Head | None:
+    """Return the head of an object that is called so, whatever the index here says.
+
+    Of two objects with copies here only one has the name in the index.
+    """
+    try:
+        head = engine.head(object_id)
+    except CorruptRecordError:
+        return None  # It cannot be renamed; its peer finds it all the same.
+    return head if head is not None and head.alias == alias else None
 
 
 def new_name(alias: str, peer_name: str, number: int) -> str:

@@ -1,13 +1,18 @@
 """Commits of this peer that groups must have too, while they are under way.
 
-Rules of this file: data only; see `replicating`.
+Rules of this file: it keeps, and carries nothing out; see `replicating`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId
+from activestore.storage.engine import Change
+from activestore.wire.state import buffer_bytes_count
+
+Decided = Callable[[ActiveStoreError | None], None]
 
 
 class GroupOrder:
@@ -34,3 +39,35 @@ class GroupOrder:
         self.open = set(writes)
         self.children = children
         self.is_stored = self.is_on_disk = self.is_refused = False
+
+
+class OwnWrites:
+    """Who waits for writes that no call makes; their tokens are below 0, calls' above."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Decided] = {}
+        self._next_token = -1
+
+    def add(self, then: Decided) -> int:
+        """Return the token of a write whose end `then` is told."""
+        token, self._next_token = self._next_token, self._next_token - 1
+        self._waiting[token] = then
+        return token
+
+    def ended(self, token: int, error: ActiveStoreError | None) -> bool:
+        """Tell of the end of a commit, once; False where it is that of a call."""
+        then = self._waiting.pop(token, None)
+        if then is not None:
+            then(error)
+        return token < 0
+
+
+def size_of(change: Change) -> int:
+    """Return about how many bytes a change brings."""
+    source = change.delta or change.state
+    if source is None:
+        return 0
+    fields = sum(map(len, source.fields.values())) + len(source.graph or b"")
+    return fields + sum(
+        buffer_bytes_count(one) for one in source.buffers if not isinstance(one, int)
+    )

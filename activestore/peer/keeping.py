@@ -7,7 +7,8 @@ What the keeper itself holds under an alias counts as a confirmed claim, row or 
 the alias index of the peer that has the object is the authority.
 
 Rules of this file: `keep` runs in the writer thread, so that between its look and its
-write nobody else writes; what a peer sent is checked before use.
+write nobody else writes; what a peer sent is checked before use. It writes rows of this
+keeper and nothing of an object, so no group's register is passed by.
 
 Source: design section 7; schemas/protocol.md section 6.
 """

@@ -176,6 +176,7 @@ class PeerLoop(Incoming, Outgoing):
         self.collecting = Collecting(self, self.cluster, self.relays)
         self.newest = Newest(self, self.cluster, self.relays, self.fetching)
         self.naming = Naming(self, self.cluster, self.relays)
+        self.naming.disputes.write = self.replicating.write
         self.cluster.on_changed = self.naming.peers_changed
         self.moving.on_held = self.replicating.on_led = self.naming.held
         self.replicating.is_moving = lambda one: self.moving.target_of(one) is not None

@@ -12,7 +12,8 @@ copy asks where it came from what became of it; one that finds that it gave an o
 away says so until it is heard. So there is one owner whatever dies when.
 
 Rules of this file: the order above; a row on disk before every message that relies on
-it.
+it. What is moved has no register: of an object with copies `rehousing` has another lead
+it, and one that is on its way gets none. So no write of this file is a group's.
 
 Source: design section 7; reliability.md 2.2 and 3.4 R8.
 """

@@ -36,8 +36,9 @@ from activestore.peer.announcing import Announcing
 from activestore.peer.cluster import Cluster
 from activestore.peer.disputes import Disputes
 from activestore.peer.relays import Relays
+from activestore.peer.shipping import claim_name
 from activestore.peer.table import Table
-from activestore.storage.engine import Engine
+from activestore.storage.engine import Engine, Head
 
 # How long a keeper may take to answer, in seconds: a commit of its, and a slow line.
 ASK_S = 2.0
@@ -392,7 +393,13 @@ class Naming:
                     head.alias, Claim(object_id, self.me, head.created_s, True)
                 )
 
-        self._table.storage.read(lambda engine: engine.head(object_id), then)
+        def read(engine: Engine) -> Head | None:
+            # The index here may not have the name of what was a copy. That is this disk's
+            # affair alone: the name is in the head, which all copies have.
+            claim_name(engine, object_id)
+            return engine.head(object_id)
+
+        self._table.storage.write(read, then)
 
     def tell_held(self, alias: str, claim: Claim) -> None:
         """Tell the keepers of an alias who has it."""

@@ -38,7 +38,7 @@ from activestore.peer import shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.copying import Copying
 from activestore.peer.fetching import Fetching
-from activestore.peer.group_orders import GroupOrder
+from activestore.peer.group_orders import Decided, GroupOrder, OwnWrites, size_of
 from activestore.peer.links import Link
 from activestore.peer.mending import Mending
 from activestore.peer.places import Places
@@ -55,7 +55,7 @@ from activestore.wire.replicas import (
     Reason,
     decode_entries,
 )
-from activestore.wire.state import ObjectState, buffer_bytes_count
+from activestore.wire.state import ObjectState
 
 # Requests that wait for one object to be led.
 PARKED_MAX = 1024
@@ -68,7 +68,6 @@ AGAIN_S = 1.0
 NEVER = 1 << 62
 
 Then = Callable[[str], None]
-Decided = Callable[[ActiveStoreError | None], None]
 
 
 class Replicating:
@@ -109,6 +108,7 @@ class Replicating:
         self._parked: dict[ObjectId, list[Decided]] = {}
         self._wanted: dict[int, Then] = {}
         self._next_wanted = 1
+        self._own = OwnWrites()
         # Whether an object is about to be given to another peer.
         self.is_moving: Callable[[ObjectId], bool] = lambda object_id: False
         # Called with an object that this peer leads now.
@@ -221,10 +221,8 @@ class Replicating:
                 self.step(happened.MessageCame(link.peer_id, entry))
                 continue
             unpacked = shipping.unpack_change(entry.object_id, *change)
-            came = happened.MessageCame(
-                link.peer_id,
-                entry._replace(change=unpacked),  # type: ignore[call-arg]
-            )
+            whole = entry._replace(change=unpacked)  # type: ignore[call-arg]
+            came = happened.MessageCame(link.peer_id, whole)
             if type(entry) is Accept and unpacked.state is not None:
                 self._with_class(came, entry, unpacked.state)
             else:
@@ -242,8 +240,8 @@ class Replicating:
             lacking = error or self._table.classes.missing_for(state.class_name)
             if lacking is None:
                 self.step(came)
-                return
-            self._refuse(came.sender, message, str(lacking))
+            else:
+                self._refuse(came.sender, message, str(lacking))
 
         self._fetching.bring(state.class_name, state.revision, [came.sender], then)
 
@@ -295,17 +293,25 @@ class Replicating:
                 waiting.append((numbers[-1], order))
         self._table.storage.commit(token, ordered)
 
+    def write(self, change: Change, then: Decided) -> None:
+        """Have a change that no call makes committed as `order` does; `then(why not)`.
+
+        Where the lead of its object ends before a majority has it, it may be kept or not,
+        and `then` gets an error.
+        """
+        object_id = change.object_id
+        if self.is_shared(object_id) and not self.core.is_led(object_id):
+            then(_not_led(object_id))
+        else:
+            self.order(self._own.add(then), (change,))
+
     def _is_lost(self, object_id: ObjectId) -> bool:
         """Whether the lead of an object is over, and the core of calls is to hear of it.
 
         It hears in turn: what was ordered before is told first, and calls go on by that.
         """
-        is_ours = object_id in self._table.core.replicated
-        return (
-            is_ours
-            and not self.core.is_led(object_id)
-            and self.core.register_of(object_id) is not None
-        )
+        is_ours = object_id in self._table.core.replicated and self.is_shared(object_id)
+        return is_ours and not self.core.is_led(object_id)
 
     def _numbered(self, change: Change, writes: dict[ObjectId, list[int]]) -> Change:
         object_id = change.object_id
@@ -313,7 +319,7 @@ class Replicating:
             return change
         change, shipment = shipping.outgoing(change)
         register = self.core.begin_write(
-            object_id, shipment, is_delete=change.is_delete, size=_size_of(change)
+            object_id, shipment, is_delete=change.is_delete, size=size_of(change)
         )
         writes.setdefault(object_id, []).append(register.number)
         row = shipping.register_row(object_id, register)
@@ -323,11 +329,13 @@ class Replicating:
         """Take the end of a commit on this disk; False where it is no group's affair."""
         order = self._orders.get(token)
         if order is None:
-            return False
+            return self._own.ended(token, error)
         order.is_stored = True
         if error is not None:
             self._refused(order)
-            self._table.step(events.CommitRefused(token, self.mending.met(error)))
+            told = self.mending.met(error)
+            if not self._own.ended(token, told):
+                self._table.step(events.CommitRefused(token, told))
         elif order.children and (order.open or not order.writes):
             parent = next(iter(order.writes), None)
             self.share_children(order.children, parent, lambda: self._on_disk(order))
@@ -367,7 +375,8 @@ class Replicating:
         """Tell of a commit that is on this disk and waits for no majority any more."""
         if order.open or not order.is_on_disk:
             return
-        if self._orders.pop(order.token, None) is not None:
+        is_known = self._orders.pop(order.token, None) is not None
+        if is_known and not self._own.ended(order.token, None):
             self._table.step(events.Committed(order.token))
 
     def _do_write_done(self, effect: wanted.WriteDone) -> None:
@@ -438,6 +447,7 @@ class Replicating:
         for order in [o for o in self._lines.get(object_id, ()) if o.is_stored]:
             self._on_disk(order)
         for _, order in self._waiting.pop(object_id, ()):
+            self._own.ended(order.token, _not_led(object_id))
             order.open.discard(object_id)
             self._end(order)
 
@@ -520,7 +530,7 @@ class Replicating:
 
     def share(self, object_id: ObjectId, then: Callable[[Any], None]) -> None:
         """Have an object that is here get a register; `then(error)` once it is on disk."""
-        if self.core.register_of(object_id) is not None:
+        if self.is_shared(object_id):
             then(None)
             return
 
@@ -532,11 +542,10 @@ class Replicating:
             if error is not None or not epoch or self.is_moving(object_id):
                 why = "it is moving" if epoch else "it is not here"
                 then(error or UnavailableError(_named(object_id), why))
-                return
-            if self.core.register_of(object_id) is None:
-                self._begin(object_id, epoch, then)
-            else:
+            elif self.is_shared(object_id):
                 then(None)
+            else:
+                self._begin(object_id, epoch, then)
 
         # In the writer: what was ordered before is on disk when the register begins.
         self._table.storage.write(read, begin)
@@ -576,22 +585,16 @@ class Replicating:
             then(effect.error)
 
     def _do_group_changed(self, effect: wanted.GroupChanged) -> None:
-        register = self.core.register_of(effect.object_id)
-        if register is not None and self.core.is_led(effect.object_id):
-            place = self._own_place(register.epoch.counter, effect.config)
-            self._places.came(effect.object_id, place)
+        object_id = effect.object_id
+        register = self.core.register_of(object_id)
+        if register is not None and self.core.is_led(object_id):
+            counter = register.epoch.counter
+            self._places.came(object_id, self._own_place(counter, effect.config))
+
+
+def _not_led(object_id: ObjectId) -> UnavailableError:
+    return UnavailableError(_named(object_id), "another peer leads it now, or will")
 
 
 def _named(object_id: ObjectId) -> str:
     return f"object {object_id.hex()}"
-
-
-def _size_of(change: Change) -> int:
-    """Return about how many bytes a change brings."""
-    source = change.delta or change.state
-    if source is None:
-        return 0
-    fields = sum(map(len, source.fields.values())) + len(source.graph or b"")
-    return fields + sum(
-        buffer_bytes_count(one) for one in source.buffers if not isinstance(one, int)
-    )
