@@ -194,6 +194,9 @@ class Grouping:
         check_copies(wanted, wants_witness, "replicate")
         peers = [self._peer(name) for name in _names(parameters, "peers")]
         leaving = [self._peer(name) for name in _names(parameters, "leaving")]
+        if config is not None and not leaving:
+            # Who does not answer is not waited for: that is what is asked for.
+            leaving = self.repairing.gone(config.voters)
 
         def then(why: str) -> None:
             if why:

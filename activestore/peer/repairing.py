@@ -23,6 +23,8 @@ from activestore.peer.loop import PeerLoop
 # Registers that are looked at in one look, and groups that are mended at once.
 LOOKED_MAX = 1000
 OPEN_MAX = 16
+# A peer of which nobody has heard so long after a start does not answer, in seconds.
+UNKNOWN_S = 15.0
 # Rows that are told of at once.
 ROWS_MAX = 100
 # One that could not be mended is looked at again after this, in seconds.
@@ -45,6 +47,9 @@ class Repairing:
         self._ids: Iterator[ObjectId] = iter(())
         # Since when a peer is not reachable.
         self._gone_s: dict[PeerId, float] = {}
+        # Who was told to be gone although nobody has ever heard of it.
+        self._told_gone: set[PeerId] = set()
+        self._begun_s = loop.clock()
         self._open: set[ObjectId] = set()
         self._failed_s: dict[ObjectId, float] = {}
         self._why: dict[ObjectId, str] = {}
@@ -75,17 +80,19 @@ class Repairing:
         for peer_id in list(cluster.membership.members):
             if cluster.is_reachable(PeerId(peer_id)):
                 self._gone_s.pop(PeerId(peer_id), None)
+                self._told_gone.discard(PeerId(peer_id))
             else:
                 self._gone_s.setdefault(PeerId(peer_id), now_s)
 
     def _look_at(self, object_id: ObjectId, register: Register, now_s: float) -> None:
         config = register.config
-        me = self._loop.settings.peer_id
-        gone = [
-            one
-            for one in config.voters
-            if one != me and not self._loop.cluster.is_reachable(one)
-        ]
+        gone = self.gone(config.voters)
+        for one in gone:
+            # Perhaps it is in no list of members: all who knew it have restarted.
+            self._gone_s.setdefault(one, now_s)
+            if one not in self._told_gone and now_s - self._begun_s >= UNKNOWN_S:
+                self._told_gone.add(one)
+                self._loop.replicating.peer_seen(one, is_reachable=False)
         lacks = _lacks(register)
         if not (lacks or gone):
             return
@@ -96,6 +103,11 @@ class Repairing:
         is_due = now_s - self._failed_s.get(object_id, -AGAIN_S) >= AGAIN_S
         if (lacks or leaving) and is_due and object_id not in self._open:
             self._mend(object_id, register, leaving)
+
+    def gone(self, voters: Sequence[PeerId]) -> list[PeerId]:
+        """Return those of other peers that do not answer, for all that is known."""
+        me, cluster = self._loop.settings.peer_id, self._loop.cluster
+        return [one for one in voters if one != me and not cluster.is_reachable(one)]
 
     def _mend(
         self, object_id: ObjectId, register: Register, leaving: list[PeerId]
