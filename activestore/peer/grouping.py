@@ -15,14 +15,16 @@ Source: design section 8; schemas/protocol.md section 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from activestore.core import effects, events
 from activestore.core import replication_events as happened
 from activestore.core.calls import Client
+from activestore.core.peers import PeerRecord
 from activestore.core.spreading import spread
 from activestore.errors import (
+    ClassNotFoundError,
     InvalidRequestError,
     NoQuorumError,
     ObjectNotFoundError,
@@ -33,10 +35,14 @@ from activestore.peer import shipping
 from activestore.peer.loop import PeerLoop
 from activestore.peer.repairing import Repairing
 from activestore.peer.requests import Origin, Requests, object_id_of
+from activestore.peer.suiting import suits
 from activestore.peer.table import Growing
 from activestore.storage.engine import Engine, Head
 from activestore.wire.copies import WITNESSED, check_copies
+from activestore.wire.limits import REPLICAS_SINCE
 from activestore.wire.replicas import NOBODY
+
+MIB = 1 << 20
 
 
 class Grouping:
@@ -133,9 +139,13 @@ class Grouping:
             if error is not None:
                 then(str(error))
                 return
-            candidates = self._candidates(
-                object_id, wanted, wants_witness, peers, leaving
-            )
+            if peers:
+                begin(tuple(peers))
+                return
+            count = wanted + wants_witness + len(leaving)
+            self._candidates(object_id, count, wants_witness, leaving, begin)
+
+        def begin(candidates: tuple[PeerId, ...]) -> None:
             self._replicating.regroup(
                 lambda request: happened.GroupWanted(
                     request,
@@ -148,32 +158,65 @@ class Grouping:
                 then,
             )
 
+        too_old = [one for one in peers if self._is_too_old(one)]
+        if too_old:
+            names = ", ".join(map(self._loop.cluster.name_of, too_old))
+            then(
+                f"{names}: a copy needs version {REPLICAS_SINCE} of the protocol, which "
+                "is not spoken there: install a newer activestore there"
+            )
+            return
         is_plain = self._replicating.core.register_of(object_id) is None
         if is_plain and wanted == 1 and not wants_witness:
             then("")
             return
         self._replicating.share(object_id, shared)
 
+    def _is_too_old(self, peer_id: PeerId) -> bool:
+        record = self._loop.cluster.membership.record_of(peer_id)
+        return record is not None and record.protocol < REPLICAS_SINCE
+
     def _candidates(
         self,
         object_id: ObjectId,
-        wanted: int,
+        count: int,
         wants_witness: bool,
-        peers: Sequence[PeerId],
         leaving: Sequence[PeerId],
-    ) -> tuple[PeerId, ...]:
-        """Return who may take a copy, the best first."""
-        if peers:
-            return tuple(peers)
-        membership = self._loop.cluster.membership
+        then: Callable[[tuple[PeerId, ...]], None],
+    ) -> None:
+        """Find who may take a copy, the best first."""
         me = self._loop.settings.peer_id
-        register = self._replicating.core.register_of(object_id)
-        voters = set(register.config.voters) if register is not None else {me}
-        records = [r for r in membership.live() if r.peer_id not in voters]
-        records = [r for r in records if r.peer_id not in leaving]
-        have = [r for r in membership.live() if r.peer_id in voters]
-        count = wanted + wants_witness
-        return spread(records, have, min(len(records), count + len(leaving)))
+
+        def found(head: Any, _error: BaseException | None) -> None:
+            live = self._loop.cluster.membership.live()
+            register = self._replicating.core.register_of(object_id)
+            voters = set(register.config.voters) if register is not None else {me}
+            records = [
+                record for record in live
+                if record.peer_id not in voters and record.peer_id not in leaving
+                and record.protocol >= REPLICAS_SINCE
+            ]  # fmt: skip
+            have = [record for record in live if record.peer_id in voters]
+            fit = spread(
+                records, have, count, key=object_id, meets=self._needs_of(head),
+                room_mb=0 if head is None else -(-head.state_bytes // MIB),
+            )  # fmt: skip
+            # A witness needs no room, and nothing of what the class needs.
+            rest = [one for one in records if wants_witness and one.peer_id not in fit]
+            then(fit + spread(rest, have, count - len(fit), key=object_id))
+
+        self._loop.storage.read(lambda engine: engine.head(object_id), found)
+
+    def _needs_of(self, head: Head | None) -> Callable[[PeerRecord], bool | None]:
+        """Return what tells whether a peer has what the class of an object needs."""
+        needs: Mapping[str, Any] = {}
+        if head is not None:
+            try:
+                needs = self._loop.classes.interface_of(head.class_name)
+            except ClassNotFoundError:
+                pass  # Whoever is chosen finds out when it fetches the class.
+        requires, resources = needs.get("requires", ()), needs.get("resources", {})
+        return lambda record: suits(record, requires, resources)
 
     # -- requests ----------------------------------------------------------------------
 

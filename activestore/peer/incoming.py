@@ -361,10 +361,12 @@ class Incoming(Making):
 
     def _on_create(self, session: Session, message: Create) -> None:
         message = session.numbered(message)
-        if not self.location.is_here(ObjectId(message.object_id)):
-            self._elsewhere(session, message, ObjectId(message.object_id))
-            return
-        self._create(Client(session.session_id, message.sequence), message)
+        origin = Client(session.session_id, message.sequence)
+        object_id = ObjectId(message.object_id)
+        if self.location.is_here(object_id):
+            self._create(origin, message)
+        elif not self._is_too_old(origin, message, object_id):
+            self._elsewhere(session, message, object_id)
 
     def _on_delete(self, session: Session, message: Delete) -> None:
         message = session.numbered(message)
@@ -389,10 +391,10 @@ class Incoming(Making):
             return
         # All of them are of one peer, that of the first.
         first = ObjectId(states[0].object_id)
-        if not self.location.is_here(first):
+        if self.location.is_here(first):
+            self._persist(origin, message, states)
+        elif not self._is_too_old(origin, message, first):
             self._elsewhere(session, message, first)
-            return
-        self._persist(origin, message, states)
 
     def _on_request(self, session: Session, message: Request) -> None:
         self.request_handler(Client(session.session_id, message.sequence), message)

@@ -30,6 +30,7 @@ from activestore.peer.links import Links
 from activestore.peer.naming import Naming
 from activestore.peer.table import Growing, Table
 from activestore.wire.copies import wanted_of
+from activestore.wire.limits import REPLICAS_SINCE
 from activestore.wire.messages import Create, Persist
 from activestore.wire.state import NamedState, buffer_bytes_count, decode_states
 
@@ -150,6 +151,27 @@ class Making(Table):
             self._refuse(origin, refused)
             return False
         self.growing[origin] = Growing(object_ids, wanted, witness)
+        return True
+
+    def _is_too_old(
+        self, origin: Client | Nested, message: Create | Persist, object_id: ObjectId
+    ) -> bool:
+        """Refuse to have copies made by a peer that makes one and says that all is well."""
+        extra = message.extra or {}
+        record = self.cluster.membership.record_of(home_of(object_id))
+        is_new = record is None or record.protocol >= REPLICAS_SINCE
+        if is_new or (extra.get("replicas") in (None, 1) and not extra.get("witness")):
+            return False
+        assert record is not None
+        self._refuse(
+            origin,
+            RemoteProtocolError(
+                f"replicas= needs version {REPLICAS_SINCE} of the protocol: peer "
+                f"{record.name} speaks version {record.protocol}; install a newer "
+                "activestore there",
+                "replicas",
+            ),
+        )
         return True
 
     def _why_nothing_new(self) -> ActiveStoreError | None:

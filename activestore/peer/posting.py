@@ -20,6 +20,7 @@ from activestore.peer.relays import Relays
 from activestore.peer.shipping import contents_from
 from activestore.peer.table import Table
 from activestore.storage.engine import Change
+from activestore.wire.limits import REPLICAS_SINCE
 from activestore.wire.messages import Replicate, bytes_count
 from activestore.wire.replicas import (
     ENTRIES_BYTES_MAX,
@@ -109,6 +110,9 @@ class Outbox:
             return
         waiting, self._waiting = self._waiting, {}
         for peer_id, messages in waiting.items():
+            record = self._cluster.membership.record_of(peer_id)
+            if record is not None and record.protocol < REPLICAS_SINCE:
+                continue  # It would take this for garbage.
             link = self._cluster.reach(peer_id)
             if link is None:
                 continue

@@ -7,16 +7,17 @@ section 3.
 from __future__ import annotations
 
 # This version and the oldest one that is still spoken. Version 2 brought clusters: the
-# messages between peers, and the operations that name another peer.
-PROTOCOL_VERSION = 2
+# messages between peers, and the operations that name another peer. Version 3 brought
+# replicas: Replicate, and what asks for copies or for older states.
+PROTOCOL_VERSION = 3
 PROTOCOL_VERSION_MIN = 1
 
 # The oldest one that peers speak to each other: of version 1 no peer knew any other.
 PEER_VERSION_MIN = 2
 
 # Version in which replicas came. A peer of an earlier one would keep one copy and say that
-# all is well, so it is not asked.
-REPLICAS_SINCE = 2
+# all is well, so it is not asked, and no peer has it take one.
+REPLICAS_SINCE = 3
 
 # Operations of Request that clients ask for, with the version in which they came.
 OPERATIONS_SINCE = {

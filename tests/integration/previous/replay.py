@@ -29,8 +29,17 @@ from activestore.wire.messages import (
     Welcome,
 )
 
-RECORDED = json.loads((Path(__file__).parent / "protocol-1.json").read_text())
-PEER_ID = bytes.fromhex(RECORDED["peer_id"])
+# What was recorded of each version before this one.
+RECORDED: dict[int, dict[str, Any]] = {
+    version: json.loads(
+        (Path(__file__).parent / f"protocol-{version}.json").read_text()
+    )
+    for version in (1, 2)
+}
+PEER_IDS = {
+    version: bytes.fromhex(recorded["peer_id"])
+    for version, recorded in RECORDED.items()
+}
 ANSWER_S_MAX = 20.0
 POLL_MS = 5
 
@@ -43,7 +52,8 @@ def messages_of(row: dict[str, Any]) -> list[Any]:
 class RecordedClient:
     """Says to a peer, step by step, what the recorded client said."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, version: int) -> None:
+        self._version = version
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.connect(endpoint)
@@ -58,7 +68,7 @@ class RecordedClient:
     def talk(self, peer_id: bytes) -> list[tuple[Any, list[Any], list[Any]]]:
         """Say it all to a peer of this id: (message, answers recorded, answers now)."""
         found = []
-        rows = RECORDED["talk"]
+        rows = RECORDED[self._version]["talk"]
         for place, row in enumerate(rows):
             if row["by"] != "client":
                 continue
@@ -69,7 +79,8 @@ class RecordedClient:
                     break
                 recorded += messages_of(later)
             self._socket.send_multipart([
-                bytes.fromhex(frame).replace(PEER_ID, peer_id) for frame in row["frames"]
+                bytes.fromhex(frame).replace(PEER_IDS[self._version], peer_id)
+                for frame in row["frames"]
             ])  # fmt: skip
             found.append((asked, recorded, self._answers() if recorded else []))
         return found
@@ -77,7 +88,7 @@ class RecordedClient:
     def ask(self, row: dict[str, Any]) -> Any:
         """Send a recorded message as it is; return the answer."""
         self._socket.send_multipart([bytes.fromhex(frame) for frame in row["frames"]])
-        return self._answers()[-1]
+        return self._answers()[0]
 
     def _answers(self) -> list[Any]:
         answers: list[Any] = []
@@ -94,15 +105,17 @@ class RecordedClient:
 class RecordedPeer:
     """Answers with what the recorded peer answered to the same question."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int) -> None:
+        self.version = version
         self.surprises: list[str] = []  # what nobody had asked the recorded peer
         self.greetings: list[Hello] = []
         self._answers: dict[tuple[Any, ...], list[Any]] = {}
         self._greet: dict[int, Any] = {}
         pairs = [
-            (messages_of(one)[0], messages_of(two)) for one, two in RECORDED["asked"]
+            (messages_of(one)[0], messages_of(two))
+            for one, two in RECORDED[version]["asked"]
         ]
-        pairs += _pairs(RECORDED["talk"])
+        pairs += _pairs(RECORDED[version]["talk"])
         for asked, answers in pairs:
             if type(asked) is Hello:
                 self._greet[asked.version_min, asked.version_max] = answers[0]
@@ -135,9 +148,9 @@ class RecordedPeer:
     def _answer(self, message: Any) -> list[Any]:
         if type(message) is Hello:
             self.greetings.append(message)
-            return [self._greet[message.version_min, message.version_max]]
+            return [self._greeting(message.version_min)]
         if type(message) is Ping:
-            return [Pong(message.token, self._greet[1, 2].incarnation, True)]
+            return [Pong(message.token, self._greeting(1).incarnation, True)]
         answers = self._answers.get(_what(message))
         if answers is None:
             self.surprises.append(str(_what(message)))
@@ -146,6 +159,14 @@ class RecordedPeer:
             one._replace(sequence=message.sequence) if hasattr(one, "sequence") else one
             for one in answers
         ]
+
+    def _greeting(self, version_min: int) -> Any:
+        """Return what was said to the latest that spoke this version and later ones.
+
+        What lies beyond its own version means nothing to a peer.
+        """
+        highest = max(high for low, high in self._greet if low == version_min)
+        return self._greet[version_min, highest]
 
 
 def _pairs(rows: list[dict[str, Any]]) -> list[tuple[Any, list[Any]]]:
@@ -175,6 +196,6 @@ def outcome(answer: Any) -> Any:
     if type(answer) is Failure:
         return "Failure", answer.code, values.decode(answer.body, ())[:3]
     if type(answer) is Welcome:
-        return "Welcome", answer.version, set(answer.limits), set(answer.capabilities)
+        return "Welcome", answer.version, set(answer.limits)
     assert type(answer) is Refused, answer
     return "Refused", answer.code
