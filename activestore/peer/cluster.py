@@ -290,11 +290,14 @@ class Cluster:
         return found
 
     def known_of(self, peer_id: PeerId) -> list[Any]:
-        """Return the highest incarnation that is known of a peer, and its start's mark."""
+        """Return the highest incarnation that is known of a peer, and its start's mark.
+
+        With its id: by now another peer may be where it was.
+        """
         record = self.membership.record_of(peer_id)
         if record is None:
-            return [0, None]
-        return [record.incarnation, record.meta.get("start")]
+            return [0, None, peer_id]
+        return [record.incarnation, record.meta.get("start"), peer_id]
 
     def endpoint_of(self, peer_id: PeerId) -> str:
         """Return the first address of a peer, "" where none is known."""

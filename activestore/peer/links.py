@@ -153,7 +153,11 @@ class Links:
 
     def _hear_known(self, extra: Any) -> None:
         known = (extra or {}).get("known")
-        if type(known) is list and len(known) >= 2 and type(known[0]) is int:
+        if type(known) is not list or len(known) < 3 or type(known[0]) is not int:
+            return
+        if (
+            known[2] == self._table.settings.peer_id
+        ):  # Else who had this address before.
             self.on_known(known[0], known[1])
 
     def accept(self, session: Session, message: Hello) -> str:

@@ -5,7 +5,7 @@ can take its place; a group that was made smaller than what was asked for grows 
 there is one. `replicate` does the same at once.
 
 Rules of this file: only groups that are led here are looked at, few at a time; nothing is
-taken away before its replacement is there.
+taken away before its replacement is there. Copies that nobody counts: see `rollcall`.
 
 Source: design section 8; reliability.md 3.4 R8.
 """
@@ -19,6 +19,7 @@ from activestore.core.peers import PeerState
 from activestore.core.register import Register
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
+from activestore.peer.rollcall import Rollcall
 
 # Registers that are looked at in one look, and groups that are mended at once.
 LOOKED_MAX = 1000
@@ -54,12 +55,14 @@ class Repairing:
         self._failed_s: dict[ObjectId, float] = {}
         self._why: dict[ObjectId, str] = {}
         self.repaired_count = 0
+        self._rollcall = Rollcall(loop)
 
     def look(self, now_s: float) -> None:
         """Look at some groups, and mend those that need it."""
         if not self._core.registers:
             return
         self._look_at_peers(now_s)
+        self._rollcall.look(now_s)
         for _ in range(LOOKED_MAX):
             object_id = next(self._ids, None)
             if object_id is None:

@@ -11,9 +11,10 @@ from activestore.core.register import Register
 from activestore.core.replication import Replication
 from activestore.core.replication_effects import Followed
 from activestore.core.replication_events import MessageCame, Touched
+from activestore.core.troubles import TroubleKind
 from activestore.errors import NoQuorumError, StorageFullError
 from activestore.ids import ObjectId, PeerId
-from activestore.testing import DiskSpeed, Latency, Simulation
+from activestore.testing import DiskSpeed, Latency, PeerSettings, Simulation
 from activestore.wire.replicas import Accept, Ballot, Config, Point
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
@@ -97,6 +98,42 @@ def test_object_that_is_moving_gets_no_copies_before_it_is_there() -> None:
         client.replicate(counter, 2)
         assert counter.add() == 1
         check_whole(sim, {id_of(counter): 2})
+
+
+def test_copy_that_nobody_told_to_go_goes_after_a_while() -> None:
+    """Who led when it left died before it was told, and was back before that was seen."""
+    settings = PeerSettings(repair_after_s=10.0)
+    with Simulation(7, peers=4, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=4)
+        object_id = id_of(counter)
+        sim.run(1.0)
+        for name in ("peer-1", "peer-2", "peer-3"):
+            sim.partition(name, "peer-4")
+        client.replicate(counter, 3, leaving=["peer-4"])
+        sim.crash("peer-1")
+        sim.heal()
+        sim.restart("peer-1")
+        sim.run(30.0)
+        assert register_at(sim.peers["peer-4"], object_id) is not None
+        check_whole(sim, {object_id: 3})
+
+
+def test_peer_with_a_new_disk_at_an_old_address_may_vote() -> None:
+    """What others remember is of the peer that was there before."""
+    with Simulation(8, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        sim.run(5.0)
+        sim.crash("peer-3", disk=False)
+        sim.run(1.0)
+        sim.restart("peer-3")
+        sim.run(30.0)
+        troubles = sim.peers["peer-3"].loop.troubles
+        assert not troubles.reasons(TroubleKind.DISK)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        assert counter.add() == 1
+        check_whole(sim, {id_of(counter): 3})
 
 
 def test_client_at_a_witness_learns_what_an_object_can_do() -> None:
