@@ -22,8 +22,15 @@ from activestore.core.troubles import TroubleKind
 from activestore.errors import CorruptRecordError, UnavailableError
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.links import Link, Links
+from activestore.peer.starts import OtherStarts
 from activestore.peer.table import Table
-from activestore.storage.engine import ZERO_ID, Change, Engine, Row
+from activestore.storage.engine import (
+    CHANGE_ROWS_MAX,
+    ZERO_ID,
+    Change,
+    Engine,
+    Row,
+)
 from activestore.wire import packing
 from activestore.wire.gossip import ClassHint, Hint
 from activestore.wire.limits import PROTOCOL_VERSION
@@ -62,6 +69,7 @@ class Cluster:
         self.location = location
         self._seeds = tuple(seeds)
         self._known: list[str] = []
+        self._starts = OtherStarts()
         self._remember_due_s = float("inf")
         self._remembered_s = float("-inf")
         self._due_s = 0.0
@@ -104,6 +112,7 @@ class Cluster:
             known = packing.unpack(engine.row("cluster", _PEERS_KEY) or b"\x90")
         except (CorruptRecordError, *packing.UNPACK_ERRORS):
             known = []
+        self._starts.restore(engine)
         self._known = [one for one in known if type(one) is str][:KNOWN_MAX]
         own = {*self._seeds, self._table.settings.endpoint}
         self._seeds += tuple(one for one in self._known if one not in own)
@@ -116,15 +125,21 @@ class Cluster:
             self._remember_due_s = max(soon_s, next_s)
 
     def _remember(self, now_s: float) -> None:
-        """Keep addresses of peers that live, for the next start."""
+        """Keep addresses of peers that live, for the next start, and which start theirs is."""
         self._remember_due_s = float("inf")
         self._remembered_s = now_s
+        rows = self._starts.rows()
         known = self.endpoints(KNOWN_MAX)
-        if not known or known == self._known:
-            return  # Of a cluster of which nobody is left, the last ones stay.
-        self._known = known
-        row = Row("cluster", _PEERS_KEY, bytes(packing.pack(known)))
-        change = Change(ZERO_ID, rows=[row])
+        if (
+            known and known != self._known
+        ):  # Of one that nobody is left of the last stay.
+            self._known = known
+            rows.append(Row("cluster", _PEERS_KEY, bytes(packing.pack(known))))
+        for start in range(0, len(rows), CHANGE_ROWS_MAX):
+            self._write(rows[start : start + CHANGE_ROWS_MAX])
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        change = Change(ZERO_ID, rows=rows)
         self._table.storage.write(
             lambda engine: engine.commit([change]), lambda *_: None
         )
@@ -209,6 +224,7 @@ class Cluster:
                 f"peer={peer_id.hex()}",
             )  # fmt: skip
         if effect.new_state in _REACHABLE:
+            self._starts.note(effect.record)
             self._remember_soon()
             if effect.old_state not in _REACHABLE:
                 self.on_changed()
@@ -295,9 +311,9 @@ class Cluster:
         With its id: by now another peer may be where it was.
         """
         record = self.membership.record_of(peer_id)
-        if record is None:
-            return [0, None, peer_id]
-        return [record.incarnation, record.meta.get("start"), peer_id]
+        if record is not None and record.incarnation:
+            self._starts.note(record)
+        return [*self._starts.of(peer_id), peer_id]
 
     def endpoint_of(self, peer_id: PeerId) -> str:
         """Return the first address of a peer, "" where none is known."""

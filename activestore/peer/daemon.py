@@ -34,7 +34,7 @@ from activestore.peer.knocking import Knocker
 from activestore.peer.links import LINKS_MAX
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ExecutorProcesses, ProcessSettings
-from activestore.peer.starts import count_start, incarnation_of
+from activestore.peer.starts import count_start
 from activestore.peer.status import Status
 from activestore.peer.storage_thread import StorageThreads
 from activestore.peer.table import LoopSettings, Parts
@@ -98,8 +98,10 @@ class Daemon:
         )
         self._knocker = Knocker(self._wake)
         self._core = _core_of(config)
-        starts = count_start(self._engine)
-        settings = _settings_of(config, self._engine.peer_id, self.endpoint, starts)
+        incarnation = count_start(self._engine)
+        settings = _settings_of(
+            config, self._engine.peer_id, self.endpoint, incarnation
+        )
         self._loop = PeerLoop(
             Parts(
                 settings,
@@ -279,7 +281,7 @@ def _core_of(config: PeerConfig) -> InvocationCore:
 
 
 def _settings_of(
-    config: PeerConfig, peer_id: PeerId, endpoint: str, starts: int
+    config: PeerConfig, peer_id: PeerId, endpoint: str, incarnation: int
 ) -> LoopSettings:
     return LoopSettings(
         peer_id=peer_id,
@@ -296,13 +298,13 @@ def _settings_of(
         replicas=config.replicas,
         witness=config.witness,
         repair_after_s=config.repair_after_s,
-        record=_record_of(config, peer_id, endpoint, starts),
+        record=_record_of(config, peer_id, endpoint, incarnation),
         scrub_interval_s=config.scrub_interval_h * 3600,
     )
 
 
 def _record_of(
-    config: PeerConfig, peer_id: PeerId, endpoint: str, starts: int
+    config: PeerConfig, peer_id: PeerId, endpoint: str, incarnation: int
 ) -> PeerRecord:
     """Return what this peer tells others of itself."""
     meta = {
@@ -315,7 +317,7 @@ def _record_of(
         "start": os.urandom(START_BYTES),
     }
     record = PeerRecord(
-        peer_id, incarnation_of(starts), config.name, (endpoint,), config.zone,
+        peer_id, incarnation, config.name, (endpoint,), config.zone,
         config.profile, PROTOCOL_VERSION, meta,
     )  # fmt: skip
     return fitted(record)

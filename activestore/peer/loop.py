@@ -29,7 +29,7 @@ from activestore.errors import (
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.objects import orders
 from activestore.objects.spinning import Spin
-from activestore.peer import ports
+from activestore.peer import ports, starts
 from activestore.peer.cluster import Cluster
 from activestore.peer.collecting import Collecting
 from activestore.peer.fetching import Fetching
@@ -46,7 +46,6 @@ from activestore.peer.replicating import Replicating
 from activestore.peer.reporting import Reporting
 from activestore.peer.scrubbing import Scrubbing
 from activestore.peer.searching import Searching
-from activestore.peer.starts import why_distrusted
 from activestore.peer.table import Parts, Session
 from activestore.peer.waiting import DescriptorWaiter, Waiter
 from activestore.wire.gossip import PeerRecord
@@ -211,11 +210,19 @@ class PeerLoop(Incoming, Outgoing):
         record = self.settings.record
         if record is None:
             return
-        why = why_distrusted(record.incarnation, record.meta.get("start"), known, mark)
+        why = starts.why_distrusted(
+            record.incarnation, record.meta.get("start"), known, mark
+        )
         if why:
-            me = f"peer {self.settings.peer_name} {self.settings.peer_id.hex()}"
-            self.trouble(TroubleKind.DISK, me, why)
-            self.replicating.distrust()
+            if starts.is_counted(record.incarnation):
+                self.storage.write(starts.mark, lambda *_: None)
+            self.distrust(why)
+
+    def distrust(self, why: str) -> None:
+        """Have no copy here vote: what was promised may be forgotten (R9)."""
+        me = f"peer {self.settings.peer_name} {self.settings.peer_id.hex()}"
+        self.trouble(TroubleKind.DISK, me, why)
+        self.replicating.distrust()
 
     # -- turning -----------------------------------------------------------------------
 

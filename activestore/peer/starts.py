@@ -14,8 +14,12 @@ Source: reliability.md 3.4 R9; schemas/protocol.md sections 10 and 14.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+from activestore.core.peers import PeerRecord
+from activestore.ids import PEER_ID_BYTES, PeerId
 from activestore.storage.engine import ZERO_ID, Change, Engine, Row
+from activestore.wire import packing
 
 _log = logging.getLogger(__name__)
 
@@ -23,22 +27,45 @@ _KEY = b"starts"
 _BYTES = 8
 # Suspicions that one start may contradict before its number reaches the next one's.
 REFUTATIONS_MAX = 1 << 20
+_UNCOUNTED = REFUTATIONS_MAX // 2
+_DISTRUSTED = b"distrusted"
+# What is said of a peer where an earlier start found that its disk is too old.
+WHY_MARKED = (
+    "an earlier start found that its data directory is older than what others remember: it "
+    "was restored from a backup with its identity, or copied. Its copies of objects have no "
+    "vote; stop it, and start it with an empty directory, or with a backup restored under a "
+    "new identity"
+)
 
 
 def count_start(engine: Engine) -> int:
-    """Return which start of this data directory this is, and write it down."""
-    starts = int.from_bytes(engine.row("cluster", _KEY) or b"", "big") + 1
-    row = Row("cluster", _KEY, starts.to_bytes(_BYTES, "big"))
+    """Return the incarnation with which this start begins; write down that it was one.
+
+    A start that a full disk could not count goes under the number of the one before, and
+    has no vote: nothing that it promised could be kept.
+    """
+    counted = int.from_bytes(engine.row("cluster", _KEY) or b"", "big")
+    row = Row("cluster", _KEY, (counted + 1).to_bytes(_BYTES, "big"))
     (refused,) = engine.commit([Change(ZERO_ID, rows=[row])])
-    if refused is not None:  # A full disk must not keep it from serving reads.
-        # If it restarts before there is room, its copies have no vote until it starts anew.
+    if refused is not None:  # It must not keep it from serving reads.
         _log.warning("this start was not counted error=%s", refused)
-    return starts
+        return max(counted, 1) * REFUTATIONS_MAX + _UNCOUNTED
+    return (counted + 1) * REFUTATIONS_MAX
 
 
-def incarnation_of(starts: int) -> int:
-    """Return the incarnation with which a start begins."""
-    return starts * REFUTATIONS_MAX
+def is_counted(incarnation: int) -> bool:
+    """Whether a start that began with this incarnation is on its disk."""
+    return incarnation % REFUTATIONS_MAX < _UNCOUNTED
+
+
+def is_marked(engine: Engine) -> bool:
+    """Whether an earlier start found that this disk is older than what others remember."""
+    return engine.row("cluster", _DISTRUSTED) is not None
+
+
+def mark(engine: Engine) -> None:
+    """Remember that this disk is older than what others do: the next start counts on."""
+    engine.commit([Change(ZERO_ID, rows=[Row("cluster", _DISTRUSTED, b"1")])])
 
 
 def why_distrusted(
@@ -62,3 +89,62 @@ def why_distrusted(
         "elsewhere. Its copies of objects have no vote; stop it, and start it with an empty "
         "directory, or with a backup restored under a new identity"
     )
+
+
+# -- of others -------------------------------------------------------------------------
+
+_PREFIX = b"start/"
+# Peers whose last start is remembered; beyond it the one heard of first is forgotten.
+OTHERS_MAX = 4096
+
+
+class OtherStarts:
+    """The last start of each other peer, on disk: to tell it, should its disk go back."""
+
+    def __init__(self) -> None:
+        self._known: dict[PeerId, tuple[int, object]] = {}
+        self._unwritten: set[PeerId] = set()
+
+    def restore(self, engine: Engine) -> None:
+        """Read what was remembered."""
+        for key, value in engine.rows("cluster"):
+            peer_id = PeerId(key[len(_PREFIX) :])
+            if not key.startswith(_PREFIX) or len(peer_id) != PEER_ID_BYTES:
+                continue
+            try:
+                incarnation, mark = packing.unpack(value)[:2]
+                self._known[peer_id] = (int(incarnation), mark)
+            except packing.UNPACK_ERRORS:
+                continue
+
+    def note(self, record: PeerRecord) -> bool:
+        """Remember a start; return whether it is one that is not on disk yet."""
+        peer_id, mark = PeerId(record.peer_id), record.meta.get("start")
+        known = self._known.get(peer_id, (0, None))
+        is_same = record.incarnation // REFUTATIONS_MAX == known[0] // REFUTATIONS_MAX
+        # One start has one mark: of two the first one is what the other is told.
+        if record.incarnation < known[0] or (is_same and mark != known[1]):
+            return False
+        self._known[peer_id] = (record.incarnation, mark)
+        if is_same:
+            return False
+        self._unwritten.add(peer_id)
+        return True
+
+    def of(self, peer_id: PeerId) -> list[Any]:
+        """Return the highest incarnation of a peer, and the mark of its start."""
+        return list(self._known.get(peer_id, (0, None)))
+
+    def rows(self) -> list[Row]:
+        """Return what is to be written, once."""
+        found = []
+        while len(self._known) > OTHERS_MAX:
+            gone = next(iter(self._known))
+            del self._known[gone]
+            self._unwritten.discard(gone)
+            found.append(Row("cluster", _PREFIX + gone, None))
+        for peer_id in sorted(self._unwritten):
+            value = bytes(packing.pack(self._known[peer_id]))
+            found.append(Row("cluster", _PREFIX + peer_id, value))
+        self._unwritten.clear()
+        return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from activestore.peer import starts
 from activestore.peer.between import Between
 from activestore.peer.exporting import Exporting
 from activestore.peer.grouping import Grouping
@@ -48,6 +49,8 @@ def wire(
     loop.cluster.restore(engine)
     loop.moving.restore(engine)
     loop.replicating.restore(engine)
+    if starts.is_marked(engine):
+        loop.distrust(starts.WHY_MARKED)
     loop.naming.restore(engine)
     loop.scrubbing.restore(engine)
     for record in engine.classes():

@@ -21,7 +21,7 @@ from activestore.ids import PEER_ID_BYTES, PeerId
 from activestore.peer.classes import Classes
 from activestore.peer.loop import PeerLoop
 from activestore.peer.processes import ProcessSettings
-from activestore.peer.starts import count_start, incarnation_of
+from activestore.peer.starts import count_start
 from activestore.peer.table import LoopSettings, Parts
 from activestore.peer.wiring import wire
 from activestore.storage.engine import ClassRecord
@@ -269,7 +269,7 @@ class SimPeer:
     def _record(self) -> PeerRecord:
         """Return what this peer tells others of itself; of two starts the later counts."""
         return PeerRecord(
-            self.disk.peer_id, incarnation_of(count_start(self.engine)), self.name,
+            self.disk.peer_id, count_start(self.engine), self.name,
             (self.endpoint,), self.settings.zone, self.settings.profile, PROTOCOL_VERSION,
             {
                 "stable": True, "host": self.name, "start": self._rng.randbytes(8),

@@ -19,6 +19,7 @@ def test_what_is_on_its_way_when_a_peer_greets_again_arrives() -> None:
     with Simulation(1, peers=2, classes=[Letterbox]) as sim:
         join(sim)
         asked, dialler = sim.peers["peer-1"], sim.peers["peer-2"]
+        sim.run(1.0)  # Both have dialled by now.
         for link in list(asked.loop.links.by_route.values()):
             if link.is_dialled:
                 asked.loop.links.close(link)  # The other one's is left.

@@ -227,3 +227,31 @@ def test_what_a_method_of_a_plain_object_makes_has_the_copies_of_the_settings() 
         register = core.register_of(object_id)
         assert register is not None
         assert len(register.config.members) == 3
+
+
+def test_restored_disk_is_known_though_the_others_have_restarted_too() -> None:
+    with Simulation(10, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        object_id = id_of(sim.client("peer-2").create(COUNTER, replicas=3))
+        counter = sim.client("peer-2").get(object_id)
+        assert counter.add() == 1
+        peer = sim.peers["peer-1"]
+        sim.crash("peer-1")
+        backup = copy.deepcopy(peer.disk)
+        sim.restart("peer-1")
+        sim.run(10.0)
+        assert counter.add() == 2
+        for name in sim.peers:
+            sim.crash(name)
+        peer.disk = backup
+        sim.restart("peer-1")
+        sim.restart("peer-3")
+        sim.run(30.0)
+        assert "disk" in [row["kind"] for row in peer.loop.cluster.troubles()]
+        sim.crash("peer-1")
+        sim.restart("peer-1")  # Its next start is a later one than any that is known.
+        sim.run(10.0)
+        assert "disk" in [row["kind"] for row in peer.loop.cluster.troubles()]
+        sim.restart("peer-2")
+        sim.run(10.0)
+        assert sim.client("peer-2").get(object_id).peek() == 2
