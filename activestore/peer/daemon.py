@@ -98,10 +98,7 @@ class Daemon:
         )
         self._knocker = Knocker(self._wake)
         self._core = _core_of(config)
-        incarnation = count_start(self._engine)
-        settings = _settings_of(
-            config, self._engine.peer_id, self.endpoint, incarnation
-        )
+        settings = _settings_of(config, self._engine, self.endpoint)
         self._loop = PeerLoop(
             Parts(
                 settings,
@@ -280,9 +277,9 @@ def _core_of(config: PeerConfig) -> InvocationCore:
     )
 
 
-def _settings_of(
-    config: PeerConfig, peer_id: PeerId, endpoint: str, incarnation: int
-) -> LoopSettings:
+def _settings_of(config: PeerConfig, engine: LmdbEngine, endpoint: str) -> LoopSettings:
+    """Return what the loop needs, of a start that is counted by that."""
+    peer_id, incarnation = engine.peer_id, count_start(engine)
     return LoopSettings(
         peer_id=peer_id,
         peer_name=config.name,
