@@ -197,7 +197,8 @@ def test_forwarded_request_in_order_is_not_looked_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked_up = watched(monkeypatch)
-    with Simulation(1, peers=3, joined=True, classes=[Counter]) as sim:
+    # In this history all go by one of the two links; what changes over is looked up.
+    with Simulation(2, peers=3, joined=True, classes=[Counter]) as sim:
         counter = sim.create(COUNTER)
         raw = Raw(sim, "peer-2")
         looked_up.clear()

@@ -49,6 +49,7 @@ def test_other_copy_is_behind_what_the_client_has_seen() -> None:
             {"epoch": seen[0], "number": seen[1]},
         )
 
+        sim.heal()  # Until then it could only refuse, or send to who may be gone.
         assert behind.get(object_id).peek.options(staleness_s=600)() == 6
 
 
