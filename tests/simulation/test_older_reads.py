@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from activestore.errors import InvalidRequestError, NoQuorumError
+from activestore.core.effects import Saw
+from activestore.errors import ActiveStoreError, InvalidRequestError, NoQuorumError
 from activestore.ids import ObjectId
 from activestore.testing import Simulation
 from tests.simulation.clusters import COUNTER, join
@@ -106,6 +107,33 @@ def test_next_read_sees_what_came_since(sim: Simulation, object_id: ObjectId) ->
     value, info = reader.with_info()
 
     assert (value, info.peer) == (7, "peer-2")
+
+
+def test_leader_tells_what_is_committed_and_not_what_is_under_way(
+    sim: Simulation, object_id: ObjectId
+) -> None:
+    """Who has seen a number that is taken back would find every copy too old."""
+    loop = sim.peers["peer-1"].loop
+    before = loop.reading.told(Saw(object_id, 2))
+    sim.partition(["peer-1"], ["peer-2", "peer-3"])
+    adder = sim.client("peer-1").get(object_id)
+
+    def add() -> None:
+        with pytest.raises(ActiveStoreError):
+            adder.add()
+
+    sim.spawn(add)
+    sim.run(0.5)
+    register = loop.replicating.core.register_of(object_id)
+    assert register is not None
+    assert register.number == before["number"] + 1, "it is on the leader's disk"
+    assert loop.replicating.core.is_led(object_id)
+
+    told = loop.reading.told(Saw(object_id, 2))
+
+    assert told == before
+    assert told["epoch"] == register.epoch.counter
+    assert told["age_ms"] == 0
 
 
 def test_object_without_copies_tells_of_itself_too(sim: Simulation) -> None:
