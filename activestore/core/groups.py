@@ -67,10 +67,24 @@ def lacks_witness(plan: Plan, config: Config) -> bool:
     return plan.wants_witness and not has_one
 
 
-def may_hold_a_copy(plan: Plan, config: Config) -> bool:
-    """Return whether the witness may get the state, as nobody else can."""
-    is_free = bool(config.witness) and not plan.wants_witness
-    return is_free and config.witness not in plan.leaving and lacks_member(plan, config)
+def changing_roles(
+    plan: Plan, config: Config, me: PeerId
+) -> tuple[PeerId, Config] | None:
+    """Return who leaves to come back in the other role, as nobody else can take it.
+
+    The witness, to hold a copy, or a member that is one too many, to be the witness; and
+    the config without it.
+    """
+    witness = config.witness
+    if lacks_member(plan, config):
+        if not witness or plan.wants_witness or witness in plan.leaving:
+            return None
+        return witness, changed(plan, config, config.members, NOBODY)
+    free = [one for one in stays(plan, config) if one != me]
+    if witness or len(stays(plan, config)) <= plan.wanted or not free:
+        return None
+    rest = tuple(one for one in config.members if one != free[-1])
+    return free[-1], changed(plan, config, rest, NOBODY)
 
 
 def next_candidate(plan: Plan, config: Config) -> PeerId:

@@ -316,13 +316,10 @@ class Leaders(LeadEndings):
             plan.refused.append(f"{candidate.hex()[:8]} is out of reach")
             candidate = groups.next_candidate(plan, lead.config)
         if not candidate:
-            witness = lead.config.witness
-            if groups.may_hold_a_copy(plan, lead.config) and (
-                self._desk.is_reachable(witness)
-            ):
-                plan.candidates.append(witness)
-                members = lead.config.members
-                self._propose(lead, groups.changed(plan, lead.config, members, NOBODY))
+            changed = groups.changing_roles(plan, lead.config, self._desk.me)
+            if changed is not None and self._desk.is_reachable(changed[0]):
+                plan.candidates.append(changed[0])
+                self._propose(lead, changed[1])
                 return
             config = groups.noted(plan, lead.config)
             if config is not None:  # The goal stays: repair grows again.

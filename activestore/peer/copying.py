@@ -10,13 +10,16 @@ Source: reliability.md 3.2 ("fsync BEFORE any PROMISE or ACK"), 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
+from activestore.errors import StorageFullError
+from activestore.ids import ObjectId
 from activestore.peer import shipping
 from activestore.peer.table import Table
+from activestore.storage.engine import Engine, Row
 
 # Steps that are written in one commit: it bounds how long the first waits.
 STEPS_MAX = 256
@@ -30,16 +33,49 @@ class Copying:
         self._tell = tell
         self._waiting: list[wanted.Store] = []
         self._is_writing = False
+        # Copies that are to go, and which this disk refused to let go of.
+        self._left: dict[ObjectId, tuple[Sequence[Row], bytes]] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or is being written."""
-        return not (self._waiting or self._is_writing)
+        return not (self._waiting or self._is_writing or self._left)
 
     def add(self, effect: wanted.Store) -> None:
         """Have a step written; `Stored` is told once it is on disk, or refused."""
         self._waiting.append(effect)
         self._write_more()
+
+    def remove(self, object_id: ObjectId, rows: Sequence[Row]) -> None:
+        """Have a copy and its register go; `rows`: what is kept in their stead."""
+        self._remove(object_id, rows, None)
+
+    def remove_again(self) -> None:
+        """Have go what a full disk has kept; called now and then."""
+        left, self._left = self._left, {}
+        for object_id, (rows, register) in left.items():
+            self._remove(object_id, rows, register)
+
+    def _remove(
+        self, object_id: ObjectId, rows: Sequence[Row], register: bytes | None
+    ) -> None:
+        """Remove a copy, unless it is another one than that of this register by now."""
+
+        def remove(engine: Engine) -> bytes | None:
+            known = engine.row("register", object_id)
+            if register is not None and known != register:
+                return None
+            try:
+                shipping.remove_copy(engine, object_id, rows)
+            except StorageFullError:
+                return known
+            return None
+
+        def then(kept: Any, _error: BaseException | None) -> None:
+            if kept is not None:
+                self._left[object_id] = (rows, kept)
+
+        self._table.storage.write(remove, then)
 
     def _write_more(self) -> None:
         if not self._waiting or self._is_writing:

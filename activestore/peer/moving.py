@@ -364,7 +364,10 @@ class Moving:
         change = Change(
             object_id, version, named.state, alias=named.alias, epoch=epoch,
             replies=replies, created_s=created_s,
-            rows=[Row("staged", object_id, _packed_given(given))],
+            rows=[
+                Row("staged", object_id, _packed_given(given)),
+                Row("register", object_id, None),  # Of a copy that was to go.
+            ],
         )  # fmt: skip
         return named, given, change
 

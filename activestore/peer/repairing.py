@@ -59,6 +59,7 @@ class Repairing:
 
     def look(self, now_s: float) -> None:
         """Look at some groups, and mend those that need it."""
+        self._loop.replicating.copying.remove_again()
         if not self._core.registers:
             return
         self._look_at_peers(now_s)
@@ -97,14 +98,15 @@ class Repairing:
                 self._told_gone.add(one)
                 self._loop.replicating.peer_seen(one, is_reachable=False)
         lacks = _lacks(register)
-        if not (lacks or gone):
+        if not (lacks or gone or _exceeds(register)):
             return
         after_s = self._loop.settings.repair_after_s
         leaving = [
             one for one in gone if now_s - self._gone_s.get(one, now_s) >= after_s
         ]
         is_due = now_s - self._failed_s.get(object_id, -AGAIN_S) >= AGAIN_S
-        if (lacks or leaving) and is_due and object_id not in self._open:
+        is_wrong = lacks or _exceeds(register)  # A change of it was cut short.
+        if (is_wrong or leaving) and is_due and object_id not in self._open:
             self._mend(object_id, register, leaving)
 
     def gone(self, voters: Sequence[PeerId]) -> list[PeerId]:
@@ -220,6 +222,13 @@ class Repairing:
             )
         failed = self._why.get(object_id, "")
         return failed or "a copy is being made"
+
+
+def _exceeds(register: Register) -> bool:
+    config = register.config
+    return len(config.members) > config.wanted or (
+        bool(config.witness) and not config.wants_witness
+    )
 
 
 def _lacks(register: Register) -> bool:

@@ -100,7 +100,7 @@ class Replicating:
         # those that are not on this disk yet, and those that no majority has.
         self._lines: dict[ObjectId, deque[GroupOrder]] = {}
         self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
-        self._copying = Copying(table, self.step)
+        self.copying = Copying(table, self.step)
         self._has_rounds = False
         # Objects that are deleted, and whose registers are kept until all know it.
         self._deleted: set[ObjectId] = set()
@@ -398,7 +398,7 @@ class Replicating:
     def _do_store(self, effect: wanted.Store) -> None:
         if effect.register.is_deleted:
             self._deleted.add(effect.object_id)
-        self._copying.add(effect)
+        self.copying.add(effect)
 
     def _do_remove(self, effect: wanted.Remove) -> None:
         object_id = effect.object_id
@@ -406,10 +406,7 @@ class Replicating:
         self._deleted.discard(object_id)
         rows = self._places.rows_after(object_id, is_gone=is_gone)
         self._location.unfollow(object_id, is_gone=is_gone)
-        self._table.storage.write(
-            lambda engine: shipping.remove_copy(engine, object_id, rows),
-            lambda *_: None,
-        )
+        self.copying.remove(object_id, rows)
         self._table.step(events.StateReplaced(object_id, is_gone=True))
         self._release(object_id)
 

@@ -225,7 +225,7 @@ def what_is_left(peer: SimPeer) -> list[str]:
         one.hex(): (busy.count, busy.writes, busy.deferred)
         for one, busy in acceptor._busy.items()
     }
-    tables["stores"] = {} if shell._copying.is_idle else {"open": True}
+    tables["stores"] = {} if shell.copying.is_idle else {"open": True}
     tables["growing"] = peer.loop.growing
     tables["calls"] = peer.core.calls
     tables["names"] = peer.loop.naming.open

@@ -12,9 +12,10 @@ from activestore.core.replication import Replication
 from activestore.core.replication_effects import Followed
 from activestore.core.replication_events import MessageCame, Touched
 from activestore.core.troubles import TroubleKind
-from activestore.errors import NoQuorumError, StorageFullError
+from activestore.errors import CancelledError, NoQuorumError, StorageFullError
 from activestore.ids import ObjectId, PeerId
 from activestore.testing import DiskSpeed, Latency, PeerSettings, Simulation
+from activestore.testing.peers import SimPeer
 from activestore.wire.replicas import Accept, Ballot, Config, Point
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
@@ -71,7 +72,7 @@ def test_member_that_is_to_leave_lets_its_copy_go() -> None:
         check_whole(sim, {id_of(counter): 2})
 
 
-def test_witness_gets_the_state_where_nobody_else_can() -> None:
+def test_witness_gets_the_state_and_a_member_is_witness_where_nobody_else_can() -> None:
     with Simulation(5, peers=3, classes=[Counter]) as sim:
         join(sim)
         client = sim.client("peer-1")
@@ -79,6 +80,9 @@ def test_witness_gets_the_state_where_nobody_else_can() -> None:
         client.replicate(counter, 3, witness=False)
         assert counter.add() == 1
         check_whole(sim, {id_of(counter): 3})
+        client.replicate(counter, 2, witness=True)
+        assert counter.add() == 2
+        check_whole(sim, {id_of(counter): 2})
 
 
 def test_object_that_is_moving_gets_no_copies_before_it_is_there() -> None:
@@ -118,6 +122,62 @@ def test_copy_that_nobody_told_to_go_goes_after_a_while() -> None:
         sim.run(30.0)
         assert register_at(sim.peers["peer-4"], object_id) is not None
         check_whole(sim, {object_id: 3})
+
+
+def test_copy_that_a_full_disk_kept_goes_when_there_is_room() -> None:
+    with Simulation(9, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        full: list[str] = []
+
+        def fill(peer: SimPeer) -> None:
+            is_out = peer.loop.replicating.core.register_of(object_id) is None
+            if is_out and not full:
+                full.append(peer.name)
+                sim.refuse_commits(peer.name, 3)
+
+        sim.checks.append(fill)
+        client.replicate(counter, 2)
+        sim.run(0.3)
+        assert register_at(sim.peers[full[0]], object_id) is not None
+        check_whole(sim, {object_id: 2})
+        check_nothing_left(sim)
+
+
+def test_group_gets_as_small_as_it_was_wanted_though_its_leader_died() -> None:
+    settings = PeerSettings(repair_after_s=10.0)
+    with Simulation(10, peers=3, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        object_id = id_of(counter)
+        ended: list[str] = []
+
+        def end(peer: SimPeer) -> None:
+            register = peer.loop.replicating.core.register_of(object_id)
+            if register is None or ended or peer.name == "peer-1":
+                return
+            config = register.config
+            if config.wanted != 1 or config.before:
+                return  # Its first step is not done.
+            ended.append("peer-1")
+            sim.agenda.later(0.0, lambda: sim.crash("peer-1"))
+
+        sim.checks.append(end)
+        operator = sim.client("peer-1")
+
+        def shrink() -> None:
+            with pytest.raises(CancelledError):
+                operator.replicate(counter, 1)
+
+        task = sim.spawn(shrink)
+        sim.run(1.0)
+        operator.close()  # Nobody asks again.
+        sim.restart("peer-1")
+        check_whole(sim, {object_id: 1})
+        assert task.is_over
 
 
 def test_peer_with_a_new_disk_at_an_old_address_may_vote() -> None:
