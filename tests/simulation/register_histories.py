@@ -363,7 +363,12 @@ class History:
         row = node.disk.rows.get(object_id)
         if node.core is None or row is None or row.state is None:
             return
-        others = [n.disk.rows.get(object_id) for n in self.world.nodes.values()]
+        # A copy that is to become a member's, or was one's, may go at any time.
+        others = [
+            n.disk.rows.get(object_id)
+            for n in self.world.nodes.values()
+            if n.peer_id in row.register.config.members
+        ]
         equals = [
             other for other in others if other is not None and other[1:] == row[1:]
         ]
