@@ -164,9 +164,30 @@ class Links:
 
     def is_direct(self, link: Link) -> bool:
         """Return whether a link leads to one peer that is not the connected one."""
-        return bool(link.expected_id) and link is not self.main
+        is_other = link is not self.main and link.probed is None
+        return is_other and link not in self.candidates
 
     # -- the connected peer ------------------------------------------------------------
+
+    def open_spare(self, now_s: float) -> Link | None:
+        """Open a link to a peer that there is none to yet; None where none is known."""
+        in_use = {one.endpoint for one in self.by_route.values()}
+        free = [one for one in (*self.given, *self.learned) if one not in in_use]
+        if not free:
+            return None
+        # One that was not reached lately is better than none.
+        reached = [one for one in free if not self.is_unreachable(one, now_s)]
+        return self.open((reached or free)[0], now_s)
+
+    def prefer(self, link: Link) -> None:
+        """Take another peer for the connected one; the link to that one stays."""
+        before = self.main
+        if self.is_looking or before.peer is None or not link.is_up:
+            return
+        before.expected_id = before.peer.peer_id
+        link.expected_id = b""  # Whoever answers there may be the connected peer.
+        self.main = link
+        self.copies.clear()  # The new one may have other copies.
 
     def learn(self, endpoints: object) -> None:
         """Keep the addresses of other peers that a Welcome names, as far as they are any."""

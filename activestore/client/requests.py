@@ -5,7 +5,7 @@ Rules of this file: no I/O; the session decides where a request goes and when.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from activestore.client.links import Link, Links
@@ -18,6 +18,7 @@ from activestore.errors import (
     error_from_wire,
 )
 from activestore.wire import values
+from activestore.wire.limits import OPEN_TOLD_EVERY, OPEN_TOLD_MAX
 from activestore.wire.messages import Call, Credit, Delete, Item, Message, Reply
 
 ATTEMPTS_MAX = 3
@@ -37,8 +38,8 @@ class Request:
     __slots__ = (
         "attempt", "deadline_s", "error", "first_sent_s", "heard_s", "is_counted",
         "is_done", "is_forwarded", "is_sent", "is_stream", "items", "link", "message",
-        "next_item", "on_done", "owed_credit", "redirects", "reply", "retry_s", "sent_s",
-        "sequence", "timeout_s", "waiter", "where",
+        "next_item", "on_done", "owed_credit", "passes", "redirects", "refusal", "reply",
+        "retry_s", "sent_s", "sequence", "timeout_s", "tried", "waiter", "where",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,9 @@ class Request:
         self.sent_s = now_s
         self.is_forwarded = False  # The connected peer was asked to forward it.
         self.redirects = 0
+        self.passes = 0  # How often another peer was asked because nothing was heard.
+        self.refusal: ActiveStoreError | None = None  # That another peer may not share.
+        self.tried: list[Link] = []  # Links by which it was asked without an answer.
         self.where = where
         self.attempt = 0
         self.first_sent_s = now_s
@@ -116,7 +120,7 @@ class Request:
             error.quarantined_s > 0 or error.is_partial
         ):
             return False
-        return self.attempt + 1 < ATTEMPTS_MAX
+        return self.attempt - self.passes + 1 < ATTEMPTS_MAX
 
     def why_silent(
         self, now_s: float, silence_s: float, dead_s: float
@@ -168,6 +172,18 @@ _MOVED_KINDS: dict[str, tuple[type, ...]] = {
     "epoch": (int,),
 }
 _WORDS = {float: "a number", bytes: "bytes", str: "a text", int: "an integer"}
+
+
+def with_open(message: Call, requests: Mapping[int, Request]) -> Call:
+    """Say which requests are open, now and then, where one has been for long.
+
+    Else the peer would keep the answers of all that came after it.
+    """
+    is_turn = message.sequence % OPEN_TOLD_EVERY == 0
+    if not is_turn or len(requests) > OPEN_TOLD_MAX:
+        return message
+    extra = {**(message.extra or {}), "open": list(requests)}
+    return message._replace(extra=extra)
 
 
 def error_of(message: Any, where: str) -> ActiveStoreError:

@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from activestore.client import passing
 from activestore.client.chunking import Chunking
 from activestore.client.links import REACH_S, Link, Links, Peer, Place
-from activestore.client.requests import ASKED_AGAIN, Request, error_of
+from activestore.client.requests import ASKED_AGAIN, Request, error_of, with_open
 from activestore.client.sightings import Sightings
 from activestore.errors import (
     ActiveStoreError,
@@ -33,9 +34,7 @@ from activestore.errors import (
 )
 from activestore.ids import SessionId
 from activestore.wire.limits import (
-    OPEN_TOLD_EVERY,
     OPEN_TOLD_FROM,
-    OPEN_TOLD_MAX,
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
 )
@@ -142,7 +141,7 @@ class Session:
         first_unacked = next(iter(self.requests), sequence)
         message = make(sequence, first_unacked)
         if sequence - first_unacked > OPEN_TOLD_FROM and type(message) is Call:
-            message = self._with_open(message)
+            message = with_open(message, self.requests)
         links = self.links
         request = Request(sequence, message, links.main, now_s, timeout_s, where)
         if links.places or message.extra:
@@ -152,17 +151,6 @@ class Session:
 
     def _busy(self) -> Iterator[Link]:
         return (request.link for request in self.requests.values())
-
-    def _with_open(self, message: Call) -> Call:
-        """Say which requests are open, now and then, where one has been for long.
-
-        Else the peer would keep the answers of all that came after it.
-        """
-        is_turn = message.sequence % OPEN_TOLD_EVERY == 0
-        if not is_turn or len(self.requests) > OPEN_TOLD_MAX:
-            return message
-        extra = {**(message.extra or {}), "open": list(self.requests)}
-        return message._replace(extra=extra)
 
     # -- what comes in -----------------------------------------------------------------
 
@@ -193,7 +181,7 @@ class Session:
         more_ended, more_out = self._take(message, now_s, link)
         return [*ended, *more_ended], [*out, *more_out]
 
-    def _take(  # noqa: C901 - one branch per message kind
+    def _take(  # noqa: C901, PLR0912 - one branch per message kind
         self, message: Any, now_s: float, link: Link
     ) -> tuple[Ended, Out]:
         kind = type(message)
@@ -205,6 +193,8 @@ class Session:
             request.is_done = True
             if message[1]:
                 self.sightings.note(request.message, message[1])
+            if request.tried:
+                passing.answered(request, self.links, link)
             return [request], []
         if kind is Beat:
             for sequence in message[0]:
@@ -276,6 +266,7 @@ class Session:
             backoff_s = min(BACKOFF_S * 2**request.attempt, BACKOFF_S_MAX)
             wait_s = max(self._rng() * backoff_s, getattr(error, "retry_after_s", 0.0))
             request.retry_s = now_s + wait_s
+            passing.note_refusal(request, error, link)
             self._next_tick_s = min(self._next_tick_s, request.retry_s)
             return [], []
         return [self._fail(request, error)], []
@@ -316,7 +307,7 @@ class Session:
         if link.expected_id and link.expected_id != message.peer_id:
             raise RemoteProtocolError("another peer has that address", link.endpoint)
         links, extra = self.links, message.extra or {}
-        if link in (links.main, *links.candidates):
+        if link in (links.main, *links.candidates) or not link.expected_id:
             cluster = extra.get("cluster")
             if None not in (cluster, self._cluster) and cluster != self._cluster:
                 raise RemoteProtocolError(
@@ -331,6 +322,8 @@ class Session:
             message.limits.get("message_bytes_max", 1 << 30),
         )  # fmt: skip
         self.chunking.welcomed(link, message)
+        if links.is_direct(link):
+            link.expected_id = message.peer_id
         link.is_up = True
         link.asked_s = 0.0
         link.greeted_s = float("-inf")
@@ -360,27 +353,23 @@ class Session:
         self, link: Link, now_s: float, *, is_again: bool = True
     ) -> tuple[Ended, Out]:
         """Send what was held for a link and, with `is_again`, what was sent before."""
-        moved = [
-            request
-            for request in self.requests.values()
-            if request.link is link and (is_again or not request.is_sent)
-        ]
+        here = [r for r in self.requests.values() if r.link is link]
+        moved = [r for r in here if is_again or not r.is_sent]
         return self._move(moved, link, now_s)
 
     def _move(
         self, requests: list[Request], link: Link, now_s: float
     ) -> tuple[Ended, Out]:
         """Send requests on a link because the connection that they waited on broke."""
-        ended: Ended = []
-        out: Out = []
+        ended, out = list[Request](), list[tuple[Link, Message]]()
         for request in requests:
             if request.is_stream and request.is_sent:
                 error = UnavailableError(
                     request.where, "the connection broke; a stream is not resumed"
                 )
                 ended.append(self._fail(request, error))
-                if link.is_up:  # It may be the same peer, that we reach another way.
-                    out.append((link, Cancel(request.sequence)))
+                # It may be the same peer, that we reach another way.
+                out += [(link, Cancel(request.sequence))] if link.is_up else []
             else:
                 out += self._send_to(request, link, now_s, is_again=True)
         return ended, out
@@ -475,9 +464,11 @@ class Session:
         """Return when `tick` is due next."""
         return self._next_tick_s
 
-    def tick(self, now_s: float) -> tuple[Ended, Out]:
+    def tick(  # noqa: C901 - one branch per kind of time that is over
+        self, now_s: float
+    ) -> tuple[Ended, Out]:
         """Do what time asks for; return the requests that it ended, and what to send."""
-        self._next_tick_s = now_s + PING_S / 2
+        links, self._next_tick_s = self.links, now_s + PING_S / 2
         ended, out = self._tick_links(now_s)
         for request in list(self.requests.values()):
             link = request.link
@@ -493,9 +484,18 @@ class Session:
                 ended.append(self._fail(request, error))
             elif request.retry_s and now_s >= request.retry_s:
                 request.retry_s = 0.0
-                out += self._send_to(request, link, now_s, is_again=True)
+                found = passing.next_link(request, links, now_s)
+                out += self._send_to(request, found or link, now_s, is_again=True)
             elif request.retry_s:
                 self._next_tick_s = min(self._next_tick_s, request.retry_s)
+            elif passing.is_due(request, links, now_s):
+                if request.refusal is not None:
+                    ended.append(self._fail(request, request.refusal))
+                    continue
+                found = passing.next_link(request, links, now_s, is_silent=True)
+                if found is not None:
+                    request.passes += 1
+                    out += self._send_to(request, found, now_s, is_again=True)
         for request in self.requests.values():
             self._next_tick_s = min(self._next_tick_s, request.heard_s + self.silence_s)
         return ended, out

@@ -102,7 +102,9 @@ class Incoming(Making):
     replicating: Replicating
     reading: Reading
 
-    def _take_frames(self, route: bytes, frames: Sequence[Buffer]) -> None:
+    def _take_frames(  # noqa: C901 - who may say what, kind by kind
+        self, route: bytes, frames: Sequence[Buffer]
+    ) -> None:
         try:
             messages = codec.decode_frames(frames)
         except RemoteProtocolError as error:
@@ -114,6 +116,8 @@ class Incoming(Making):
             session.heard_s = self._now_s
             session.route = route  # It may have been heard by another way meanwhile.
             session.is_relayed = session.is_peer
+            if session.behind:
+                session.came_directly(messages)
         link = self.links.by_route.get(route)
         if link is not None:
             link.heard_s = self._now_s
@@ -181,12 +185,16 @@ class Incoming(Making):
         session = self.sessions.get(session_id)
         if session is None:
             session = Session(session_id, link.route, f"by {link.name}", self._now_s)
+            session.is_relayed = True
             self.sessions[session_id] = session
         session.heard_s = self._now_s
         # Calls of a peer's own methods travel under the number of its start.
         session.is_peer = session.is_peer or session_id == link.incarnation
-        if session.route != link.route and not session.is_peer:
-            session.doubt()  # What stood still on this way may have come by the other.
+        if not session.is_peer:
+            if session.route != link.route:
+                # What stood still on this way may have come by the other.
+                session.doubt()
+            session.came_behind(link.route, inner)
         session.route = link.route
         session.is_relayed = True
         handler(session, inner)
@@ -218,7 +226,6 @@ class Incoming(Making):
             session = Session(session_id, route, message.client_name, self._now_s)
             self.sessions[session_id] = session
         else:
-            self.routes.pop(session.route, None)
             self._leave_route(session)
             session.route = route
         self.routes[route] = session
@@ -299,13 +306,19 @@ class Incoming(Making):
             self._end_session(session)
 
     def _leave_route(self, session: Session) -> None:
-        """Forget what waits for a client's connection; a link to a peer has others too."""
-        if session.route not in self.links.by_route:
-            self.lanes.close(session.route)
+        """Forget a client's connection, and what waits for it.
+
+        A link to a peer behind which it is carries what others say, too.
+        """
+        for route in (session.route, session.direct):
+            if self.routes.get(route) is session:
+                del self.routes[route]
+                if route not in self.links.by_route:
+                    self.lanes.close(route)
+        session.direct = b""
 
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.session_id, None)
-        self.routes.pop(session.route, None)
         self._leave_route(session)
         self.relays.end_session(session)
         self.naming.end_session(session.session_id)

@@ -388,6 +388,7 @@ class Links:
         link = self.by_route.pop(route, None)
         if link is not None:
             self._table.lanes.close(route)
+            self._table.forget_way(route)
             self._leave_peer(link)
             if self._dialled.get(link.endpoint) is link:
                 del self._dialled[link.endpoint]

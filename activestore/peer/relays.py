@@ -342,10 +342,8 @@ class Relays(Travelling):
             elif trip.is_resting:
                 trip.is_resting = False
                 self._go_on(trip)
-            elif trip.due_s:
+            elif trip.due_s or trip.link is None:
                 continue
-            elif not trip.call_id or trip.link is None:
-                continue  # A client hears no beats of what was lost, and gives it up.
             elif now_s - max(trip.named_s, moved_s) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
         self._tell_moving(now_s)
@@ -390,6 +388,7 @@ class Relays(Travelling):
             )
         trip = self._trips.get((session_id, inner[0]))  # type: ignore[arg-type]
         if trip is None:
+            self._pass_on_result(session_id, inner)
             return
         if type(inner) is Item:
             self._take_item(trip, inner)
@@ -397,6 +396,12 @@ class Relays(Travelling):
             self._take_failure(trip, inner)
         else:
             self._finish(trip, inner)
+
+    def _pass_on_result(self, session_id: SessionId, inner: Any) -> None:
+        """Tell a client what it asked by another peer, whose link was lost."""
+        session = self._table.sessions.get(session_id)
+        if type(inner) is Reply and session is not None and not session.is_relayed:
+            self._table.tell(session, inner)
 
     def _take_item(self, trip: Trip, item: Item) -> None:
         trip.named_s = self._table.clock()

@@ -24,9 +24,12 @@ from activestore.wire.messages import (
     Call,
     Create,
     Delete,
+    Failure,
+    Item,
     Message,
     Persist,
     Relayed,
+    Reply,
     Request,
 )
 
@@ -38,6 +41,12 @@ ABOVE_ALL = 1 << 64
 # Requests of which one has to be answered before the next ones are not looked up: some
 # may run for long.
 DOUBTED_MAX = 16
+# Requests of one client of which it is known by which peer they came; the answer to an
+# older one goes where its client was heard last.
+BEHIND_MAX = 4096
+
+_ANSWERED = (Call, Create, Delete, Persist, Request)
+_ANSWERS = (Reply, Failure, Item)
 
 _Numbered = TypeVar("_Numbered", Call, Create, Delete, Persist)
 
@@ -49,11 +58,14 @@ class Session:
     somewhere behind the peer that is. `can_follow`: it goes where it is told to.
     `highest`: the highest number of its requests that came here; above all numbers
     while each is looked up. `doubted`, `seen`: the first of those, and the highest.
+    `behind`: by which link each open request of a client came that came by a peer; its
+    answer goes back there, for the peer at another link's end knows nothing of it. None
+    until there was one. `direct`: the client's own connection, where it had one then.
     """
 
     __slots__ = (
-        "can_follow", "doubted", "heard_s", "highest", "is_peer", "is_relayed", "name",
-        "route", "seen", "session_id",
+        "behind", "can_follow", "direct", "doubted", "heard_s", "highest", "is_peer",
+        "is_relayed", "name", "route", "seen", "session_id",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +78,8 @@ class Session:
         self.is_relayed = False
         self.is_peer = False
         self.can_follow = False
+        self.behind: dict[int, bytes] | None = None
+        self.direct = b""
         self.doubt()
 
     def doubt(self) -> None:
@@ -73,6 +87,28 @@ class Session:
         self.highest = ABOVE_ALL
         self.doubted: list[int] = []
         self.seen = 0
+
+    def came_behind(self, route: bytes, message: Message) -> None:
+        """Note that a message of a client came by a link, from behind another peer."""
+        if not self.is_relayed:
+            self.direct = self.route
+        if not isinstance(message, _ANSWERED):
+            return
+        if self.behind is None:
+            self.behind = {}
+        self.behind.pop(message.sequence, None)
+        self.behind[message.sequence] = route
+        if len(self.behind) > BEHIND_MAX:
+            del self.behind[next(iter(self.behind))]
+
+    def came_directly(self, messages: Sequence[Message]) -> None:
+        """Note that messages came over the client's own connection.
+
+        A first attempt that comes behind a later one is a copy that stood still.
+        """
+        for message in messages:
+            if isinstance(message, _ANSWERED) and getattr(message, "attempt", True):
+                (self.behind or {}).pop(message.sequence, None)
 
     def numbered(self, message: _Numbered) -> _Numbered:
         """Note the number of a request; return it, as a retry where it may be one.
@@ -215,19 +251,51 @@ class Table:
 
     def tell(self, session: Session, message: Message) -> None:
         """Send a message to a session, through the peer that it is behind, if any."""
+        route, is_relayed = session.route, session.is_relayed
+        if session.behind is not None and isinstance(message, _ANSWERS):
+            route, is_relayed = self._way_back(session, message.sequence)
+            if type(message) is not Item:
+                session.behind.pop(message.sequence, None)
+        self._tell_by(route, session, message, is_relayed=is_relayed)
+
+    def _way_back(self, session: Session, sequence: int) -> tuple[bytes, bool]:
+        """Return the route by which a request came, and whether from behind a peer."""
+        route = None if session.behind is None else session.behind.get(sequence)
+        if route is not None:
+            return route, True
+        if session.is_relayed and self.routes.get(session.direct) is session:
+            return session.direct, session.is_peer
+        return session.route, session.is_relayed
+
+    def _tell_by(
+        self, route: bytes, session: Session, message: Message, *, is_relayed: bool
+    ) -> None:
         is_at_once = type(message) in AT_ONCE
-        if session.is_relayed:
+        if is_relayed:
             buffers = message[-1]
             message = Relayed(session.session_id, None, codec.encode(message), buffers)
         if is_at_once:
-            self.transport.send(session.route, message)
+            self.transport.send(route, message)
         else:
-            self.send(session.route, message)
+            self.send(route, message)
 
     def beat(self, session: Session, sequences: Sequence[int]) -> None:
-        """Tell a session that its requests are still under way."""
-        for start in range(0, len(sequences), BEAT_SEQUENCES_MAX):
-            self.tell(session, Beat(sequences[start : start + BEAT_SEQUENCES_MAX]))
+        """Tell a session that its requests are still under way, each by its own way."""
+        ways: dict[tuple[bytes, bool], list[int]] = {}
+        for sequence in sequences:
+            ways.setdefault(self._way_back(session, sequence), []).append(sequence)
+        for (route, is_relayed), named in ways.items():
+            for start in range(0, len(named), BEAT_SEQUENCES_MAX):
+                beat = Beat(named[start : start + BEAT_SEQUENCES_MAX])
+                self._tell_by(route, session, beat, is_relayed=is_relayed)
+
+    def forget_way(self, route: bytes) -> None:
+        """Note that a link to a peer is gone: what came by it may be asked another way."""
+        for session in self.sessions.values():
+            if session.behind:
+                gone = [n for n, by in session.behind.items() if by == route]
+                for number in gone:
+                    del session.behind[number]
 
     def send(self, route: bytes, message: Message) -> None:
         """Send a message in its turn, and in chunks where its connection has them."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from activestore.client import links as links_module
+from activestore.client.passing import PASS_BYTES_MAX, PASS_S, PASSES_MAX
 from activestore.client.session import (
     DEAD_S,
     FIRST_WAIT_S,
     PING_S,
 )
 from activestore.errors import (
+    NoQuorumError,
     RemoteProtocolError,
     UnavailableError,
 )
@@ -24,6 +26,8 @@ from activestore.wire.messages import (
     Reply,
 )
 from tests.client.sessions import (
+    failure,
+    open_call,
     open_stream,
     welcome,
 )
@@ -85,13 +89,116 @@ def test_lone_peer_is_waited_for_as_long_as_a_request_may_be_silent(world):
     assert world.session.links.main.is_up
 
 
+def stay(world: World, seconds: float, *answering: str, beat: int = 0) -> None:
+    """Let time pass while some peers answer pings, and may name a request."""
+    for token in range(int(seconds / PING_S)):
+        world.pass_time(PING_S)
+        for endpoint in answering:
+            world.come(endpoint, Pong(token, b"i" * 16, is_known=True))
+            if beat:
+                world.come(endpoint, Beat([beat]))
+
+
 def test_connected_peer_that_answers_pings_is_kept(pair):
     pair.call()
-    for token in range(20):
-        pair.pass_time(PING_S)
-        pair.come(A, Pong(token, b"i" * 16, is_known=True))
+
+    stay(pair, 10.0, A, beat=1)
 
     assert B not in pair.sent
+
+
+def test_request_that_its_peer_does_not_name_goes_by_another_too(pair):
+    request = pair.call()
+
+    stay(pair, PASS_S + PING_S, A)
+    pair.greet(B)
+    assert pair.calls(B) == [(1, 1, True)]
+    assert pair.session.endpoint == A
+    pair.come(A, Reply(1))
+
+    assert pair.ended == [request]
+    assert pair.session.endpoint == A, "it was slow, no more"
+
+
+def test_peer_that_answers_what_the_connected_one_did_not_is_asked_first(pair):
+    request = pair.call()
+    slow = pair.call()
+    stay(pair, PASS_S + PING_S, A)
+    pair.greet(B)
+
+    pair.come(B, Reply(1))
+    pair.call()
+
+    assert pair.ended == [request]
+    assert pair.session.endpoint == B
+    assert pair.calls(B) == [(1, 1, True), (2, 1, True), (3, 0, False)]
+    pair.come(A, Reply(2))
+    assert pair.ended == [request, slow], "what comes from the first one still counts"
+
+
+def test_peer_that_came_to_be_asked_first_is_replaced_as_any_other():
+    world = World(A, B, C)
+    world.greet(A)
+    world.call()
+    stay(world, PASS_S + PING_S, A)
+    world.greet(B)
+    world.come(B, Reply(1))
+    world.give_up(A)
+    world.call()
+
+    world.pass_time(DEAD_S + PING_S)
+    world.greet(C)
+
+    assert world.calls(C) == [(2, 1, False)]
+    assert world.session.endpoint == C
+
+
+def test_stream_and_large_request_stay_where_they_are(pair):
+    pair.begun(open_stream(pair.session))
+    large = open_call(pair.session, pair.now_s)
+    large.message = large.message._replace(buffers=[bytes(PASS_BYTES_MAX)])
+    pair.begun(large)
+
+    stay(pair, 10.0, A)
+
+    assert B not in pair.sent
+
+
+def test_request_is_asked_by_no_more_than_a_few_peers():
+    world = world_of(*(f"tcp://127.0.0.1:{port}" for port in range(7401, 7411)))
+    world.call()
+
+    stay(world, 25.0, A)
+
+    asked = [endpoint for endpoint in world.sent if endpoint != A]
+    assert len(asked) == PASSES_MAX
+
+
+def test_next_attempt_after_no_majority_goes_by_another_peer(pair):
+    request = pair.call()
+
+    pair.come(A, failure(1, NoQuorumError("object", "1 of 3 voters answer", 1, 2)))
+    stay(pair, PING_S, A)
+    pair.greet(B)
+    pair.come(B, Reply(1))
+
+    assert pair.calls(B) == [(1, 1, True)]
+    assert pair.ended == [request]
+    assert pair.session.endpoint == B
+
+
+def test_spare_peer_of_another_cluster_is_not_gone_on_with():
+    world = World(A, B)
+    world.greet(A, cluster="one")
+    request = world.call()
+    stay(world, PASS_S + PING_S, A)
+
+    with pytest.raises(RemoteProtocolError, match="belongs to cluster"):
+        world.greet(B, cluster="two")
+    world.give_up(B)
+
+    assert world.session.links.main.endpoint == A
+    assert request.link.endpoint == A
 
 
 def test_full_link_is_not_taken_for_a_dead_peer(pair):

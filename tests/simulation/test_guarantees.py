@@ -75,10 +75,13 @@ def refused_within_s(sim: Simulation, do: Callable[[], object]) -> float:
 
 
 def cut_off(sim: Simulation, side: Iterable[str]) -> None:
-    """Let nothing get between these and the other peers."""
+    """Let nothing get between these, with the clients that there are, and other peers.
+
+    A client that reached other peers would go on with them.
+    """
     inside = list(side)
     outside = [name for name in sim.peers if name not in inside]
-    sim.partition(inside, outside)
+    sim.partition([*inside, *(client.name for client in sim.clients)], outside)
 
 
 # -- three copies ----------------------------------------------------------------------

@@ -118,9 +118,11 @@ def test_without_searches_it_is_said_who_cannot_be_reached():
         sim.run(DEAD_S)
         forget_everywhere(sim, object_id)
         asked = searches_of(sim, asker)
+        client = sim.client(asker)
+        sim.partition(client.name, [name for name in sim.peers if name != asker])
 
         with pytest.raises(UnavailableError, match="its home, cannot be reached"):
-            sim.client(asker).get(object_id).add(1)
+            client.get(object_id).add(1)
 
         assert asked == []
 

@@ -86,8 +86,9 @@ def test_writing_method_does_not_run_on_an_older_state(
 def test_copy_that_is_cut_off_is_read_while_it_may_be_as_old(
     sim: Simulation, object_id: ObjectId
 ) -> None:
-    counter = sim.client("peer-2").get(object_id)
-    sim.partition(["peer-2"], ["peer-1", "peer-3"])
+    client = sim.client("peer-2")
+    counter = client.get(object_id)
+    sim.partition(["peer-2", client.name], ["peer-1", "peer-3"])
     sim.run(10.0)
 
     value, info = counter.peek.options(staleness_s=60).with_info()

@@ -92,7 +92,8 @@ def test_minority_refuses_to_write_within_the_deadline() -> None:
         object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=3))
         counter = sim.client("peer-1").get(object_id)
         assert counter.add() == 1
-        sim.partition(["peer-1"], ["peer-2", "peer-3"])
+        # Its client would ask the others.
+        sim.partition(["peer-1", "client-1", "client-2"], ["peer-2", "peer-3"])
         sim.run(30.0)
         with pytest.raises(NoQuorumError):
             counter.add.options(timeout_s=8.0)()

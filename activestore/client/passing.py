@@ -1,0 +1,92 @@
+"""Requests of which nothing is heard: by which other peer they are asked again.
+
+A peer that works names what it has not answered every 2 s. Where it does not, the
+request or its answer was lost on the way, or whoever has it is cut off from the others,
+or stands still. The same request then goes by another peer, as its next attempt; the
+first one may still answer, and the object's record of answers has it done once.
+
+Rules of this file: it chooses, the session sends. Only requests whose attempts are
+counted are asked again, and none that is large, or a stream.
+
+Source: reliability.md sections 2.2 and 3.7.
+"""
+
+from __future__ import annotations
+
+from activestore.client.links import Link, Links
+from activestore.client.requests import Request
+from activestore.errors import ActiveStoreError, NoQuorumError, UnavailableError
+from activestore.wire.messages import bytes_count
+
+# Named by its peer every 2 s; the rest is for the way, and for peers that are busy.
+PASS_S = 3.0
+# Other peers that one request is asked by.
+PASSES_MAX = 3
+# What is larger may take its time, and would fill another line too.
+PASS_BYTES_MAX = 1 << 20
+# What another peer may know better; busy objects and ended executors are so for all.
+_KNOWN_BETTER = (NoQuorumError, UnavailableError)
+
+
+def is_due(request: Request, links: Links, now_s: float) -> bool:
+    """Return whether it is time to ask by another peer, and may be done."""
+    if links.is_looking:
+        return False
+    # One that came back from a peer that is not reached goes on to the next.
+    is_back = request.link in request.tried and request.refusal is None
+    wait_s = 0.0 if is_back else PASS_S
+    if now_s - max(request.heard_s, request.sent_s) < wait_s:
+        return False
+    if not request.is_sent or request.is_stream or request.passes >= PASSES_MAX:
+        return False
+    if request.link.asked_s:
+        return False  # Its line may be full; whether its peer is there is being asked.
+    message = request.message
+    if not hasattr(message, "attempt"):
+        return False
+    return len(message[-2]) + sum(map(bytes_count, message[-1])) <= PASS_BYTES_MAX
+
+
+def next_link(
+    request: Request, links: Links, now_s: float, *, is_silent: bool = False
+) -> Link | None:
+    """Return a link by which a request was not asked yet, None where it may stay.
+
+    Whoever gets it there shall forward it. `is_silent`: nothing is heard by its own link.
+    """
+    tried = request.tried
+    if is_silent and request.link not in tried:
+        tried.append(request.link)
+    if request.link not in tried or request.is_stream:
+        return None
+    found = _other(tried, links, now_s)
+    if found is not None:
+        request.ask_to_forward()
+    return found
+
+
+def _other(tried: list[Link], links: Links, now_s: float) -> Link | None:
+    known = [
+        one
+        for one in links.by_route.values()
+        if one.probed is None and one not in tried
+    ]
+    if known:  # One that is being opened, where none is welcomed.
+        return max(known, key=lambda one: (one.is_up, one.heard_s))
+    return links.open_spare(now_s)
+
+
+def note_refusal(request: Request, error: ActiveStoreError, link: Link) -> None:
+    """Have the next attempt go by another peer: this one may be cut off from the others.
+
+    Where that one says nothing, what this one has said is the answer.
+    """
+    if type(error) in _KNOWN_BETTER and link not in request.tried:
+        request.tried.append(link)
+        request.refusal = error
+
+
+def answered(request: Request, links: Links, link: Link) -> None:
+    """Ask the peer first from now on that has answered what the connected one did not."""
+    if links.main in request.tried and link is not links.main:
+        links.prefer(link)
