@@ -32,6 +32,7 @@ from activestore.errors import (
     CancelledError,
     ClassNotFoundError,
     InvalidRequestError,
+    RemoteProtocolError,
     UnavailableError,
 )
 from activestore.ids import SESSION_ID_BYTES, ObjectId, PeerId, SessionId
@@ -154,8 +155,16 @@ class SimClient(Replicating):
                 for message in codec.decode_frames(frames, codec.joined):
                     link = self.session.links.by_route.get(route)
                     if link is not None:
-                        self._went_on(*self.session.take(message, self._now_s, link))
+                        self._take_one(message, link)
         self._set_tick()
+
+    def _take_one(self, message: Any, link: Link) -> None:
+        """Take a message; go on without who talks nonsense, or is another than before."""
+        try:
+            taken = self.session.take(message, self._now_s, link)
+        except RemoteProtocolError as error:
+            taken = self.session.give_up(link, error, self._now_s)
+        self._went_on(*taken)
 
     def _went_on(
         self, ended: Sequence[Request], out: Sequence[tuple[Link, Message]]

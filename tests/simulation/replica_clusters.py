@@ -13,12 +13,12 @@ from typing import Any
 
 from activestore import remote
 from activestore.core.register import Register
-from activestore.errors import ActiveStoreError
+from activestore.errors import ActiveStoreError, ObjectNotFoundError
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import shipping
 from activestore.testing import Simulation
 from activestore.testing.peers import SimPeer
-from tests.simulation.clusters import join
+from tests.simulation.clusters import COUNTER, join
 
 # Once all is well a group is whole within this, in simulated seconds: a peer that was
 # away is dialled again after up to 30 s, a copy that was not sent is asked for again
@@ -312,6 +312,58 @@ class Operator:
         else:
             count = rng.randint(self.least, min(5, len(names)))
             self.client.replicate(object_id, count, witness=False)
+
+
+class Maker:
+    """A client's program: makes objects with names and copies, and deletes some."""
+
+    def __init__(self, sim: Simulation, peers: Sequence[str], name: str) -> None:
+        self.sim = sim
+        self.client = sim.client(*peers)
+        self.name = name
+        self.made: dict[ObjectId, str] = {}  # certainly there, with their names
+        self.gone: dict[ObjectId, str] = {}  # certainly not there
+        self.errors: list[ActiveStoreError] = []
+
+    def play(self, count: int, pause_s: float) -> None:
+        """Make something, use it, and often delete it again."""
+        rng = self.sim.rng
+        for number in range(count):
+            self.sim.sleep(rng.expovariate(1.0 / pause_s))
+            try:
+                self._live(f"{self.name}-{number}", rng.random() < 0.7)
+            except ActiveStoreError as error:
+                self.errors.append(error)
+
+    def _live(self, alias: str, is_to_go: bool) -> None:
+        copies = self.sim.rng.choice((1, 2, 3))
+        counter = self.client.create(COUNTER, alias=alias, replicas=copies)
+        object_id = id_of(counter)
+        self.made[object_id] = alias
+        assert counter.add() == 1
+        if not is_to_go:
+            return
+        del self.made[object_id]  # Not sure until it is answered.
+        self.client.delete(counter)
+        self.gone[object_id] = alias
+
+    def check_end(self) -> None:
+        """Assert that names name what is there, and nothing else is."""
+        client = self.sim.client(*self.sim.peers)
+        for object_id, alias in self.made.items():
+            assert id_of(client.get(alias)) == object_id
+        for object_id, alias in self.gone.items():
+            for peer in self.sim.peers.values():
+                assert peer.engine.head(object_id) is None, (alias, peer.name)
+                assert register_at(peer, object_id) is None, (alias, peer.name)
+            try:
+                client.get(object_id).peek()
+            except ObjectNotFoundError:
+                pass
+            else:
+                raise AssertionError(f"{alias} was deleted and answers")
+            again = client.create(COUNTER, 5, alias=alias)
+            assert id_of(client.get(alias)) == id_of(again)
 
 
 class Weather:

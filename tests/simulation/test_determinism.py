@@ -44,6 +44,32 @@ def history_of(seed: int) -> str:
         return sim.fingerprint
 
 
+def history_of_copies(seed: int) -> str:
+    """Play a history of objects with copies, whose groups change; as `history_of`."""
+    with Simulation(seed, peers=4, classes=[Counter]) as sim:
+
+        def play(peer: str) -> None:
+            client = sim.client(peer, timeout_s=5.0)
+            for number in range(4):
+                sim.sleep(sim.rng.uniform(0.0, 0.4))
+                try:
+                    counter = client.create(
+                        f"{Counter.__module__}.Counter", replicas=1 + number % 3
+                    )
+                    counter.add(1)
+                    client.replicate(counter, 1 + (number + 1) % 4)
+                    counter.add(1)
+                    client.delete(counter)
+                except ActiveStoreError:
+                    continue
+
+        for peer in sim.peers:
+            sim.spawn(play, peer)
+        sim.inject(FAULTS, 4.0)
+        sim.run(30.0)
+        return sim.fingerprint
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_same_seed_is_the_same_history(seed: int) -> None:
     first = history_of(seed)
@@ -58,7 +84,10 @@ def test_other_seed_is_another_history() -> None:
 @pytest.mark.slow
 def test_history_does_not_depend_on_the_process() -> None:
     """A failing seed of another machine must replay here."""
-    code = "from tests.simulation.test_determinism import *; print(history_of(5))"
+    code = (
+        "from tests.simulation.test_determinism import *; "
+        "print(history_of(5), history_of_copies(5))"
+    )
     found = set()
     for hash_seed in ("1", "2"):
         done = subprocess.run(
@@ -76,4 +105,4 @@ def test_history_does_not_depend_on_the_process() -> None:
         )
         found.add(done.stdout.strip())
 
-    assert found == {history_of(5)}
+    assert found == {f"{history_of(5)} {history_of_copies(5)}"}

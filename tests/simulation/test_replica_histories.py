@@ -27,10 +27,11 @@ from activestore.testing import (
     seeds,
 )
 from tests.simulation.clusters import CASES, COUNTER, join
-from tests.simulation.models import Counter
+from tests.simulation.models import Counter, Relay
 from tests.simulation.replica_clusters import (
     Book,
     Caller,
+    Maker,
     Operator,
     Weather,
     check_cores,
@@ -140,7 +141,7 @@ BUSY_CALLERS, BUSY_CALLS, BUSY_PAUSE_S = 8, 40, 0.1
 
 def play_storm(
     sim: Simulation, books: dict[ObjectId, Book], kinds: tuple[str, ...], gusts: int,
-    *, others: Sequence[Task] = (), losers: Sequence[str] = (),
+    *, others: Sequence[Task] = (), losers: Sequence[str] = (), calls: int = BUSY_CALLS,
 ) -> list[Caller]:  # fmt: skip
     """Have clients call in bad weather, and return them when all have ended."""
     names = list(sim.peers)
@@ -149,9 +150,9 @@ def play_storm(
             sim, sim.rng.sample(names, 2), books, is_direct=number % 2 == 0,
             stale_s=2.0 * (number % 3 == 1),
         )
-        for number in range(BUSY_CALLERS)
+        for number in range(BUSY_CALLERS if calls else 0)
     ]  # fmt: skip
-    tasks = [sim.spawn(one.play, BUSY_CALLS, BUSY_PAUSE_S) for one in callers]
+    tasks = [sim.spawn(one.play, calls, BUSY_PAUSE_S) for one in callers]
     tasks += others
     weather = Weather(sim, STORMY_S, kinds, losers)
     winds = [sim.spawn(weather.blow, 2.0) for _ in range(gusts)]
@@ -188,7 +189,6 @@ def check_end(
         book.check_end(reader.get(object_id).peek())
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("seed", seeds(HISTORIES))
 @pytest.mark.parametrize("case", ["calm", *KINDS])
 def test_groups_change_while_their_objects_are_called(case: str, seed: int) -> None:
@@ -210,7 +210,6 @@ def test_groups_change_while_their_objects_are_called(case: str, seed: int) -> N
         check_end(sim, books, dict.fromkeys(books, 0))
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("seed", seeds(HISTORIES))
 def test_peer_that_loses_its_disk_is_replaced(seed: int) -> None:
     settings = settings_of(seed, repair_after_s=5.0)
@@ -228,3 +227,78 @@ def test_peer_that_loses_its_disk_is_replaced(seed: int) -> None:
         kinds = ("disk", "crash", "cut", "power")
         play_storm(sim, books, kinds, 1, others=others, losers=names)
         check_end(sim, books, dict.fromkeys(books, 0))
+
+
+RELAY = f"{Relay.__module__}.Relay"
+
+
+class RelayCaller(Caller):
+    """Adds through objects whose methods call a counter; the values are the counter's."""
+
+    def through(self, relays: dict[ObjectId, list[ObjectId]]) -> None:
+        """Name the relays of each counter."""
+        self._relays = {
+            counter: [self.client.get(one) for one in those]
+            for counter, those in relays.items()
+        }
+
+    def _call(self, object_id: ObjectId, chance: float) -> None:
+        if chance < self.reads:
+            super()._call(object_id, chance)
+            return
+        relay = self.sim.rng.choice(self._relays[object_id])
+        self.books[object_id].add(self.sim, lambda: relay.add(1))
+
+
+@pytest.mark.parametrize("seed", seeds(HISTORIES))
+@pytest.mark.parametrize("case", ["calm", "cut_off", "dying", "all"])
+def test_call_of_another_object_counts_once_there(case: str, seed: int) -> None:
+    """Plain objects and such with copies call each other, whoever leads them."""
+    with Simulation(
+        seed, peers=3 + seed % 3, classes=[Counter, Relay], settings=settings_of(seed)
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names, kinds = list(sim.peers), KINDS.get(case, ())
+        made = make(sim, [Copies(3), Copies(1)])
+        relays: dict[ObjectId, list[ObjectId]] = {one: [] for one in made}
+        for counter in made:
+            for replicas in (1, 3):
+                maker = sim.client(sim.rng.choice(names))
+                relay = maker.create(RELAY, maker.get(counter), replicas=replicas)
+                relays[counter].append(id_of(relay))
+        books = {one: Book(one.hex()[:16]) for one in made}
+        callers = [
+            RelayCaller(sim, sim.rng.sample(names, 2), books, is_direct=True)
+            for _ in range(4)
+        ]
+        for caller in callers:
+            caller.through(relays)
+        others = [sim.spawn(one.play, 15, 0.4) for one in callers]
+        gusts = 0 if case == "calm" else 1
+        play_storm(sim, books, kinds, gusts, others=others, calls=10)
+        wanted = {one: copies.replicas for one, copies in made.items()}
+        check_end(sim, books, wanted)
+
+
+@pytest.mark.parametrize("seed", seeds(HISTORIES))
+@pytest.mark.parametrize("case", ["calm", "cut_off", "dying", "refusing"])
+def test_objects_come_and_go_with_their_names(case: str, seed: int) -> None:
+    """What was deleted is gone at all peers, and its name free; what was made is there."""
+    settings = settings_of(seed, repair_after_s=5.0)
+    with Simulation(
+        seed, peers=3 + seed % 3, classes=[Counter], settings=settings
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names = list(sim.peers)
+        makers = [Maker(sim, sim.rng.sample(names, 2), f"m{n}") for n in range(3)]
+        others = [sim.spawn(one.play, 6, 0.8) for one in makers]
+        gusts = 0 if case == "calm" else 1
+        play_storm(sim, {}, KINDS.get(case, ()), gusts, others=others, calls=0)
+        if case == "calm":
+            assert [error for one in makers for error in one.errors] == []
+        made = {one: 0 for maker in makers for one in maker.made}
+        check_end(sim, {}, made)
+        for maker in makers:
+            maker.check_end()
