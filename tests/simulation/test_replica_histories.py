@@ -40,7 +40,7 @@ from tests.simulation.replica_clusters import (
     id_of,
 )
 
-HISTORIES = int(os.environ.get("ACTIVESTORE_SEEDS", "4"))
+HISTORIES = int(os.environ.get("ACTIVESTORE_SEEDS", "3"))
 pytestmark = [pytest.mark.scaled, pytest.mark.slow]
 
 FAULTY_S = 10.0
