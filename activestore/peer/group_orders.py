@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from activestore.errors import ActiveStoreError
+from activestore.errors import ActiveStoreError, UnavailableError
 from activestore.ids import ObjectId
 from activestore.storage.engine import Change
 from activestore.wire.state import buffer_bytes_count
@@ -71,3 +71,13 @@ def size_of(change: Change) -> int:
     return fields + sum(
         buffer_bytes_count(one) for one in source.buffers if not isinstance(one, int)
     )
+
+
+def not_led(object_id: ObjectId) -> UnavailableError:
+    """Return the error of a write whose object is led elsewhere now."""
+    return UnavailableError(named(object_id), "another peer leads it now, or will")
+
+
+def named(object_id: ObjectId) -> str:
+    """Return what an object is called in an error."""
+    return f"object {object_id.hex()}"

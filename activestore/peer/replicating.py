@@ -34,7 +34,7 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId
-from activestore.peer import shipping
+from activestore.peer import group_orders, shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.copying import Copying
 from activestore.peer.fetching import Fetching
@@ -278,10 +278,10 @@ class Replicating:
         them, or as this peer's settings say, before it is answered.
         """
         if self._table.core.replicated:
-            if self._is_lost(changes[-1].object_id):
+            if self._is_overtaken(changes[-1]):
                 return  # Whoever waits for it is sent on.
             # What was to be kept for the outermost call is of no use any more.
-            changes = [one for one in changes if not self._is_lost(one.object_id)]
+            changes = [one for one in changes if not self._is_overtaken(one)]
         writes: dict[ObjectId, list[int]] = {}
         ordered = [self._numbered(change, writes) for change in changes]
         if writes or (made and self._table.settings.replicas > 1):
@@ -301,7 +301,7 @@ class Replicating:
         """
         object_id = change.object_id
         if self.is_shared(object_id) and not self.core.is_led(object_id):
-            then(_not_led(object_id))
+            then(group_orders.not_led(object_id))
         else:
             self.order(self._own.add(then), (change,))
 
@@ -313,9 +313,15 @@ class Replicating:
         is_ours = object_id in self._table.core.replicated and self.is_shared(object_id)
         return is_ours and not self.core.is_led(object_id)
 
+    def _is_overtaken(self, change: Change) -> bool:
+        """Whether a change is of no use any more; this disk answers what makes objects."""
+        return not change.is_new and self._is_lost(change.object_id)
+
     def _numbered(self, change: Change, writes: dict[ObjectId, list[int]]) -> Change:
         object_id = change.object_id
-        if not self.core.is_led(object_id):
+        if change.is_new or not self.core.is_led(object_id):
+            # One with a register is there already: what makes it is asked again, and the
+            # disk tells whether it was done. It is no write of the group.
             return change
         change, shipment = shipping.outgoing(change)
         register = self.core.begin_write(
@@ -444,7 +450,7 @@ class Replicating:
         for order in [o for o in self._lines.get(object_id, ()) if o.is_stored]:
             self._on_disk(order)
         for _, order in self._waiting.pop(object_id, ()):
-            self._own.ended(order.token, _not_led(object_id))
+            self._own.ended(order.token, group_orders.not_led(object_id))
             order.open.discard(object_id)
             self._end(order)
 
@@ -503,7 +509,7 @@ class Replicating:
         parked = self._parked.setdefault(object_id, [])
         if len(parked) >= PARKED_MAX:
             reason = f"{PARKED_MAX} requests wait for it to be led again"
-            decided(BusyError(_named(object_id), reason, AGAIN_S))
+            decided(BusyError(group_orders.named(object_id), reason, AGAIN_S))
             return True
         parked.append(decided)
         self.step(happened.Touched(object_id))
@@ -518,7 +524,7 @@ class Replicating:
     def _do_no_quorum(self, effect: wanted.NoQuorum) -> None:
         object_id = effect.object_id
         error = NoQuorumError(
-            _named(object_id), effect.text, effect.reachable, effect.needed
+            group_orders.named(object_id), effect.text, effect.reachable, effect.needed
         )
         self._release(object_id, error)
         self._table.step(events.ObjectUnavailable(object_id, error))
@@ -538,7 +544,7 @@ class Replicating:
         def begin(epoch: Any, error: BaseException | None) -> None:
             if error is not None or not epoch or self.is_moving(object_id):
                 why = "it is moving" if epoch else "it is not here"
-                then(error or UnavailableError(_named(object_id), why))
+                then(error or UnavailableError(group_orders.named(object_id), why))
             elif self.is_shared(object_id):
                 then(None)
             else:
@@ -587,11 +593,3 @@ class Replicating:
         if register is not None and self.core.is_led(object_id):
             counter = register.epoch.counter
             self._places.came(object_id, self._own_place(counter, effect.config))
-
-
-def _not_led(object_id: ObjectId) -> UnavailableError:
-    return UnavailableError(_named(object_id), "another peer leads it now, or will")
-
-
-def _named(object_id: ObjectId) -> str:
-    return f"object {object_id.hex()}"

@@ -18,6 +18,7 @@ from activestore.errors import (
     CorruptRecordError,
     InvalidRequestError,
     ObjectNotFoundError,
+    UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId, check_alias
 from activestore.storage.engine import (
@@ -27,7 +28,7 @@ from activestore.storage.engine import (
     ReplyRecord,
     not_built,
 )
-from activestore.storage.facts import check_rows, growth_bytes, put_rows
+from activestore.storage.facts import check_rows, growth_bytes, has_row, put_rows
 from activestore.storage.records import (
     CHUNK_BYTES,
     Document,
@@ -169,6 +170,8 @@ class Batch:
         if change.rows:
             check_rows(change.rows)
         if change.is_about_object and self._check_object(change, aliases):
+            if change.rows:
+                raise _Refused(_rows_left_out(change.object_id))
             return True
         if change.rows:
             self._check_growth_of_rows(change)
@@ -205,6 +208,8 @@ class Batch:
                     "an object with this id exists", change.object_id.hex()
                 )
             )
+        if change.is_new and self._has_register(change.object_id):
+            raise _Refused(_only_register(change.object_id))
         if not exists and _needs_object(change):
             raise _Refused(ObjectNotFoundError(change.object_id, (self._peer_id,)))
         if change.alias and not change.is_copy:
@@ -272,6 +277,10 @@ class Batch:
             raise _Refused(too_late(reply.sequence, found.sequence))
         # Of one that did not end well there may be a promise, made before it ended.
         return not found.code or self._work_of(change.object_id).document is not None
+
+    def _has_register(self, object_id: ObjectId) -> bool:
+        table = self._tables["facts"]
+        return has_row(self._transaction, table, "register", object_id)
 
     def _holder(
         self, alias: str, aliases: dict[str, ObjectId | None]
@@ -504,6 +513,22 @@ class Batch:
                 self.dead_bytes += size
             now = [references + step, size, self._wall_clock()]
             self._transaction.put(digest, packing.pack(now), db=table)
+
+
+def _rows_left_out(object_id: ObjectId) -> InvalidRequestError:
+    return InvalidRequestError(
+        "a change that was done before came with rows again, which were not written; what "
+        "makes an object must bring none",
+        object_id.hex(),
+    )
+
+
+def _only_register(object_id: ObjectId) -> UnavailableError:
+    return UnavailableError(
+        f"object {object_id.hex()}",
+        "it was made before: its register is here, and its state at other members of its "
+        "group, or it is being deleted; it was not made again",
+    )
 
 
 def _needs_object(change: Change) -> bool:

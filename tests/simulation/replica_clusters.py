@@ -238,12 +238,27 @@ def what_is_left(peer: SimPeer) -> list[str]:
     return [f"{peer.name} keeps {key}: {kept}" for key, kept in tables.items() if kept]
 
 
+def unlike_disk(peer: SimPeer) -> list[str]:
+    """Return the registers that are not on a peer's disk as they are in its memory."""
+    core = peer.loop.replicating.core
+    on_disk = dict(shipping.registers_of(peer.engine))
+    return [
+        f"{peer.name} has {core.register_of(one)} of {one.hex()}, its disk {on_disk.get(one)}"
+        for one in {*core.registers, *on_disk}
+        if core.register_of(one) != on_disk.get(one)
+    ]
+
+
 def check_nothing_left(sim: Simulation) -> None:
-    """Assert that soon no peer keeps anything for a request that has ended."""
+    """Assert that soon no peer keeps anything for a request that has ended.
+
+    What it knows of its groups is then what is on its disk, too.
+    """
     left: list[str] = []
     end_s = sim.now_s + LEFT_S
     while sim.now_s < end_s:
         left = [text for peer in sim.peers.values() for text in what_is_left(peer)]
+        left += [text for peer in sim.peers.values() for text in unlike_disk(peer)]
         if not left:
             return
         sim.run(0.1)

@@ -15,6 +15,7 @@ from activestore.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
     StorageFullError,
+    UnavailableError,
 )
 from activestore.storage import facts, maintenance
 from activestore.storage.engine import (
@@ -58,6 +59,26 @@ def damage(engine: Any, table: str, key: bytes) -> None:
 
 
 # -- what is kept ----------------------------------------------------------------------
+
+
+def test_a_retry_that_was_done_before_is_refused_where_it_brings_rows(engine):
+    """What was done writes nothing: whoever sent rows must not take them for written."""
+    first = new(1, reply=reply(5))
+    row = Row("register", oid(1), b"counter 2")
+    assert engine.commit([first]) == [None]
+    assert engine.commit([first]) == [None]
+    (refused,) = engine.commit([new(1, reply=reply(5), rows=[row])])
+    assert isinstance(refused, InvalidRequestError)
+    assert "not written" in str(refused)
+    assert engine.row("register", oid(1)) is None
+
+
+def test_an_object_is_not_made_anew_where_only_its_register_is(engine):
+    row = Row("register", oid(1), b"of a witness")
+    assert engine.commit([Change(oid(1), rows=[row])]) == [None]
+    (refused,) = engine.commit([new(1, reply=reply(5))])
+    assert isinstance(refused, UnavailableError)
+    assert engine.head(oid(1)) is None
 
 
 def test_rows_come_back_by_kind_in_the_order_of_keys(reopen):
