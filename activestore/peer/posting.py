@@ -77,7 +77,7 @@ class Outbox:
             )
 
         def send(register: Register, change: Change) -> None:
-            self.add(peer_id, _as_read(self._wholes.pop(key), register, change))
+            self._add_read(peer_id, self._wholes.pop(key), register, change)
 
         def look(register: Register, change: Change) -> None:
             if not shipping.has_files(change):
@@ -94,6 +94,14 @@ class Outbox:
             self._relays.ask(peer_id, "contents", {"object_id": object_id}, told)
 
         read((), look)
+
+    def _add_read(
+        self, peer_id: PeerId, message: Accept | State, register: Register,
+        change: Change,
+    ) -> None:  # fmt: skip
+        found = _as_read(message, register, change)
+        if found is not None:
+            self.add(peer_id, found)
 
     def _complain(
         self, peer_id: PeerId, object_id: ObjectId, error: BaseException | None
@@ -123,8 +131,14 @@ class Outbox:
 
 def _as_read(
     message: Accept | State, register: Register, change: Change | None
-) -> ReplicaMessage:
-    """Return a message with the state that was read for it."""
+) -> ReplicaMessage | None:
+    """Return a message with the state that was read for it.
+
+    None for an Accept where the state on disk is of another epoch: it is nothing that
+    this one's leader proposed. Whoever leads says again what is still wanted.
+    """
+    if type(message) is Accept and message.epoch != register.epoch:
+        return None
     shipment = None
     if change is not None:
         shipment = Shipment(*shipping.pack_change(change))  # type: ignore[arg-type]  # no files
@@ -140,15 +154,25 @@ def _as_read(
 
 
 def _batches(messages: list[ReplicaMessage]) -> list[list[ReplicaMessage]]:
-    """Return entries in batches that one message may have."""
+    """Return entries in batches that one message may have.
+
+    What is larger than that alone has a message of its own.
+    """
     batches: list[list[ReplicaMessage]] = [[]]
     size = 0
     for message in messages:
-        change = getattr(message, "change", None)
-        if change is not None:
-            size += bytes_count(change.body)
-        if len(batches[-1]) >= ENTRIES_MAX or size > ENTRIES_BYTES_MAX:
+        added = _bytes_count_of(message)
+        if len(batches[-1]) >= ENTRIES_MAX or size + added > ENTRIES_BYTES_MAX:
             batches.append([])
-            size = 0 if change is None else bytes_count(change.body)
+            size = 0
+        size += added
         batches[-1].append(message)
     return [one for one in batches if one]
+
+
+def _bytes_count_of(message: ReplicaMessage) -> int:
+    """Return the size of the change that a message carries, its buffers included."""
+    change = getattr(message, "change", None)
+    if change is None:
+        return 0
+    return bytes_count(change.body) + sum(map(bytes_count, change.buffers))
