@@ -1,7 +1,8 @@
 """How a group becomes the one that is wanted: the next single change, as functions.
 
 Growing first, one new member at a time, then the witness, then shrinking: so there are
-never fewer copies than before and than wanted. A leader that is to leave goes last.
+never fewer copies than before and than wanted. Who does not answer goes first, a leader
+that is to leave goes last.
 
     {A} --grow--> {A, B} --grow--> {A, B, C} --shrink--> {B, C}
 
@@ -14,6 +15,8 @@ Source: reliability.md R8; plan D4.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from activestore.core.replication_events import GroupWanted
 from activestore.ids import PeerId
@@ -31,6 +34,7 @@ class Plan:
         "leaving",
         "refused",
         "request",
+        "stopped",
         "wanted",
         "wants_witness",
     )
@@ -45,6 +49,7 @@ class Plan:
         self.is_witness = False  # is it to become the witness?
         self.deadline_s = 0.0
         self.refused: list[str] = []
+        self.stopped = ""  # why the next change cannot be made
 
     def goal_of(self, config: Config) -> Config:
         """Return a config with what is wanted noted in it."""
@@ -103,20 +108,34 @@ def with_learner(plan: Plan, config: Config) -> Config:
     return changed(plan, config, (*config.members, plan.learner), config.witness)
 
 
-def smaller(plan: Plan, config: Config, me: PeerId) -> Config | None:
-    """Return the config with one fewer, None where nobody is to go."""
+def victims(
+    plan: Plan, config: Config, me: PeerId, rank: Callable[[PeerId], Any]
+) -> list[PeerId]:
+    """Return who may go now, in the order in which they had better go.
+
+    `rank`: orders others, the least useful one first. The leader counts votes until the
+    end, and goes only where nobody else is to leave.
+    """
+    staying = stays(plan, config)
+    going = [one for one in config.members if one in plan.leaving]
+    if len(staying) > plan.wanted:
+        going += [one for one in staying if one != me]
+    if len(config.members) == 1:
+        going = []
+    if len(going) > 1:
+        going = [one for one in going if one != me]
     if config.witness and (not plan.wants_witness or config.witness in plan.leaving):
-        return changed(plan, config, config.members, NOBODY)
-    # The leader counts votes until the end.
-    order = sorted(config.members, key=lambda peer: (peer in plan.leaving, peer != me))
-    victims = [peer for peer in order if peer in plan.leaving and peer != me]
-    victims = victims or [peer for peer in order if peer in plan.leaving]
-    if not victims and len(config.members) > plan.wanted:
-        victims = [peer for peer in reversed(config.members) if peer != me][:1]
-    if not victims or len(config.members) == 1:
-        return None
-    rest = tuple(peer for peer in config.members if peer != victims[0])
-    return changed(plan, config, rest, config.witness)
+        going.append(config.witness)
+    going.reverse()  # Who came last goes first, where all else is the same.
+    return sorted(going, key=rank)
+
+
+def without(plan: Plan, config: Config, victim: PeerId) -> Config:
+    """Return the config with one fewer."""
+    rest = tuple(peer for peer in config.members if peer != victim)
+    return changed(
+        plan, config, rest, NOBODY if victim == config.witness else config.witness
+    )
 
 
 def noted(plan: Plan, config: Config) -> Config | None:

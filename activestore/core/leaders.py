@@ -17,8 +17,8 @@ from activestore.core.groups import Plan
 from activestore.core.lead_endings import LeadEndings
 from activestore.core.lead_members import NOTHING, Entry, Mode
 from activestore.core.leading import Lead
-from activestore.core.register import Register, electorate
-from activestore.core.replication_desk import Desk, Wake
+from activestore.core.register import Register, electorate, has_quorum, missing_votes
+from activestore.core.replication_desk import Desk, Wake, shown_config
 from activestore.core.replication_effects import (
     GroupChanged,
     GroupDone,
@@ -209,7 +209,7 @@ class Leaders(LeadEndings):
                 self.depose(message.object_id)
             return
         is_final = message.reason in (Reason.SPACE, Reason.REQUIREMENT, Reason.LINEAGE)
-        if is_final and peer_id in lead.learners:
+        if is_final and self._is_learning(lead, peer_id):
             self._give_up_learner(lead, message.text or message.reason.name.lower())
             return
         lead.on_nack(peer_id, message)
@@ -285,21 +285,56 @@ class Leaders(LeadEndings):
             return  # One change at a time.
         if plan.learner:
             if self._has_learned(lead, plan.learner):
-                lead.learners.pop(plan.learner)
                 config = groups.with_learner(plan, lead.config)
-                plan.learner = NOBODY
-                self._propose(lead, config)
+                if self._is_committable(config):
+                    lead.learners.pop(plan.learner)
+                    plan.learner = NOBODY
+                    self._propose(lead, config)
+                else:
+                    self._give_up_learner(lead, self._why_stopped(config))
             return
         is_short = groups.lacks_member(plan, lead.config)
         if is_short or groups.lacks_witness(plan, lead.config):
             self._teach(lead, plan, is_witness=not is_short)
             return
-        smaller = groups.smaller(plan, lead.config, self._desk.me)
-        smaller = smaller or groups.noted(plan, lead.config)
-        if smaller is None:
+        self._shrink(lead, plan)
+
+    def _shrink(self, lead: Lead, plan: Plan) -> None:
+        """Have the next one go, whoever is of the least use; or end the plan.
+
+        A config that cannot be committed now is not begun: nothing could be written any
+        more, nor could another leader undo it.
+        """
+
+        def rank(peer: PeerId) -> tuple[bool, bool, int]:
+            is_witness = peer == lead.config.witness
+            return self._desk.is_reachable(peer), not is_witness, lead.reached(peer)
+
+        going = groups.victims(plan, lead.config, self._desk.me, rank)
+        configs = [groups.without(plan, lead.config, one) for one in going]
+        if not configs:
+            config = groups.noted(plan, lead.config)
+            if config is None:
+                self._end_plan(lead, plan)
+            else:
+                self._propose(lead, config)
+            return
+        config = next(filter(self._is_committable, configs), None)
+        if config is None:
+            plan.stopped = self._why_stopped(configs[0])
             self._end_plan(lead, plan)
-        elif self._desk.me in smaller.voters or self._close(lead):
-            self._propose(lead, smaller)
+        elif self._desk.me in config.voters or self._close(lead):
+            self._propose(lead, config)
+
+    def _is_committable(self, config: Config) -> bool:
+        reachable = self._desk.reachable(electorate(config)) | {self._desk.me}
+        return has_quorum(config, reachable)
+
+    def _why_stopped(self, config: Config) -> str:
+        reachable = self._desk.reachable(electorate(config)) | {self._desk.me}
+        present, needed = missing_votes(config, reachable)
+        shown = shown_config(config)
+        return f"a group of {shown}: {present} voters answer, {needed} must"
 
     @staticmethod
     def _has_learned(lead: Lead, learner: PeerId) -> bool:
@@ -317,7 +352,7 @@ class Leaders(LeadEndings):
             candidate = groups.next_candidate(plan, lead.config)
         if not candidate:
             changed = groups.changing_roles(plan, lead.config, self._desk.me)
-            if changed is not None and self._desk.is_reachable(changed[0]):
+            if changed is not None and self._may_change_roles(*changed):
                 plan.candidates.append(changed[0])
                 self._propose(lead, changed[1])
                 return
@@ -346,6 +381,9 @@ class Leaders(LeadEndings):
         self._note_lagging(lead)
         self._desk.wake(UNREACHABLE_S, Wake.PLAN, lead.object_id)
 
+    def _may_change_roles(self, peer_id: PeerId, config: Config) -> bool:
+        return self._desk.is_reachable(peer_id) and self._is_committable(config)
+
     def on_plan_late(self, object_id: ObjectId) -> None:
         """Give up a learner that takes too long, or is out of reach."""
         lead, plans = self.leads.get(object_id), self._plans.get(object_id)
@@ -357,6 +395,12 @@ class Leaders(LeadEndings):
             self._give_up_learner(lead, "too slow")
         else:
             self._desk.wake(UNREACHABLE_S, Wake.PLAN, object_id)
+
+    def _is_learning(self, lead: Lead, peer_id: PeerId) -> bool:
+        """Return whether a peer is being taught now, by a plan that goes on."""
+        plans = self._plans.get(lead.object_id)
+        is_taught = plans is not None and plans[0].learner == peer_id
+        return is_taught and peer_id in lead.learners
 
     def _give_up_learner(self, lead: Lead, why: str) -> None:
         plan = self._plans[lead.object_id][0]
@@ -412,8 +456,9 @@ class Leaders(LeadEndings):
         plans.popleft()
         if not plans:
             del self._plans[object_id]
-        error = ""
-        if groups.lacks_member(plan, config) or groups.lacks_witness(plan, config):
+        error = plan.stopped
+        is_short = groups.lacks_member(plan, config)
+        if not error and (is_short or groups.lacks_witness(plan, config)):
             copies = len(groups.stays(plan, config))
             why = "; ".join(plan.refused) or "no other peer was named"
             error = f"{copies} of {plan.wanted} copies"
@@ -422,6 +467,11 @@ class Leaders(LeadEndings):
             error += f": {why}"
         self._desk.emit(GroupDone(plan.request, object_id, error))
         lead.is_growing = False
+        if plan.stopped and lead.is_closing:
+            self.depose(
+                object_id
+            )  # It takes no calls any more: whoever can, leads next.
+            return
         self._unshare_if_alone(lead)
         if self.leads.get(object_id) is lead:
             self._go_on(lead)

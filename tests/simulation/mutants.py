@@ -143,15 +143,18 @@ def _read_unconfirmed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _change_many_at_once(patch: pytest.MonkeyPatch) -> None:
-    def all_at_once(plan: Any, config: Config, me: Any) -> Config | None:
+    # All who go are one victim here.
+    def all_at_once(plan: Any, config: Config, me: Any, _rank: Any) -> list[Any]:
         rest = [m for m in config.members if m == me or m not in plan.leaving]
         rest = sorted(rest, key=lambda member: member != me)[: plan.wanted]
-        if len(rest) == len(config.members):
-            return None
-        new = groups.changed(plan, config, tuple(rest), config.witness)
+        return [] if len(rest) == len(config.members) else [tuple(rest)]
+
+    def without(plan: Any, config: Config, rest: Any) -> Config:
+        new = groups.changed(plan, config, rest, config.witness)
         return new._replace(before=())
 
-    patch.setattr(groups, "smaller", all_at_once)
+    patch.setattr(groups, "victims", all_at_once)
+    patch.setattr(groups, "without", without)
 
 
 def _drop_uncommitted(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,76 @@
+"""Groups that are changed while a member is dead: they stay served, the dead one goes.
+
+Source: reliability.md R8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activestore.errors import ActiveStoreError
+from activestore.testing import Simulation
+from tests.simulation.clusters import COUNTER, join
+from tests.simulation.models import Counter
+from tests.simulation.replica_clusters import id_of
+
+
+def group_with_a_dead_member(sim: Simulation, dead_at: int = 1) -> tuple[Any, Any, str]:
+    """Return a client, an object of three, and which member is dead, not the leader."""
+    join(sim)
+    sim.run(3.0)
+    client = sim.client("peer-1")
+    x: Any = client.create(COUNTER, alias="x", replicas=3)
+    assert x.add() == 1
+    members = [member.peer for member in client.group(x).members]
+    assert members[0] == "peer-1"
+    sim.crash(members[dead_at])
+    sim.run(20.0)
+    assert x.add() == 2
+    return client, x, members[dead_at]
+
+
+@pytest.mark.parametrize("dead_at", [1, 2])
+def test_shrinking_takes_the_dead_one_out(dead_at: int) -> None:
+    with Simulation(1, peers=3, classes=[Counter]) as sim:
+        client, x, dead = group_with_a_dead_member(sim, dead_at)
+        group = client.replicate(x, 2)
+        assert dead not in [member.peer for member in group.members]
+        assert x.add() == 3
+
+
+def test_draining_one_while_another_is_dead_leaves_the_object_served() -> None:
+    with Simulation(1, peers=3, classes=[Counter]) as sim:
+        _client, x, dead = group_with_a_dead_member(sim)
+        other = next(name for name in ("peer-2", "peer-3") if name != dead)
+        with pytest.raises(ActiveStoreError, match="1 voters answer, 2 must"):
+            sim.client(other).request("drain")
+        sim.run(10.0)
+        assert x.add() == 3
+
+
+def test_learner_that_refuses_after_the_delete_harms_nobody() -> None:
+    with Simulation(1, peers=2, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter: Any = client.create(COUNTER)
+        object_id = id_of(counter)
+        counter.add()
+        sim.run(1.0)
+        sim.set_link("peer-1", "peer-2", min_s=0.2, mean_s=0.2001)
+        sim.refuse_commits("peer-2", 3)
+        problems = []
+
+        def grow() -> None:
+            try:
+                client.replicate(object_id, 2)
+            except ActiveStoreError as error:
+                problems.append(str(error))
+
+        sim.spawn(grow)
+        sim.run(0.3)
+        sim.client("peer-1").delete(object_id)
+        sim.run(20.0)
+        assert len(problems) == 1
+        assert sim.client("peer-1").create(COUNTER).add() == 1
