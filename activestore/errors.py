@@ -100,8 +100,7 @@ class NoSuchMethodError(InvalidRequestError):
         self, class_name: str, method: str, available: tuple[str, ...] = ()
     ) -> None:
         Exception.__init__(self, class_name, method, tuple(available))
-        self.class_name, self.method = class_name, method
-        self.available = tuple(available)
+        self.class_name, self.method, self.available = class_name, method, self.args[2]
 
     def __str__(self) -> str:
         if self.method in self.available:
@@ -463,25 +462,26 @@ class ExecutorCrashedError(UnavailableError):
             )
         text = f"{self.where}: the executor died: {self.reason}; {kept}"
         if self.quarantined_s > 0:
-            text += (
-                f"; this call has killed two executors and is quarantined for "
-                f"{self.quarantined_s:.0f} s"
-            )
+            text += "; this call has killed two executors and is quarantined for "
+            text += f"{self.quarantined_s:.0f} s"
         return text
 
 
 class DeadlineExceededError(ActiveStoreError, TimeoutError):
-    """The call's own deadline passed. Nothing of it was committed after that."""
+    """The call's own deadline passed. Of it nothing is kept, unless `is_unknown`."""
 
     code = "deadline_exceeded"
-    FIELDS: ClassVar[tuple[str, ...]] = ("where", "timeout_s")
+    FIELDS: ClassVar[tuple[str, ...]] = ("where", "timeout_s", "is_unknown")
 
-    def __init__(self, where: str, timeout_s: float) -> None:
-        Exception.__init__(self, where, timeout_s)
-        self.where, self.timeout_s = where, timeout_s
+    def __init__(self, where: str, timeout_s: float, is_unknown: bool = False) -> None:
+        Exception.__init__(self, where, timeout_s, is_unknown)
+        self.where, self.timeout_s, self.is_unknown = where, timeout_s, is_unknown
 
     def __str__(self) -> str:
-        return f"{self.where}: deadline of {self.timeout_s:g} s exceeded; nothing was committed"
+        kept = "nothing was committed"
+        if self.is_unknown:
+            kept = "it is unknown whether what it changed is kept; read before you repeat it"
+        return f"{self.where}: deadline of {self.timeout_s:g} s exceeded; {kept}"
 
 
 class CancelledError(ActiveStoreError):

@@ -30,6 +30,9 @@ MOVES_MAX = 10
 # What the connected peer is asked once more, where another one that had the object says so.
 ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
+# Nothing is tried again with less than this to the deadline that a peer refused at: what
+# is left of it travels in whole milliseconds, so it may do so a little early.
+LATE_S = 0.05
 
 
 class Request:
@@ -81,6 +84,11 @@ class Request:
         assert self.reply is not None
         return self.reply
 
+    @property
+    def may_have_run(self) -> bool:
+        """Whether a peer was sent it, on this link or on one that is gone."""
+        return self.is_sent or self.attempt > 0
+
     def choose_link(self, links: Links, now_s: float, busy: Iterable[Link]) -> None:
         """Go to where the object is known to be, or ask the connected peer to forward."""
         message = self.message
@@ -107,7 +115,7 @@ class Request:
         owed, self.owed_credit = self.owed_credit, 0
         return Credit(self.sequence, owed)
 
-    def may_retry(self, code: str, error: ActiveStoreError) -> bool:
+    def may_retry(self, code: str, error: ActiveStoreError, now_s: float) -> bool:
         """Return whether what failed so may be tried again."""
         if self.is_stream:
             return False
@@ -116,6 +124,8 @@ class Request:
             return self.redirects <= MOVES_MAX
         if code not in RETRYABLE:
             return False
+        if code == "no_quorum" and 0 < self.deadline_s <= now_s + LATE_S:
+            return False  # It says more than that the deadline passed.
         if isinstance(error, ExecutorCrashedError) and (
             error.quarantined_s > 0 or error.is_partial
         ):

@@ -261,7 +261,7 @@ class Session:
                 # It was there; the connected peer knows, or reaches, more than that one.
                 self.links.forget(getattr(request.message, "object_id", b""))
                 return [], self._forward(request, now_s)
-        if request.may_retry(message.code, error):
+        if request.may_retry(message.code, error, now_s):
             request.heard_s = now_s
             backoff_s = min(BACKOFF_S * 2**request.attempt, BACKOFF_S_MAX)
             wait_s = max(self._rng() * backoff_s, getattr(error, "retry_after_s", 0.0))
@@ -474,7 +474,7 @@ class Session:
             link = request.link
             if request.deadline_s and now_s > request.deadline_s + DEADLINE_GRACE_S:
                 error: ActiveStoreError = DeadlineExceededError(
-                    request.where, request.timeout_s
+                    request.where, request.timeout_s, request.may_have_run
                 )
                 ended.append(self._fail(request, error))
                 if request.is_sent:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from activestore.core.calls import Call, Client, Mailbox, Nested
 from activestore.core.effects import (
@@ -168,6 +168,17 @@ class Ledger:
         """Note a confirmed round and let out what waited for it."""
         mailbox.confirmed_round = max(mailbox.confirmed_round, asked_round)
         self.committed(mailbox, mailbox.committed_version)
+
+    def withhold(self, mailbox: Mailbox, origin: Client | Nested) -> None:
+        """Let nothing more out to one who was refused before it was decided."""
+        kept: list[tuple[int, Any, int]] = []
+        for seen, effect, its_round in mailbox.unreplied:
+            if effect.origin != origin:
+                kept.append((seen, effect, its_round))
+            elif type(effect) is not SendItem:
+                kept.append((seen, Withheld(origin), its_round))
+        mailbox.unreplied.clear()
+        mailbox.unreplied.extend(kept)
 
     def withdraw(self, mailbox: Mailbox) -> list[Pending]:
         """Forget the commits of an object; how they end does not matter here any more."""

@@ -86,6 +86,8 @@ class Desk:
         self.sessions: dict[SessionId, dict[int, Call]] = {}
         # Answers that are out before what they tell is on disk (relaxed durability).
         self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
+        # By its number: calls with a deadline, of shared objects, whose answers wait.
+        self._owed: dict[int, Call] = {}
         self._persists: dict[int, events.PersistArrived] = {}
         # By the token of the commit that they wait for.
         self._departures: dict[int, Departure] = {}
@@ -176,7 +178,9 @@ class Desk:
     def _forget(self, origin: Client) -> None:
         session = self.sessions.get(origin.session)
         if session is not None:
-            session.pop(origin.sequence, None)
+            call = session.pop(origin.sequence, None)
+            if self._owed and call is not None:
+                self._owed.pop(call.call_id, None)
             if not session:
                 del self.sessions[origin.session]
 
@@ -272,6 +276,8 @@ class Desk:
             # Until its answer is out, a retry must find the request here.
             if not call.is_deferred:
                 self._forget(origin)
+            elif call.deadline_s and call.object_id in self.replicated:
+                self._owed[call.call_id] = call
         else:
             parent = self._parent_of(call)
             if parent is not None and parent.children is not None:

@@ -143,7 +143,9 @@ class Endings(Travels):
         if call.is_answered:
             self._close(call)
         else:
-            self._fail(call, DeadlineExceededError(call.where(), call.timeout_s))
+            is_unknown = self._has_left_traces(call)
+            late = DeadlineExceededError(call.where(), call.timeout_s, is_unknown)
+            self._fail(call, late)
 
     def _release_seen(
         self, box: Mailbox, call: Call, event: events.CallEnded, copy: Copy | None

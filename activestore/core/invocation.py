@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from activestore.core import effects, events
 from activestore.core.arrivals import Arrivals
-from activestore.core.calls import ExecutorState, MailboxState
+from activestore.core.calls import Client, ExecutorState, MailboxState
 from activestore.core.desk import InvocationConfig
 from activestore.core.endings import Endings
 from activestore.core.executors import PoolConfig
@@ -120,7 +120,8 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
         return out
 
     def _is_timer_live(self, timer: Timer, key: int) -> bool:
-        return timer not in TIMERS_OF_CALLS or key in self.calls
+        is_of_call = timer in TIMERS_OF_CALLS
+        return not is_of_call or key in self.calls or key in self._owed
 
     def deadline_s(self) -> float | None:
         """Return when it next wants a TimerFired, None for never."""
@@ -177,6 +178,10 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
                 call.is_deferred or call.call_id in self.calls
                 for call in session.values()
             )
+        for call in self._owed.values():
+            origin = call.origin
+            assert type(origin) is Client, "a nested call has no answer of its own"
+            assert self.sessions[origin.session][origin.sequence] is call
         self.lookups.check(self.calls)
         boxes = self.boxes.boxes.values()
         loads = sum(box.state is MailboxState.LOADING for box in boxes)

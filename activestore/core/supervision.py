@@ -24,7 +24,11 @@ from activestore.core.deadlocks import Deadlocks
 from activestore.core.mailboxes import RECALL_S
 from activestore.core.quarantine import RUNS_TRUSTED
 from activestore.core.timers import Timer
-from activestore.errors import DeadlineExceededError, ExecutorCrashedError
+from activestore.errors import (
+    DeadlineExceededError,
+    ExecutorCrashedError,
+    NoQuorumError,
+)
 from activestore.ids import ObjectId
 from activestore.wire.values import encode_error
 
@@ -173,8 +177,28 @@ class Supervision(Deadlocks):
     def _on_deadline(self, call_id: int) -> None:
         call = self.calls.get(call_id)
         if call is not None and self._now_s >= call.deadline_s:
-            error = DeadlineExceededError(call.where(), call.timeout_s)
+            is_unknown = self._has_left_traces(call)
+            error = DeadlineExceededError(call.where(), call.timeout_s, is_unknown)
             self._stop(call, error, "deadline")
+        elif call_id in self._owed:
+            self._refuse_owed(self._owed[call_id])
+
+    def _refuse_owed(self, call: Call) -> None:
+        """Tell that the majority did not answer in time; what has ended goes on to it.
+
+        Until that is decided a retry is told the same; then it gets what is recorded.
+        """
+        if call.refusal is not None:
+            return  # That there is no majority.
+        box = self.boxes.boxes[call.object_id]
+        error = NoQuorumError(
+            call.where(),
+            f"a majority of its copies did not answer within {call.timeout_s:g} s, the "
+            "deadline; what the call changed may be found kept",
+        )
+        self._emit(effects.Refuse(call.origin, error))
+        call.refusal = error
+        self.ledger.withhold(box, call.origin)
 
     def _on_grace(self, call_id: int) -> None:
         call = self.calls.get(call_id)

@@ -18,6 +18,7 @@ from activestore.errors import (
     CancelledError,
     DeadlineExceededError,
     MethodError,
+    NoQuorumError,
     RemoteProtocolError,
     UnavailableError,
 )
@@ -181,6 +182,8 @@ def test_request_past_its_deadline_and_grace_fails_and_is_cancelled() -> None:
     with pytest.raises(DeadlineExceededError) as caught:
         request.outcome()
     assert caught.value.timeout_s == 5.0
+    assert caught.value.is_unknown
+    assert "nothing was committed" not in str(caught.value)
 
 
 def test_retry_tells_the_peer_what_is_left_of_the_deadline() -> None:
@@ -345,3 +348,14 @@ def test_reader_of_a_stream_grants_half_a_window_at_a_time() -> None:
     half = STREAM_CREDIT // 2
     assert grants[half - 1] == grants[-1] == Credit(1, half)
     assert grants.count(None) == STREAM_CREDIT - 2
+
+
+def test_missing_majority_at_the_deadline_is_told_not_tried_again() -> None:
+    session = greeted()
+    request = open_call(session, timeout_s=1.0)
+
+    ended, out = session.take(failure(1, NoQuorumError("add", "in doubt")), 0.999)
+
+    assert (ended, out) == ([request], [])
+    with pytest.raises(NoQuorumError, match="in doubt"):
+        request.outcome()

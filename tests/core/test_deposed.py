@@ -280,3 +280,39 @@ def test_deposed_after_no_quorum_sends_nothing_on_that_was_refused(led: Stage) -
     assert sent_on(led.step(DEPOSED)) == {}
     assert led.core.sessions == {}
     assert led.boxes == {}
+
+
+def test_deadline_of_what_waits_for_its_majority_is_in_doubt_not_undone(
+    led: Stage,
+) -> None:
+    """It is told once; a retry is told the same, then what was recorded."""
+    written = led.end(led.run(1, deadline_s=2.0), change=delta())
+
+    out = led.wait(2.1)
+
+    assert answers(out) == {client(1): "no_quorum"}
+    assert answers(led.call(1, attempt=1)) == {client(1): "no_quorum"}, "in doubt still"
+    assert answers(led.commit(written)) == {}
+    assert led.core.sessions == {}
+    assert only(led.call(1, attempt=2), effects.LookUpReply), "decided: look it up"
+
+
+def test_deadline_after_the_majority_answered_is_heard_of_by_nobody(led: Stage) -> None:
+    led.commit(led.end(led.run(1, deadline_s=2.0), change=delta()))
+
+    assert answers(led.wait(2.1)) == {}
+
+
+def test_deadline_of_what_was_refused_already_is_told_once(led: Stage) -> None:
+    written = led.end(led.run(1, deadline_s=2.0), change=delta())
+    led.step(events.ObjectUnavailable(OBJECT, NO_QUORUM))
+
+    assert answers(led.wait(2.1)) == {}
+    assert answers(led.commit(written)) == {}
+
+
+def test_deadline_of_what_was_sent_on_is_the_other_leaders(led: Stage) -> None:
+    led.end(led.run(1, deadline_s=2.0), change=delta())
+    assert sent_on(led.step(DEPOSED)) == {client(1): True}
+
+    assert answers(led.wait(2.1)) == {}
