@@ -330,5 +330,9 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
         found += f"; {row['reason']}"
     elif missing:
         found += f"; {missing}: no answer"
+    left = row["copies"] + bool(row.get("has_witness"))
+    if missing and len(row["missing"]) >= left:  # No majority: no copy can be made.
+        force = f"`force {ref}`, which gives up what only they had"
+        return found, f"start {missing}, or, if they are gone for good, {force}"
     now = f"`replicate {ref} {wanted}` makes other copies now"
     return found, f"start {missing}, or {now}" if missing else now

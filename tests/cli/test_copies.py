@@ -404,3 +404,17 @@ def test_missing_witness_is_named() -> None:
         "2 of 2 copies, no witness; no third peer",
         "`replicate hits 2` makes other copies now",
     )
+
+
+def test_object_without_a_majority_is_not_advised_to_make_copies() -> None:
+    """One of two is no majority: only the other one, or an operator's word, helps."""
+    row = {
+        "object_id": b"\x01" * 16, "alias": "two", "problem": "under", "wanted": 2,
+        "copies": 1, "missing": ["peer-2"],
+    }  # fmt: skip
+
+    advice = copies_module.problem_texts(row)[1]
+
+    assert "start peer-2" in advice
+    assert "`force two`" in advice
+    assert "replicate" not in advice
