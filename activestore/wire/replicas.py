@@ -374,10 +374,16 @@ def config_of(value: Any) -> Config:
         ValueError, TypeError: it is malformed.
     """
     version, members, witness, before, wanted, wants_witness, lineage = value[:7]
-    return Config(
+    config = Config(
         _number(version), _peer_ids(members), _peer_id(witness), _peer_ids(before),
         _number(wanted), _flag(wants_witness), _number(lineage),
     )  # fmt: skip
+    for voters in (config.voters, config.before):
+        if NOBODY in voters or not len(set(voters)) == len(voters) <= VOTERS_MAX:
+            raise ValueError(f"voters are at most {VOTERS_MAX} different peers")
+    if not config.members:
+        raise ValueError("a group has a member at least")
+    return config
 
 
 def _reason(value: Any) -> Reason:
