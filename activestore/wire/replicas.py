@@ -260,6 +260,8 @@ ENTRIES_BYTES_MAX = 1024 * 1024
 # Members and witness of a group, and those before.
 VOTERS_MAX = 16
 _U64_MAX = 2**64 - 1
+# Of epochs: one more is one that any peer can keep, and no take-over ever counts so far.
+COUNTER_MAX = 2**62
 
 
 def encode_entries(
@@ -355,7 +357,9 @@ def _peer_ids(value: Any) -> tuple[PeerId, ...]:
 
 def _ballot(value: Any) -> Ballot:
     counter, leader = value[:2]
-    return Ballot(_number(counter), _peer_id(leader))
+    if _number(counter) > COUNTER_MAX:
+        raise ValueError(f"an epoch of {counter}, over {COUNTER_MAX}")
+    return Ballot(counter, _peer_id(leader))
 
 
 def _point(value: Any) -> Point:
