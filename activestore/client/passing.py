@@ -81,9 +81,10 @@ def note_refusal(request: Request, error: ActiveStoreError, link: Link) -> None:
 
     Where that one says nothing, what this one has said is the answer.
     """
-    if type(error) in _KNOWN_BETTER and link not in request.tried:
-        request.tried.append(link)
+    if type(error) in _KNOWN_BETTER:
         request.refusal = error
+        if link not in request.tried:
+            request.tried.append(link)
 
 
 def answered(request: Request, links: Links, link: Link) -> None:

@@ -473,7 +473,7 @@ class Session:
         for request in list(self.requests.values()):
             link = request.link
             if request.deadline_s and now_s > request.deadline_s + DEADLINE_GRACE_S:
-                error: ActiveStoreError = DeadlineExceededError(
+                error: ActiveStoreError = request.refusal or DeadlineExceededError(
                     request.where, request.timeout_s, request.may_have_run
                 )
                 ended.append(self._fail(request, error))
