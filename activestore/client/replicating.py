@@ -10,6 +10,7 @@ Source: design section 8; schemas/protocol.md section 6.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +86,16 @@ def _names(value: Any, name: str) -> list[str]:
     )
 
 
-class Replicating:
+class Replicating(ABC):
     """What a client that can ask and identify can do about copies."""
 
+    @abstractmethod
     def identify(self, name: Any) -> tuple[ObjectId, str]:
         """Return id and class name of what names an object."""
-        raise NotImplementedError
 
+    @abstractmethod
     def request(self, operation: str, /, **parameters: Any) -> Any:
         """Ask the peer itself."""
-        raise NotImplementedError
 
     def _group_of(self, told: Any, where: str) -> Group:
         groups = importlib.import_module("activestore.client.groups")
@@ -198,8 +199,9 @@ class BringingBack(Replicating):
     _connection: Any
     _placing: Placing
 
+    @abstractmethod
     def _send(self, make: Any, where: str, timeout_s: float = 0.0) -> Any:
-        raise NotImplementedError
+        """Send a request that has a number, and wait for its answer."""
 
     def bring_back(
         self,

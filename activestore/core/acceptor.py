@@ -9,7 +9,7 @@ does not follow waits until nothing of its object is being written.
 Rules of this file: it knows no leader's business; who must know that an epoch is over, or
 that a copy went, is called through the hooks.
 
-Source: reliability.md 3.4 R1, R2, R9, R10; plan D1, D2, D8 to D12.
+Source: reliability.md 3.4 R1, R2, R9, R10; decision 11.
 """
 
 from __future__ import annotations

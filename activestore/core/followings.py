@@ -2,7 +2,7 @@
 
 Rules of this file: it decides nothing; see `takeover`.
 
-Source: plan D5.
+Source: decision 11.
 """
 
 from __future__ import annotations

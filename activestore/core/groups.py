@@ -9,7 +9,7 @@ that is to leave goes last.
 Rules of this file: it decides and holds no object; each change is committed by the
 majorities of both configs before the next is asked for.
 
-Source: reliability.md R8; plan D4.
+Source: reliability.md R8; decision 11.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 Rules of this file: what is open when a lead ends is in doubt, and everybody who waits
 for it is told.
 
-Source: reliability.md 3.4 R4; plan D6.
+Source: reliability.md 3.4 R4; decision 11.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -40,7 +41,7 @@ class _Hand:
         self.until_s = until_s
 
 
-class LeadEndings(LedObjects):
+class LeadEndings(LedObjects, ABC):
     """The leads of one peer, and their ends."""
 
     def __init__(
@@ -55,8 +56,9 @@ class LeadEndings(LedObjects):
         self._hands: dict[ObjectId, _Hand] = {}
         self._deleted: dict[ObjectId, int] = {}
 
+    @abstractmethod
     def _go_on(self, lead: Lead) -> None:
-        raise NotImplementedError
+        """Go on with what is planned for a group; see `leaders`."""
 
     # Handing over
 

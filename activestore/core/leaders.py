@@ -3,7 +3,7 @@
 Rules of this file: it never decides who leads; it is told, and it lets go at once when
 another was promised a newer epoch. Whatever a majority must answer is bounded in time.
 
-Source: reliability.md 3.4 R4 to R10; plan D3 to D7, D10, D11.
+Source: reliability.md 3.4 R4 to R10; decision 11.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Rules of this file: one instance for one object under one epoch; it knows no oth
 The leader's disk is first: what is not on it leaves it not. One value for one number: what
 is sent again is the same. What a member misses is sent in order, or else the whole state.
 
-Source: reliability.md 3.4 R2 to R6; plan D3, D6, D7, D9.
+Source: reliability.md 3.4 R2 to R6; decision 11.
 """
 
 from __future__ import annotations

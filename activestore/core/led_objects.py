@@ -2,7 +2,7 @@
 
 Rules of this file: it decides nothing about groups; see `leaders`.
 
-Source: reliability.md 3.4 R5, R6; plan D3, D7.
+Source: reliability.md 3.4 R5, R6; decision 11.
 """
 
 from __future__ import annotations

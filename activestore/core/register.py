@@ -96,7 +96,7 @@ def judge_prepare(
     One who is no member here may be one by a config that this peer has not heard of; so
     it is a stranger only if it does not know a newer one.
 
-    Source: reliability.md R1; plan D2: a counter is promised to one leader only.
+    Source: reliability.md R1; decision 11: a counter is promised to one leader only.
     """
     config = register.config
     if register.is_quarantined or message.lineage != config.lineage:

@@ -3,7 +3,7 @@
 Rules of this file: it decides nothing and answers nobody. `registers` has what is
 durable; `latest` what it will be. Only what is in `registers` may be told.
 
-Source: reliability.md 3.2; plan D1, D8.
+Source: reliability.md 3.2; decision 11.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ from activestore.wire.replicas import (
     Told,
 )
 
-# A lineage: how often the group was forced, and chance below it. Source: plan D10.
+# A lineage: how often the group was forced, and chance below it. Source: decision 11.
 LINEAGE_CHANCE_BITS = 48
 
 
@@ -454,7 +454,7 @@ class Replication:
     # Force
 
     def _force(self, event: ForceOrdered) -> None:
-        """Begin a new lineage of this peer alone. Source: plan D10."""
+        """Begin a new lineage of this peer alone. Source: decision 11."""
         object_id, request = event.object_id, event.request
         register = self._acceptor.latest(object_id)
         error = self._why_not_forced(object_id, register)

@@ -9,7 +9,7 @@ Rules of this file: nobody leads without preparing, a restarted leader neither. 
 that somebody wants come first, the rest at a bounded pace. Where too few voters are in
 reach nothing is tried until one comes back.
 
-Source: reliability.md R3 and R12; CASPaxos (arXiv:1802.07000); plan D5, D9.
+Source: reliability.md R3 and R12; CASPaxos (arXiv:1802.07000); decision 11.
 """
 
 from __future__ import annotations
@@ -449,7 +449,7 @@ class TakeOvers(Followings):
                 return
 
     def _on_stateless(self, object_id: ObjectId, search: Search, best: Promise) -> None:
-        """Only a witness knows the newest state: whoever has it must come. Plan D9."""
+        """Only a witness knows the newest state: whoever has it must come. Decision 11."""
         answered = search.promises.keys() | search.refusals
         voters = electorate(best.config)
         if self._desk.reachable(voters) <= answered and search.wanted_until_s:

@@ -10,7 +10,7 @@ its group.
 Rules of this file: a copy goes by the core's word only, which compares epochs; a few are
 asked after at a time, each once in a long while.
 
-Source: reliability.md 3.4 R8; plan D4.
+Source: reliability.md 3.4 R8; decision 11.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rules of an acceptor hold for any order of messages, leaders and answers of a disk.
 
-Source: reliability.md 3.4 R1, R2, R8; plan D2.
+Source: reliability.md 3.4 R1, R2, R8; decision 11.
 """
 
 from __future__ import annotations

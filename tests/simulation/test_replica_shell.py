@@ -1,6 +1,6 @@
 """What peers keep of orders and requests while leaders change under them.
 
-Source: design section 8; reliability.md 3.4 R4; plan D6 of replication.
+Source: design section 8; reliability.md 3.4 R4; decision 11.
 """
 
 from __future__ import annotations
