@@ -536,6 +536,9 @@ class Replication:
             self._on_forced(object_id, register, problem)
         elif not self._takeovers.on_own_stored(object_id, register, problem):
             self._leaders.on_own_stored(object_id, register, problem)
+        if register.is_lost and not problem:
+            # The damage was told while its own candidacy was being written.
+            self._leaders.on_state_lost(object_id)
 
     def told_config(self, object_id: ObjectId) -> Config | None:
         """Return the committed config of an object that is led here."""

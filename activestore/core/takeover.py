@@ -487,7 +487,9 @@ class TakeOvers(Followings):
         if register is None or register.promised != search.ballot:
             self._back_off(object_id, search)
             return
-        if self._acceptor.is_busy(object_id):
+        is_held = is_whole or best.is_deleted or register.has_state
+        if self._acceptor.is_busy(object_id) or not is_held:
+            # Its own state was found damaged since it asked: another has it.
             self._back_off(object_id, search)
             return
         search.phase = Phase.ACCEPTING

@@ -29,3 +29,16 @@ def test_nothing_acknowledged_is_lost_or_doubled(chunk: int) -> None:
         except AssertionError as error:
             command = f"run({seed}, CASES[{name!r}])"
             raise AssertionError(f"replay by {command}: {error}") from error
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        # A candidate whose state was found damaged while it was promised led without one.
+        ("damages", 20980),
+        # A learner refused after the delete of its object.
+        ("everything", 21417),
+    ],
+)
+def test_history_that_found_something_once_finds_nothing(name: str, seed: int) -> None:
+    run(seed, CASES[name])
