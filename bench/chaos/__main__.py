@@ -166,14 +166,15 @@ def main() -> int:
     seed = chosen.seed
     if seed is None:
         seed = random.SystemRandom().randrange(1_000_000)
-    if chosen.out.exists() and not (chosen.out / HISTORY).exists():
-        print(f"{chosen.out} is not of an earlier run: name another", file=sys.stderr)
+    out: Path = chosen.out
+    if out.exists() and any(out.iterdir()) and not (out / HISTORY).exists():
+        print(f"{out} is not of an earlier run: name another", file=sys.stderr)
         return 2
-    shutil.rmtree(chosen.out, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
     options = Options(
         chosen.minutes, chosen.peers, chosen.clients, seed, chosen.objects,
         chosen.replicas, chosen.think_s, chosen.staleness_s, chosen.cruel,
-        tuple(filter(None, chosen.kinds.split(","))), chosen.out.resolve(),
+        tuple(filter(None, chosen.kinds.split(","))), out.resolve(),
     )  # fmt: skip
     begin_s = time.monotonic()
 

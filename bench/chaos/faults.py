@@ -5,7 +5,8 @@
     isolate    nothing gets to or from a peer, in half of the cases also not for clients
     pair       two peers do not hear each other, all others do
     one-way    what one peer says does not reach another
-    disk       no file of the daemon can grow
+    disk       nothing that the daemon writes gets to the disk: it is full
+    growth     its files cannot grow; what they have can be written
     executor   kill -9 of a process that runs methods
 
 Rules of this file: all chance comes from one generator, but which peer leads what is as
@@ -31,6 +32,7 @@ KINDS: Mapping[str, tuple[float, float, float]] = {
     "pair": (1.0, 2.0, 10.0),
     "one-way": (1.0, 2.0, 10.0),
     "disk": (1.0, 2.0, 8.0),
+    "growth": (0.5, 2.0, 8.0),
     "executor": (0.5, 0.0, 0.0),
 }
 # Between two faults, on average.
@@ -39,7 +41,7 @@ BETWEEN_S = 3.0
 SETTLE_S = 4.0
 # Share of the faults that are aimed at the leader of some object.
 AIMED = 0.6
-CLIENTS = "clients"
+FULL = frozenset({"disk", "growth"})
 
 
 class View(Protocol):
@@ -162,8 +164,8 @@ class Nemesis:
             peer.kill()
         elif fault.kind == "pause":
             peer.pause()
-        elif fault.kind == "disk":
-            peer.fill_disk()
+        elif fault.kind in FULL:
+            peer.fill_disk(can_overwrite=fault.kind == "growth")
         elif fault.kind == "executor":
             peer.kill_executor()
         else:
@@ -192,7 +194,7 @@ class Nemesis:
                 return
         elif fault.kind == "pause":
             peer.resume()
-        elif fault.kind == "disk":
+        elif fault.kind in FULL:
             peer.free_disk()
         elif fault.kind != "executor":
             still = {w for one in self._active if one is not fault and _cuts(one)

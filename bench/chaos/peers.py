@@ -25,6 +25,8 @@ START_S_MAX = 60.0
 # Executors end with their channel; those that do not are ended.
 ORPHAN_S_MAX = 5.0
 LOG_LINES_SHOWN = 15
+# The two heads of an LMDB file. What a commit writes lies behind them, and comes first.
+HEADS_BYTES = 2 * 4096
 
 
 class ChaosPeer:
@@ -129,11 +131,16 @@ class ChaosPeer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 executor.kill()
 
-    def fill_disk(self) -> None:
-        """Let none of the daemon's files grow any more: it takes that for a full disk."""
-        files = [p for p in (self._folder / "data").rglob("*") if p.is_file()]
-        largest = max((p.stat().st_size for p in files), default=0)
-        self._bound_files(largest)
+    def fill_disk(self, *, can_overwrite: bool) -> None:
+        """Let none of its files grow, or nothing be written: to it the disk is full.
+
+        A file system that never overwrites is full in the second way.
+        """
+        largest = 0
+        if can_overwrite:
+            files = [p for p in (self._folder / "data").rglob("*") if p.is_file()]
+            largest = max((p.stat().st_size for p in files), default=0)
+        self._bound_files(max(largest, HEADS_BYTES))
 
     def free_disk(self) -> None:
         """Let them grow again."""

@@ -13,7 +13,7 @@ from bench.chaos.judging import outcome_of_row
 COLOURS = {
     "kill": "tab:red", "pause": "tab:orange", "isolate": "tab:purple",
     "pair": "tab:blue", "one-way": "tab:cyan", "disk": "tab:brown",
-    "executor": "tab:pink",
+    "growth": "tab:olive", "executor": "tab:pink",
 }  # fmt: skip
 
 
@@ -68,6 +68,6 @@ def draw(
     wrong.set(xlabel="s", ylabel="faults")
     handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
     wrong.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=7
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=8
     )
     figure.savefig(path, dpi=110, bbox_inches="tight")
