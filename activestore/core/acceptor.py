@@ -19,6 +19,7 @@ from typing import Protocol
 
 from activestore.core.effects import Note
 from activestore.core.register import (
+    Heard,
     Register,
     accepted_by,
     electorate,
@@ -28,7 +29,7 @@ from activestore.core.register import (
     judge_accept,
     judge_prepare,
 )
-from activestore.core.registers import Deferrable, Heard, Order, Registers
+from activestore.core.registers import Deferrable, Order, Registers
 from activestore.core.replication_desk import Desk
 from activestore.core.replication_effects import (
     Followed,
@@ -118,10 +119,11 @@ class Acceptor(Registers):
         order = self._orders.pop(event.token, None)
         if order is None:
             return
-        object_id, register, sender, message = order
+        object_id, register, sender, message, heard = order
         before = self.registers.get(object_id)
         if not event.problem:
             self._settle(object_id, register)
+            self._learn(object_id, heard)
         if message is None:
             self._hooks.on_own_stored(object_id, register, event.problem)
             if register.is_lost and not event.problem:

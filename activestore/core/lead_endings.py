@@ -16,7 +16,7 @@ from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
 from activestore.core.leading import Lead
 from activestore.core.led_objects import LedObjects
-from activestore.core.register import electorate
+from activestore.core.register import Heard, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import (
     Deposed,
@@ -163,9 +163,8 @@ class LeadEndings(LedObjects, ABC):
         lead = self.leads.pop(object_id)
         if lead.is_settled:
             # Who led knows best what may still be shown, until it hears of another.
-            self._acceptor.was_led(
-                object_id, lead.ballot, lead.committed, lead.newest_s
-            )
+            heard = Heard(lead.ballot, lead.committed, lead.newest_s)
+            self._acceptor.was_heard(object_id, heard)
         lead.let_go()
         self._deleted.pop(object_id, None)
         self._leaving.pop(object_id, None)

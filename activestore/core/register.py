@@ -50,6 +50,28 @@ class Register(NamedTuple):
         return not self.is_stateless and not self.is_lost
 
 
+class Heard(NamedTuple):
+    """What a peer knows of what is committed; `at_s`: when its state was vouched for.
+
+    `committed`: the number up to which all of the epoch is. `at_s`: on the clock of the
+    core, when the state on this disk was last known to be the newest; None: never.
+    """
+
+    epoch: Ballot
+    committed: int
+    at_s: float | None
+
+
+class Vouch(NamedTuple):
+    """The same beside a register on disk, for the next start of its peer.
+
+    `at_ms`: milliseconds since 1970, by the wall clock of this machine.
+    """
+
+    committed: int
+    at_ms: int
+
+
 def electorate(config: Config) -> tuple[PeerId, ...]:
     """Return all whose vote counts, in this config or in the one before, once each."""
     if not config.before:
@@ -169,12 +191,46 @@ def accepted_by(me: PeerId, register: Register | None, message: Accept) -> Regis
     )
 
 
+# -- what is committed -----------------------------------------------------------------
+
+
+def is_proof(me: PeerId, message: Accept) -> bool:
+    """Return whether a state is committed by being on the disk of this peer too.
+
+    What a leader sends is on its own disk, so these two are often a majority: with three
+    voters always. Source: decision 11, "the leader's disk first".
+    """
+    is_voter = me in electorate(message.config)
+    return is_voter and has_quorum(message.config, {me, message.epoch.leader})
+
+
+def vouch_of(heard: Heard | None, now_s: float, wall_s: float) -> Vouch | None:
+    """Return what is kept on disk of what is known; None where that is nothing."""
+    if heard is None or heard.at_s is None:
+        return None
+    at_ms = int((wall_s - max(0.0, now_s - heard.at_s)) * 1000)
+    return Vouch(heard.committed, at_ms) if at_ms > 0 else None
+
+
+def heard_again(
+    register: Register, vouch: Vouch, since_ms: int, now_s: float, wall_s: float
+) -> Heard:
+    """Return what a peer knew before its start, as old as it is now.
+
+    `since_ms`: the latest of all times that are on its disk. A wall clock that is behind
+    it went back, and then nobody knows how long ago anything was.
+    """
+    age_s = wall_s - vouch.at_ms / 1000
+    is_known = wall_s * 1000 >= max(since_ms, vouch.at_ms)
+    return Heard(register.epoch, vouch.committed, now_s - age_s if is_known else None)
+
+
 # -- as bytes --------------------------------------------------------------------------
 
 
-def pack_register(register: Register) -> bytes:
-    """Return a register as it lies on disk."""
-    return bytes(packing.pack(register))
+def pack_register(register: Register, vouch: Vouch | None = None) -> bytes:
+    """Return a register as it lies on disk, and what was known of it."""
+    return bytes(packing.pack(register if vouch is None else (*register, *vouch)))
 
 
 def unpack_register(value: bytes) -> Register:
@@ -198,6 +254,16 @@ def unpack_register(value: bytes) -> Register:
     except packing.UNPACK_ERRORS as error:
         reason = f"it is none: {str(error)[:80]}"
         raise CorruptRecordError(b"", "row register", reason) from None
+
+
+def unpack_vouch(value: bytes) -> Vouch | None:
+    """Return what was known of a register of these bytes; None where nothing was."""
+    try:
+        row = packing.unpack(value, use_list=False)
+        committed, at_ms = row[len(Register._fields) :][: len(Vouch._fields)]
+        return Vouch(int(committed), int(at_ms))
+    except packing.UNPACK_ERRORS:
+        return None  # An earlier version kept none.
 
 
 def _ballot(row: Any) -> Ballot:

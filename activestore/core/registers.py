@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
-from activestore.core.register import Register
+from activestore.core.register import Heard, Register, is_proof
 from activestore.core.replication_desk import Desk
 from activestore.core.replication_effects import Store
 from activestore.core.replication_events import StateLost
@@ -31,12 +31,16 @@ Deferrable = Prepare | Accept | Drop | Forget | StateLost
 
 
 class Order(NamedTuple):
-    """A Store that is not answered yet; `message` None: one of this peer's own."""
+    """A Store that is not answered yet; `message` None: one of this peer's own.
+
+    `heard`: what is known of the state once that is on disk.
+    """
 
     object_id: ObjectId
     register: Register
     sender: PeerId
     message: Prepare | Accept | None
+    heard: Heard | None
 
 
 class Busy:
@@ -49,14 +53,6 @@ class Busy:
         self.count = 0
         self.writes: dict[int, Register] = {}
         self.deferred: deque[tuple[PeerId, Deferrable]] = deque()
-
-
-class Heard(NamedTuple):
-    """What a follower knows of what is committed; `at_s`: when its state was vouched."""
-
-    epoch: Ballot
-    committed: int
-    at_s: float | None
 
 
 class Registers:
@@ -117,11 +113,21 @@ class Registers:
         heard = self._heard.get(object_id)
         return heard.committed if heard is not None and heard.epoch == epoch else -1
 
-    def was_led(
-        self, object_id: ObjectId, epoch: Ballot, committed: int, at_s: float | None
-    ) -> None:
-        """Note what was committed, and when last, as a lead of this peer ends."""
-        self._heard[object_id] = Heard(epoch, committed, at_s)
+    def was_heard(self, object_id: ObjectId, heard: Heard) -> None:
+        """Note what was committed, as a lead of this peer ends, or before its start."""
+        self._heard[object_id] = heard
+
+    def _learn(self, object_id: ObjectId, heard: Heard | None) -> None:
+        """Note what is known of a state that is on disk now."""
+        register = self.registers.get(object_id)
+        if heard is None or register is None or register.epoch != heard.epoch:
+            return
+        known = self._heard.get(object_id)
+        if known is not None and known.epoch == heard.epoch:
+            committed = max(known.committed, heard.committed)
+            times_s = [one.at_s for one in (known, heard) if one.at_s is not None]
+            heard = Heard(heard.epoch, committed, max(times_s, default=None))
+        self._heard[object_id] = heard
 
     def vouched_s(self, object_id: ObjectId) -> float | None:
         """Return when this disk's state was last known to be the newest committed."""
@@ -142,11 +148,26 @@ class Registers:
     ) -> None:
         """Have a register written; what stands in the orders' answers happens then."""
         token = self._desk.next_token()
-        self._orders[token] = Order(object_id, register, sender, message)
+        heard = self._heard_with(object_id, register, message)
+        self._orders[token] = Order(object_id, register, sender, message, heard)
         self._begin(object_id, register)
         is_delete = register.is_deleted
         base = None if is_delete else base
-        self._desk.emit(Store(token, object_id, register, base, change, is_delete))
+        self._desk.emit(
+            Store(token, object_id, register, base, change, is_delete, heard)
+        )
+
+    def _heard_with(
+        self, object_id: ObjectId, register: Register, message: Prepare | Accept | None
+    ) -> Heard | None:
+        """Return what is known of a state once it is written; None: nothing yet."""
+        known = self.committed_of(object_id, register.epoch)
+        if not isinstance(message, Accept) or not is_proof(self._desk.me, message):
+            return self._heard[object_id] if register.number <= known else None
+        committed = max(known, message.committed, register.number)
+        is_newest = committed == register.number
+        at_s = self._desk.now_s if is_newest else self.vouched_s(object_id)
+        return Heard(register.epoch, committed, at_s)
 
     def begin_write(self, object_id: ObjectId, register: Register) -> None:
         """Note that the caller writes this register with a state of its own."""

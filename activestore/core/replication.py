@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from activestore.core.acceptor import Acceptor
 from activestore.core.leaders import Leaders
-from activestore.core.register import Register, electorate
+from activestore.core.register import Heard, Register, electorate
 from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
 from activestore.core.replication_effects import (
     Followed,
@@ -118,12 +118,17 @@ class Replication:
 
     # What the shell asks
 
-    def restore(self, object_id: ObjectId, register: Register) -> None:
+    def restore(
+        self, object_id: ObjectId, register: Register, heard: Heard | None = None
+    ) -> None:
         """Take a register from disk, before any event; nothing is led after it.
 
-        Its `Followed` and its search for a leader come with the first effects.
+        Its `Followed` and its search for a leader come with the first effects. `heard`:
+        what was known of its state before this start.
         """
         self._acceptor.keep(object_id, register)
+        if heard is not None:
+            self._acceptor.was_heard(object_id, heard)
         config, counter = register.config, register.promised.counter
         self._desk.emit(Followed(object_id, NOBODY, counter, config))
         if not register.is_quarantined:

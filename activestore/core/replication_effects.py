@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 from activestore.core.effects import Note
-from activestore.core.register import Register
+from activestore.core.register import Heard, Register
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import Accept, Config, Point, ReplicaMessage, State
 
@@ -36,6 +36,7 @@ class Store(NamedTuple):
     `base`: the state that the change follows on; it must be the one on disk. None with a
     change: it is the whole. `change` None: the state stays (a promise; a new epoch or
     config for the same state; a witness). `is_delete`: the state goes, the register stays.
+    `heard`: written beside the register, for `Replication.restore`.
     """
 
     token: int
@@ -44,6 +45,7 @@ class Store(NamedTuple):
     base: Point | None = None
     change: Any = None
     is_delete: bool = False
+    heard: Heard | None = None
 
 
 class Remove(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 
 from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
+from activestore.core.register import vouch_of
 from activestore.errors import StorageFullError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
@@ -82,12 +83,14 @@ class Copying:
             return
         ordered = self._waiting[:STEPS_MAX]
         del self._waiting[:STEPS_MAX]
+        now_s, wall_s = self._table.clock(), self._table.wall_clock()
         copies = [
             shipping.Copy(
-                one.object_id, one.register, one.base, one.change, one.is_delete
+                one.object_id, one.register, one.base, one.change, one.is_delete,
+                vouch_of(one.heard, now_s, wall_s),
             )
             for one in ordered
-        ]
+        ]  # fmt: skip
         self._is_writing = True
 
         def then(found: Any, error: BaseException | None) -> None:

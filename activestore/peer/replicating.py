@@ -25,7 +25,7 @@ from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
 from activestore.core.effects import Note
 from activestore.core.location import Place
-from activestore.core.register import Register
+from activestore.core.register import Register, heard_again
 from activestore.core.replication import Replication
 from activestore.errors import (
     ActiveStoreError,
@@ -139,11 +139,15 @@ class Replicating:
 
     def restore(self, engine: Engine) -> None:
         """Read from disk which groups this peer is in; it leads none of them yet."""
-        for object_id, register in shipping.registers_of(engine):
+        found = list(shipping.registers_of(engine))
+        since_ms = max((vouch.at_ms for *_, vouch in found if vouch), default=0)
+        now_s, wall_s = self._table.clock(), self._table.wall_clock()
+        for object_id, register, vouch in found:
             if register is None:
                 self._distrust(object_id)
                 continue
-            self.core.restore(object_id, register)
+            heard = vouch and heard_again(register, vouch, since_ms, now_s, wall_s)
+            self.core.restore(object_id, register, heard)
             self._location.guests.discard(object_id)
             self._follow(object_id, self._nobodys_place(register), register.config)
             if register.is_deleted:

@@ -26,7 +26,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from activestore.core.register import Register, pack_register, unpack_register
+from activestore.core.register import (
+    Register,
+    Vouch,
+    pack_register,
+    unpack_register,
+    unpack_vouch,
+)
 from activestore.errors import (
     ActiveStoreError,
     CorruptRecordError,
@@ -79,6 +85,7 @@ class Copy(NamedTuple):
     base: Point | None
     change: Change | None
     is_delete: bool = False
+    vouch: Vouch | None = None
 
 
 # -- on its way ------------------------------------------------------------------------
@@ -129,9 +136,11 @@ def outgoing(change: Change) -> tuple[Change, Shipment | Outgoing]:
 # -- on disk ---------------------------------------------------------------------------
 
 
-def register_row(object_id: ObjectId, register: Register | None) -> Row:
-    """Return the row of a register; None takes it away."""
-    value = None if register is None else pack_register(register)
+def register_row(
+    object_id: ObjectId, register: Register | None, vouch: Vouch | None = None
+) -> Row:
+    """Return the row of a register and of what is known of it; None takes it away."""
+    value = None if register is None else pack_register(register, vouch)
     return Row("register", object_id, value)
 
 
@@ -204,7 +213,7 @@ def _follows(copy: Copy, at: Point | None) -> bool:
 def _change_with_row(copy: Copy, at: Point | None) -> Change:
     """Return what is committed for a step: the change, and the row beside it."""
     object_id, register, change = copy.object_id, copy.register, copy.change
-    rows = (register_row(object_id, register),)
+    rows = (register_row(object_id, register, copy.vouch),)
     counter = register.epoch.counter
     if change is None:
         # A promise leaves the head alone, which tells the counter of its state.
@@ -404,18 +413,20 @@ def _likely(
     return contents[best] if contents and any(marks[best]) else None
 
 
-def registers_of(engine: Engine) -> Iterator[tuple[ObjectId, Register | None]]:
-    """Yield every register on disk; None for one that is damaged.
+def registers_of(
+    engine: Engine,
+) -> Iterator[tuple[ObjectId, Register | None, Vouch | None]]:
+    """Yield every register on disk, None for one that is damaged; and what was known.
 
     Of such an object nothing may be promised or led here: what was promised before is
     not known (R9).
     """
     damaged: list[Damage] = []
     for key, value in engine.rows("register", damaged.append):
-        yield ObjectId(key), _readable(value)
+        yield ObjectId(key), _readable(value), unpack_vouch(value)
     for damage in damaged:
         if damage.object_id is not None:
-            yield damage.object_id, None
+            yield damage.object_id, None, None
 
 
 def mend_register(engine: Engine, object_id: ObjectId, register: Register) -> None:

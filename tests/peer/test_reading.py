@@ -19,10 +19,11 @@ from activestore.peer.reading import Reading
 from activestore.wire.messages import Call
 from activestore.wire.replicas import Accept, Ballot, Committed, Config, Point
 
-ME, LEADER, OTHER = (PeerId(name * 6) for name in (b"a", b"b", b"c"))
+ME, LEADER, OTHER, *REST = (PeerId(name * 6) for name in (b"a", b"b", b"c", b"d", b"e"))
 OBJECT = ObjectId(b"o" * 16)
 EPOCH = Ballot(3, LEADER)
-CONFIG = Config(4, (ME, LEADER, OTHER))
+# Of five voters a leader and one copy are no majority.
+CONFIG = Config(4, (ME, LEADER, OTHER, *REST))
 # The follower's copy has this number as a test begins.
 NUMBER = 7
 

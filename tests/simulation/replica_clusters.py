@@ -245,7 +245,7 @@ def what_is_left(peer: SimPeer) -> list[str]:
 def unlike_disk(peer: SimPeer) -> list[str]:
     """Return the registers that are not on a peer's disk as they are in its memory."""
     core = peer.loop.replicating.core
-    on_disk = dict(shipping.registers_of(peer.engine))
+    on_disk = {one: register for one, register, _ in shipping.registers_of(peer.engine)}
     return [
         f"{peer.name} has {core.register_of(one)} of {one.hex()}, its disk {on_disk.get(one)}"
         for one in {*core.registers, *on_disk}

@@ -194,6 +194,48 @@ def test_minority_of_three_reads_stale_and_the_age_grows() -> None:
         assert 15.0 <= later.age_s - info.age_s <= 25.0
 
 
+@pytest.mark.parametrize("how", ["two down", "cut off"])
+def test_minority_that_restarts_reads_stale_and_counts_the_time_away(how: str) -> None:
+    with Simulation(26, peers=3, classes=[Counter]) as sim:
+        object_id = make(sim, 3)
+        assert at(sim, "peer-1", object_id).add(3) == 3
+        begin_s = sim.now_s
+        counter = at(sim, "peer-3", object_id)
+        if how == "two down":
+            sim.crash("peer-1")
+            sim.crash("peer-2")
+        else:
+            cut_off(sim, ["peer-3"])
+        sim.run(5.0)
+        sim.crash("peer-3")
+        sim.run(30.0)
+        sim.restart("peer-3")
+
+        value, info = counter.peek.options(staleness_s=600.0).with_info()
+
+        assert (value, info.version, info.peer) == (3, 2, "peer-3")
+        assert info.age_s >= 35.0
+        assert info.age_s <= sim.now_s - begin_s + 1.0
+        refused_within_s(sim, counter.peek.options(staleness_s=30.0))
+        refused_within_s(sim, counter.peek)
+
+
+def test_minority_that_restarts_with_a_clock_that_went_back_answers_no_old_read() -> (
+    None
+):
+    with Simulation(26, peers=3, classes=[Counter]) as sim:
+        object_id = make(sim, 3)
+        assert at(sim, "peer-1", object_id).add(3) == 3
+        counter = at(sim, "peer-3", object_id)
+        for name in peers_of(3):
+            sim.crash(name)
+        sim.run(30.0)
+        sim.set_clock("peer-3", skew_s=-3600.0)
+        sim.restart("peer-3")
+
+        refused_within_s(sim, counter.peek.options(staleness_s=1e6))
+
+
 def test_minority_that_comes_back_has_lost_nothing_and_added_nothing() -> None:
     with Simulation(7, peers=3, classes=[Counter]) as sim:
         object_id = make(sim, 3)

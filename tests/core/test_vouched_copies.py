@@ -1,0 +1,267 @@
+"""What a copy knows of what is committed, and what of that outlives its peer's start.
+
+Source: reliability.md 3.8 (a minority answers old reads); decision 11 (the leader's disk
+first).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activestore.core.register import (
+    Heard,
+    Register,
+    Vouch,
+    heard_again,
+    pack_register,
+    unpack_register,
+    unpack_vouch,
+    vouch_of,
+)
+from activestore.core.replication import Replication
+from activestore.core.replication_effects import Store
+from activestore.core.replication_events import MessageCame, Stored
+from activestore.ids import ObjectId, PeerId
+from activestore.wire import packing
+from activestore.wire.replicas import (
+    Accept,
+    Ballot,
+    Committed,
+    Config,
+    Point,
+    Prepare,
+)
+
+A, B, C, D, E = (PeerId(name * 6) for name in (b"a", b"b", b"c", b"d", b"e"))
+OBJECT = ObjectId(b"o" * 16)
+EPOCH = Ballot(3, B)
+THREE = Config(4, (A, B, C))
+FIVE = Config(4, (A, B, C, D, E))
+WALL_S = 1_735_689_600.0
+
+
+class Follower:
+    """A copy at peer A with number 7, led by B; 100 s by its clock."""
+
+    def __init__(
+        self, config: Config = THREE, heard: Heard | None = None, number: int = 7
+    ) -> None:
+        self.now_s = 100.0
+        self.config = config
+        self.core = Replication(A, None, lambda: 0.5)
+        self.core.restore(OBJECT, Register(EPOCH, EPOCH, number, config), heard)
+        self.core.take_effects()
+
+    def hear(self, message: Any, sender: PeerId = B) -> list[Store]:
+        """Take a message; return what it has written, which is not on disk yet."""
+        effects = self.core.step(MessageCame(sender, message), self.now_s)
+        return [effect for effect in effects if isinstance(effect, Store)]
+
+    def accept(self, number: int, committed: int = 7) -> Store:
+        """Take the next state."""
+        base = Point(EPOCH.counter, number - 1)
+        message = Accept(
+            OBJECT, EPOCH, number, base, self.config, False, committed, change="delta"
+        )
+        (store,) = self.hear(message)
+        return store
+
+    def written(self, store: Store, problem: str = "") -> None:
+        """Tell that a Store is on disk, or why not."""
+        self.core.step(Stored(store.token, problem), self.now_s)
+
+    def shown(self) -> tuple[bool, float | None]:
+        """Return whether the copy is shown, and its age."""
+        return self.core.is_shown(OBJECT), self.core.age_s(OBJECT, self.now_s)
+
+
+# -- on disk here and at the leader --------------------------------------------------------
+
+
+def test_state_that_two_of_three_have_is_committed_and_that_is_written_with_it() -> (
+    None
+):
+    follower = Follower(THREE)
+    store = follower.accept(8)
+    assert follower.shown() == (False, None), "it is not on this disk"
+
+    follower.now_s = 103.0
+    follower.written(store)
+
+    assert store.heard == Heard(EPOCH, 8, 100.0)
+    assert follower.shown() == (True, 3.0), "since it came"
+
+
+def test_state_that_two_of_five_have_is_shown_once_its_leader_says_so() -> None:
+    follower = Follower(FIVE)
+    store = follower.accept(8)
+    follower.written(store)
+
+    assert store.heard is None
+    assert follower.shown()[0] is False
+    follower.hear(Committed(OBJECT, EPOCH, 8))
+    assert follower.shown() == (True, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("members", "before", "is_shown"),
+    [
+        ((A, B, C), (A, B), True),
+        ((A, B, C), (A, C, B, D), False),
+        ((A, B, C, D), (A, B, C), False),
+        ((A, B), (B,), True),
+        ((A,), (A, B), True),
+    ],
+)
+def test_both_majorities_are_needed_while_a_group_changes(
+    members: tuple[PeerId, ...], before: tuple[PeerId, ...], is_shown: bool
+) -> None:
+    follower = Follower(THREE)
+    follower.config = Config(5, members, before=before)
+
+    follower.written(follower.accept(8))
+
+    assert follower.shown()[0] is is_shown
+
+
+def test_copy_that_is_to_become_a_member_proves_nothing() -> None:
+    """Nor does it matter: who has no vote answers no old read."""
+    follower = Follower(THREE)
+    follower.config = Config(5, (B, C))
+
+    store = follower.accept(8)
+
+    assert store.heard is None
+
+
+def test_state_that_this_disk_refused_proves_nothing() -> None:
+    follower = Follower(THREE)
+    store = follower.accept(8)
+
+    follower.written(store, "space")
+
+    assert follower.shown() == (False, None)
+
+
+def test_states_that_came_one_behind_the_other_are_each_as_old_as_they_came() -> None:
+    follower = Follower(THREE)
+    first = follower.accept(8)
+    follower.now_s = 101.0
+    second = follower.accept(9)
+    follower.now_s = 102.0
+    follower.written(first)
+    assert follower.shown() == (True, 2.0)
+
+    follower.written(second)
+
+    assert follower.shown() == (True, 1.0)
+
+
+def test_state_that_was_known_to_be_behind_as_it_came_is_not_vouched_for() -> None:
+    follower = Follower(THREE, Heard(EPOCH, 7, 90.0))
+    follower.hear(Committed(OBJECT, EPOCH, 9))
+
+    follower.written(follower.accept(8))
+
+    assert follower.shown() == (True, 10.0), "it is committed, and was not the newest"
+
+
+def test_state_that_comes_late_is_as_old_as_the_one_before() -> None:
+    """Its leader sends in order what this copy missed; others have the rest already."""
+    follower = Follower(THREE, Heard(EPOCH, 7, 90.0))
+
+    follower.written(follower.accept(8, committed=9))
+    assert follower.shown() == (True, 10.0)
+    follower.written(follower.accept(9, committed=9))
+
+    assert follower.shown() == (True, 0.0)
+
+
+# -- over a start --------------------------------------------------------------------------
+
+
+def test_promise_keeps_what_was_known_of_the_state() -> None:
+    """Another candidate asks for it just when the leader is gone."""
+    follower = Follower(THREE, Heard(EPOCH, 7, 60.0))
+
+    (store,) = follower.hear(Prepare(OBJECT, Ballot(4, C), 4, 0), C)
+
+    assert store.heard == Heard(EPOCH, 7, 60.0)
+    follower.written(store)
+    assert follower.shown() == (True, 40.0)
+
+
+def test_copy_answers_after_a_start_as_old_as_it_was_and_the_time_in_between() -> None:
+    vouch = vouch_of(Heard(EPOCH, 7, 95.0), now_s=100.0, wall_s=WALL_S)
+    assert vouch is not None
+    register = Register(EPOCH, EPOCH, 7, THREE)
+
+    # Its clock began anew: it was started 2 s ago.
+    heard = heard_again(register, vouch, vouch.at_ms, 2.0, WALL_S + 60.0)
+    follower = Follower(THREE, heard)
+    follower.now_s = 2.0
+
+    assert follower.shown() == (True, 65.0)
+
+
+def test_state_newer_than_what_was_known_committed_is_not_shown_after_a_start() -> None:
+    register = Register(EPOCH, EPOCH, 8, THREE)
+    heard = heard_again(register, Vouch(7, int(WALL_S * 1000)), 0, 2.0, WALL_S + 60.0)
+    follower = Follower(THREE, heard, number=8)
+
+    assert follower.shown()[0] is False
+
+
+@pytest.mark.parametrize("since_s", [0.0, 30.0], ids=["this row", "another row"])
+def test_wall_clock_that_went_back_leaves_the_age_unknown(since_s: float) -> None:
+    register = Register(EPOCH, EPOCH, 7, THREE)
+    at_ms = int(WALL_S * 1000)
+    since_ms = at_ms + int(since_s * 1000)
+
+    behind = heard_again(
+        register, Vouch(7, at_ms), since_ms, 2.0, WALL_S + since_s - 0.001
+    )
+    in_order = heard_again(register, Vouch(7, at_ms), since_ms, 2.0, WALL_S + since_s)
+
+    assert behind.at_s is None
+    assert Follower(THREE, behind).shown() == (True, None), "nobody knows its age"
+    assert in_order.at_s == pytest.approx(2.0 - since_s)
+
+
+def test_word_of_the_leader_after_a_start_counts_again() -> None:
+    follower = Follower(THREE, Heard(EPOCH, 7, None))
+
+    follower.hear(Committed(OBJECT, EPOCH, 7))
+
+    assert follower.shown() == (True, 0.0)
+
+
+# -- as bytes ------------------------------------------------------------------------------
+
+
+def test_row_brings_register_and_what_was_known_back() -> None:
+    register, vouch = Register(EPOCH, EPOCH, 7, FIVE), Vouch(7, 1_735_689_600_123)
+    row = pack_register(register, vouch)
+
+    assert unpack_register(row) == register
+    assert unpack_vouch(row) == vouch
+
+
+def test_row_of_an_earlier_version_has_nothing_that_was_known() -> None:
+    register = Register(EPOCH, EPOCH, 7, THREE)
+
+    assert unpack_vouch(packing.pack(register)) is None
+    assert unpack_vouch(packing.pack(register[:8])) is None
+    assert unpack_vouch(pack_register(register)) is None
+
+
+@pytest.mark.parametrize("row", [b"", b"\xc1", b"\x07"])
+def test_bytes_that_are_no_row_tell_nothing(row: bytes) -> None:
+    assert unpack_vouch(row) is None
+
+
+def test_what_was_never_vouched_for_is_not_written() -> None:
+    assert vouch_of(None, 5.0, WALL_S) is None
+    assert vouch_of(Heard(EPOCH, 7, None), 5.0, WALL_S) is None
