@@ -454,8 +454,8 @@ class TakeOvers(Followings):
         voters = electorate(best.config)
         if self._desk.reachable(voters) <= answered and search.wanted_until_s:
             text = (
-                f"the newest state, number {best.accepted.number}, is known to the "
-                "witness only: a member that has it must come back"
+                f"the newest state, number {best.accepted.number}, is known here to the "
+                "witness or a damaged copy only: a member that has it must come back"
             )
             self._say_no_quorum(object_id, search, text)
 

@@ -30,6 +30,7 @@ from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
     BusyError,
+    CorruptRecordError,
     InvalidRequestError,
     ObjectNotFoundError,
     RemoteProtocolError,
@@ -142,7 +143,10 @@ class Moving:
             self._given[ObjectId(key)] = _given(value)
         me = PeerId(self._table.settings.peer_id)
         for object_id in sorted(location.guests):
-            head = engine.head(object_id)
+            try:
+                head = engine.head(object_id)
+            except CorruptRecordError:
+                continue  # Its home knows that it is here; whoever calls it is told.
             if head is not None:
                 self._places.came(object_id, Place(me, head.epoch), is_new=False)
 

@@ -216,11 +216,13 @@ def _change_with_row(copy: Copy, at: Point | None) -> Change:
     rows = (register_row(object_id, register, copy.vouch),)
     counter = register.epoch.counter
     if change is None:
-        # A promise leaves the head alone, which tells the counter of its state.
+        # A promise leaves the head alone, which tells the counter of its state; and of a
+        # state that is lost there may be none that can be read.
         is_same = at is not None and at.counter == counter
+        leaves_head = is_same or register.is_lost or copy.is_delete
         return Change(
             object_id, is_delete=copy.is_delete, rows=rows, is_copy=True,
-            epoch=0 if is_same or copy.is_delete else counter,
+            epoch=0 if leaves_head else counter,
         )  # fmt: skip
     return Change(
         object_id, change.version,

@@ -210,3 +210,22 @@ class Letterbox(ActiveObject):
     def numbers(self) -> list[int]:
         """Return the first byte of every letter."""
         return list(self.kept)
+
+
+class Ledger(ActiveObject):
+    """Keeps every mark that was put in, in order."""
+
+    marks: str  # each with a comma behind it
+
+    def __init__(self) -> None:
+        self.marks = ""
+
+    @activemethod
+    def put(self, mark: int) -> None:
+        """Keep a mark."""
+        self.marks += f"{mark},"
+
+    @activemethod(readonly=True)
+    def read(self) -> list[int]:
+        """Return all marks."""
+        return [int(mark) for mark in self.marks.split(",")[:-1]]
