@@ -479,7 +479,7 @@ class Acceptor(Registers):
 
     def release(self, object_id: ObjectId, left: Forget | int) -> None:
         """Forget a register that somebody else removes."""
-        self.registers.pop(object_id, None)
+        self.drop(object_id)
         self._heard.pop(object_id, None)
         self._pledges.pop(object_id, None)
         self._left[object_id] = left
@@ -521,6 +521,11 @@ class Acceptor(Registers):
                 register.promised == register.epoch
             )
             assert register.number >= 0
+        registers = self.registers.items()
+        quarantined = {one for one, register in registers if register.is_quarantined}
+        assert self.quarantined.keys() == quarantined
+        witnessed = {one for one, r in registers if r.config.witness == self._me}
+        assert self.witnessed == witnessed - quarantined
         counts: dict[ObjectId, int] = {}
         for order in self._orders.values():
             counts[order.object_id] = counts.get(order.object_id, 0) + 1

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from activestore.core import effects, events
 from activestore.core.calls import NO_ROUND, Call, Client, Mailbox, Nested, Slot
+from activestore.core.calls_by_object import CallsByObject
 from activestore.core.commits import Ledger, Pending, Step
 from activestore.core.executors import Pool, PoolConfig
 from activestore.core.lookups import Lookups
@@ -83,6 +84,7 @@ class Desk:
         self._quarantine = Quarantine(self.config.quarantine_s)
         self.lookups = Lookups()
         self.calls: dict[int, Call] = {}
+        self.calls_by_object = CallsByObject(self.calls)
         self.sessions: dict[SessionId, dict[int, Call]] = {}
         # Answers that are out before what they tell is on disk (relaxed durability).
         self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
@@ -146,8 +148,8 @@ class Desk:
 
     def _end_streams_of(self, box: Mailbox) -> None:
         """End the streams of an object that is to be deleted: they may have no end."""
-        for call in list(self.calls.values()):
-            if call.object_id == box.object_id and call.is_stream and call.slot:
+        for call in self.calls_by_object.of(box.object_id):
+            if call.is_stream and call.slot:
                 self._stop(call, CancelledError(call.where()), "deleted")
 
     def _release(

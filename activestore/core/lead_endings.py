@@ -111,6 +111,7 @@ class LeadEndings(LedObjects, ABC):
         if not lead.is_quiet and desk.now_s < lead.close_s - 1e-6:
             return False
         lead.is_closing = True
+        self.led.discard(lead.object_id)
         desk.emit(Deposed(lead.object_id))
         return True
 
@@ -161,6 +162,7 @@ class LeadEndings(LedObjects, ABC):
 
     def _end(self, object_id: ObjectId) -> None:
         lead = self.leads.pop(object_id)
+        self.led.discard(object_id)
         if lead.is_settled:
             # Who led knows best what may still be shown, until it hears of another.
             heard = Heard(lead.ballot, lead.committed, lead.newest_s)

@@ -105,6 +105,7 @@ class Leaders(LeadEndings):
         lead.is_closing = self._desk.me not in lead.config.voters
         self._on_led(lead.object_id, lead.ballot)
         if not lead.is_closing:
+            self.led.add(lead.object_id)
             self._desk.emit(Led(lead.object_id, lead.ballot.counter, lead.config))
         if lead.is_deleted:
             self._deleted[lead.object_id] = lead.committed
@@ -588,5 +589,6 @@ class Leaders(LeadEndings):
             if self._acceptor.is_busy(object_id):
                 continue
             assert register.number == lead.acked
+        assert self.led == {one for one, lead in self.leads.items() if lead.is_led}
         for tables in (self._plans, self._hands, self._leaving, self._deleted):
             assert tables.keys() <= self.leads.keys()

@@ -51,9 +51,8 @@ class Leads(Moves):
         if box is None:
             return
         box.is_shared = True
-        for call in self.calls.values():
-            if call.object_id == object_id:
-                call.round = NO_ROUND  # Under an earlier lead they were counted anew.
+        for call in self.calls_by_object.of(object_id):
+            call.round = NO_ROUND  # Under an earlier lead they were counted anew.
         if box.is_followed:
             box.is_followed = False
             self.boxes.set_aside(box)  # What is on the disk now counts.
@@ -169,8 +168,8 @@ class Leads(Moves):
 
     def _end_running(self, box: Mailbox) -> None:
         """Send on what runs, and throw away what it does."""
-        for call in list(self.calls.values()):
-            if call.object_id == box.object_id and call.slot is not None:
+        for call in self.calls_by_object.of(box.object_id):
+            if call.slot is not None:
                 self._let_run_out(call)
         copies = (box.main, box.reader)
         self.boxes.set_aside(box)
@@ -229,7 +228,8 @@ class Leads(Moves):
             self._fail(call, event.error)
         if box is None:
             return
-        running = {call.origin for call in self.calls.values() if call.slot is not None}
+        mine = self.calls_by_object.of(event.object_id)
+        running = {call.origin for call in mine if call.slot is not None}
         unreplied = list(box.unreplied)
         box.unreplied.clear()
         for version, effect, asked_round in unreplied:

@@ -29,6 +29,7 @@ class LedObjects:
         self._desk = desk
         self._acceptor = acceptor
         self.leads: dict[ObjectId, Lead] = {}
+        self.led: set[ObjectId] = set()  # calls of these may run here
         self._asking: dict[ObjectId, Lead] = {}
         # Who must hear that it is no member any more, or that nothing is to be kept.
         self._leaving: dict[ObjectId, dict[PeerId, Drop | Forget]] = {}

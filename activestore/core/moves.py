@@ -63,9 +63,8 @@ class Moves(Travels):
         """Return the calls of an object that have not begun, in order of arrival."""
         return [
             call
-            for call in self.calls.values()
-            if call.object_id == object_id
-            and call.slot is None
+            for call in self.calls_by_object.of(object_id)
+            if call.slot is None
             and not (call.is_away or call.is_answered or call.is_deferred)
         ]
 

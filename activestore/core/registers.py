@@ -61,6 +61,9 @@ class Registers:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.registers: dict[ObjectId, Register] = {}
+        # Of these, copies that are history; and votes without a state, of the others.
+        self.quarantined: dict[ObjectId, None] = {}
+        self.witnessed: set[ObjectId] = set()
         self._busy: dict[ObjectId, Busy] = {}
         self._orders: dict[int, Order] = {}
         self._pledges: dict[ObjectId, Ballot] = {}
@@ -89,8 +92,22 @@ class Registers:
         """Take a register that is on disk, or that the caller writes at once."""
         config = self._configs.setdefault(register.config, register.config)
         self.registers[object_id] = register._replace(config=config)
+        if register.is_quarantined:
+            self.quarantined[object_id] = None
+        else:
+            self.quarantined.pop(object_id, None)
+        if config.witness == self._desk.me and not register.is_quarantined:
+            self.witnessed.add(object_id)
+        else:
+            self.witnessed.discard(object_id)
         if len(self._configs) > 2 * len(self.registers) + 1024:
             self._configs = {r.config: r.config for r in self.registers.values()}
+
+    def drop(self, object_id: ObjectId) -> None:
+        """Keep no register of an object any more."""
+        self.registers.pop(object_id, None)
+        self.quarantined.pop(object_id, None)
+        self.witnessed.discard(object_id)
 
     def pledge(self, object_id: ObjectId, ballot: Ballot) -> None:
         """Promise this peer's own candidate an epoch: in memory only.

@@ -14,7 +14,7 @@ Source: reliability.md section 3; design section 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from activestore.core.acceptor import Acceptor
@@ -85,6 +85,15 @@ class RegisterState(NamedTuple):
     needed: int
     committed: int | None
     acked: dict[PeerId, int]
+
+
+class RegisterCounts(NamedTuple):
+    """How many registers of one peer are of which kind; each is of one."""
+
+    led: int
+    followed: int
+    witnessed: int
+    quarantined: int
 
 
 def _no_plain_object(_object_id: ObjectId) -> int | None:
@@ -211,8 +220,19 @@ class Replication:
 
     def is_led(self, object_id: ObjectId) -> bool:
         """Return whether this peer leads the object; it may be a deleted one."""
-        lead = self._leaders.leads.get(object_id)
-        return lead is not None and lead.is_led
+        return object_id in self._leaders.led
+
+    def counts(self) -> RegisterCounts:
+        """Return how many registers are of which kind; nothing is looked through."""
+        led, total = len(self._leaders.led), len(self._acceptor.registers)
+        witnessed, quarantined = len(self._acceptor.witnessed), len(self.quarantined)
+        followed = total - led - witnessed - quarantined
+        return RegisterCounts(led, followed, witnessed, quarantined)
+
+    @property
+    def quarantined(self) -> Collection[ObjectId]:
+        """The objects whose copies here are history."""
+        return self._acceptor.quarantined
 
     def leader_of(self, object_id: ObjectId) -> Ballot | None:
         """Return who leads, as far as this peer knows."""

@@ -184,9 +184,8 @@ class Incoming(Making):
         session_id = SessionId(bytes(message.session))
         session = self.sessions.get(session_id)
         if session is None:
-            session = Session(session_id, link.route, f"by {link.name}", self._now_s)
+            session = self.add_session(session_id, link.route, f"by {link.name}")
             session.is_relayed = True
-            self.sessions[session_id] = session
         session.heard_s = self._now_s
         # Calls of a peer's own methods travel under the number of its start.
         session.is_peer = session.is_peer or session_id == link.incarnation
@@ -223,8 +222,7 @@ class Incoming(Making):
                 reason = f"{SESSIONS_MAX} clients have calls in progress"
                 self.transport.send(route, Refused("busy", reason))
                 return None
-            session = Session(session_id, route, message.client_name, self._now_s)
-            self.sessions[session_id] = session
+            session = self.add_session(session_id, route, message.client_name)
         else:
             self._leave_route(session)
             session.route = route
@@ -318,7 +316,7 @@ class Incoming(Making):
         session.direct = b""
 
     def _end_session(self, session: Session) -> None:
-        self.sessions.pop(session.session_id, None)
+        self.remove_session(session)
         self._leave_route(session)
         self.relays.end_session(session)
         self.naming.end_session(session.session_id)

@@ -88,8 +88,7 @@ class Places:
         self._untold[object_id] = self._held[object_id] = place
         self._told.pop(object_id, None)
         if known is None or known.epoch < place.epoch:
-            for session in self._table.sessions.values():
-                session.doubt()  # What they ask of it may have been answered elsewhere.
+            self._table.doubt_sessions()
         if is_new:
             self._tell(object_id)
             self._relays.heard(object_id)

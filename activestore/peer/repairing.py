@@ -4,8 +4,10 @@ A member that does not answer for `repair_after_s` is replaced, where there is a
 can take its place; a group that was made smaller than what was asked for grows as soon as
 there is one. `replicate` does the same at once.
 
-Rules of this file: only groups that are led here are looked at, few at a time; nothing is
-taken away before its replacement is there. Copies that nobody counts: see `rollcall`.
+Rules of this file: only groups that are led here are mended; a look takes few of them, and
+what is told of them all is what the looks found, so that nothing here grows with their
+number. Nothing is taken away before its replacement is there. Copies that nobody counts:
+see `rollcall`.
 
 Source: design section 8; reliability.md 3.4 R8.
 """
@@ -13,6 +15,7 @@ Source: design section 8; reliability.md 3.4 R8.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from activestore.core.peers import PeerState
@@ -20,6 +23,7 @@ from activestore.core.register import Register
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
 from activestore.peer.rollcall import Rollcall
+from activestore.wire.replicas import Config
 
 # Registers that are looked at in one look, and groups that are mended at once.
 LOOKED_MAX = 1000
@@ -51,6 +55,12 @@ class Repairing:
         # Who was told to be gone although nobody has ever heard of it.
         self._told_gone: set[PeerId] = set()
         self._begun_s = loop.clock()
+        # Groups that lacked copies when they were looked at last: in the round before, and
+        # in this one. None is in both.
+        self._under: dict[ObjectId, None] = {}
+        self._found: dict[ObjectId, None] = {}
+        # Whether groups of a config lack copies now; most objects share theirs with others.
+        self._short: dict[int, tuple[Config, bool]] = {}
         self._open: set[ObjectId] = set()
         self._failed_s: dict[ObjectId, float] = {}
         self._why: dict[ObjectId, str] = {}
@@ -64,20 +74,29 @@ class Repairing:
             return
         self._look_at_peers(now_s)
         self._rollcall.look(now_s)
+        self._short.clear()
+        is_noted = len(self._core.registers) > LOOKED_MAX
         for _ in range(LOOKED_MAX):
             object_id = next(self._ids, None)
             if object_id is None:
-                self._ids = iter(list(self._core.registers))
-                self._failed_s = {
-                    one: when_s
-                    for one, when_s in self._failed_s.items()
-                    if self._core.is_led(one)
-                }
-                self._why = {one: self._why[one] for one in self._failed_s}
+                self._begin_anew()
                 return
             register = self._core.register_of(object_id)
+            if is_noted:
+                self._note(object_id)
             if register is not None and self._core.is_led(object_id):
                 self._look_at(object_id, register, now_s)
+
+    def _begin_anew(self) -> None:
+        """Begin another round over all registers, and forget what is not here any more."""
+        self._ids = iter(list(self._core.registers))
+        self._under, self._found = self._found, {}
+        self._failed_s = {
+            one: when_s
+            for one, when_s in self._failed_s.items()
+            if self._core.is_led(one)
+        }
+        self._why = {one: self._why[one] for one in self._failed_s}
 
     def _look_at_peers(self, now_s: float) -> None:
         cluster = self._loop.cluster
@@ -143,43 +162,62 @@ class Repairing:
     # -- what is told ------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return how many objects there are of each kind, for `status`."""
-        registers, me = self._core.registers, self._loop.settings.peer_id
-        led = sum(map(self._core.is_led, registers))
-        witnessed = sum(r.config.witness == me for r in registers.values())
-        quarantined = sum(r.is_quarantined for r in registers.values())
-        return {
-            "led": led,
-            "followed": len(registers) - led - witnessed - quarantined,
-            "witnessed": witnessed,
-            "under": sum(1 for _ in self._all_under()),
-            "quarantined": quarantined,
-        }
+        """Return how many objects there are of each kind, for `status`.
+
+        `under` is as the looks found it, where all registers are more than one of them.
+        """
+        self._note_few()
+        counts = self._core.counts()._asdict()
+        return {**counts, "under": len(self._under) + len(self._found)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is wrong with groups that this peer is in, alias left out."""
-        found = [
-            self._row(object_id, register, "quarantined", ())
-            for object_id, register in self._core.registers.items()
-            if register.is_quarantined
-        ]
-        for object_id, register, missing in self._all_under():
+        self._note_few()
+        found = []
+        for object_id in islice(self._core.quarantined, ROWS_MAX):
+            register = self._core.registers[object_id]
+            found.append(self._row(object_id, register, "quarantined", ()))
+        for object_id in list(islice(chain(self._found, self._under), LOOKED_MAX)):
             if len(found) >= ROWS_MAX:
                 break
-            found.append(self._row(object_id, register, "under", missing))
-        return found[:ROWS_MAX]
+            short = self._note(object_id)
+            if short is not None:
+                missing = self._missing(short)
+                found.append(self._row(object_id, short, "under", missing))
+        return found
 
-    def _all_under(self) -> Iterator[tuple[ObjectId, Register, list[PeerId]]]:
-        """Yield groups that lack copies, with the members that do not answer."""
-        for object_id, register in self._core.registers.items():
-            if register.is_quarantined or register.is_deleted:
-                continue
-            is_led = self._core.is_led(object_id)
-            if not is_led and not self._loop.relays.routing.is_leaderless(object_id):
-                continue
-            missing = self._missing(register)
-            if missing or _lacks(register):
-                yield object_id, register, missing
+    def _note_few(self) -> None:
+        """Look at all groups now, where they are no more than one look takes."""
+        self._short.clear()
+        if len(self._core.registers) <= LOOKED_MAX:
+            self._under.clear()
+            self._found.clear()
+            for object_id in self._core.registers:
+                self._note(object_id)
+
+    def _note(self, object_id: ObjectId) -> Register | None:
+        """Note whether a group lacks copies; return its register where it does."""
+        register = self._core.register_of(object_id)
+        self._under.pop(object_id, None)
+        if register is not None and self._is_under(object_id, register):
+            self._found[object_id] = None
+            return register
+        self._found.pop(object_id, None)
+        return None
+
+    def _is_under(self, object_id: ObjectId, register: Register) -> bool:
+        """Whether a group lacks copies, and it is this peer's to say so."""
+        if register.is_quarantined or register.is_deleted:
+            return False
+        config = register.config
+        known = self._short.get(id(config))
+        if known is None:
+            is_short = _lacks(register) or bool(self._missing(register))
+            known = self._short[id(config)] = (config, is_short)
+        if not known[1]:
+            return False
+        is_led = self._core.is_led(object_id)
+        return is_led or self._loop.relays.routing.is_leaderless(object_id)
 
     def _missing(self, register: Register) -> list[PeerId]:
         me, cluster = self._loop.settings.peer_id, self._loop.cluster

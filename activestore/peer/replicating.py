@@ -439,8 +439,7 @@ class Replicating:
         self._places.came(object_id, self._own_place(effect.counter, effect.config))
         self._table.step(events.ObjectLed(object_id))
         self.on_led(object_id)
-        for session in self._table.sessions.values():
-            session.doubt()  # What they ask may have been answered by the leader before.
+        self._table.doubt_sessions()
         self._release(object_id)
 
     def _do_deposed(self, effect: wanted.Deposed) -> None:

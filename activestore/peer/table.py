@@ -61,17 +61,25 @@ class Session:
     `behind`: by which link each open request of a client came that came by a peer; its
     answer goes back there, for the peer at another link's end knows nothing of it. None
     until there was one. `direct`: the client's own connection, where it had one then.
+    `asking`: all sessions that have sent a request since they were doubted, this one too
+    once it has; see `Table.doubt_sessions`.
     """
 
     __slots__ = (
-        "behind", "can_follow", "direct", "doubted", "heard_s", "highest", "is_peer",
-        "is_relayed", "name", "route", "seen", "session_id",
+        "asking", "behind", "can_follow", "direct", "doubted", "heard_s", "highest",
+        "is_peer", "is_relayed", "name", "route", "seen", "session_id",
     )  # fmt: skip
 
     def __init__(
-        self, session_id: SessionId, route: bytes, name: str, now_s: float
+        self,
+        session_id: SessionId,
+        route: bytes,
+        name: str,
+        now_s: float,
+        asking: set[Session],
     ) -> None:
         self.session_id = session_id
+        self.asking = asking
         self.route = route
         self.name = name
         self.heard_s = now_s
@@ -125,6 +133,7 @@ class Session:
             self.highest = sequence
             return message
         if self.highest == ABOVE_ALL:
+            self.asking.add(self)
             if self.is_peer:
                 self.highest = sequence
             elif any(_has_answer_to(one, message) for one in self.doubted):
@@ -232,6 +241,8 @@ class Table:
         self.repairing: ports.Looker | None = None
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}
+        # Of these, those that have sent a request since they were doubted.
+        self._asking: set[Session] = set()
         self.calls_count = 0
         self.backups: dict[str, tuple[int, int]] = {}  # directory to bytes done, total
         self._now_s = self.clock()
@@ -248,6 +259,28 @@ class Table:
         if self.core.is_draining:
             return "draining"  # running calls end, then the peer does
         return "emptying" if self.is_emptying else "serving"
+
+    def add_session(self, session_id: SessionId, route: bytes, name: str) -> Session:
+        """Note a session that was not known."""
+        session = Session(session_id, route, name, self._now_s, self._asking)
+        self.sessions[session_id] = session
+        return session
+
+    def remove_session(self, session: Session) -> None:
+        """Forget a session."""
+        self.sessions.pop(session.session_id, None)
+        self._asking.discard(session)
+
+    def doubt_sessions(self) -> None:
+        """Doubt every session: what they ask may have been answered elsewhere.
+
+        It is called for each object that comes; who has asked nothing since the last one
+        is in doubt still, and costs nothing.
+        """
+        asking = list(self._asking)
+        self._asking.clear()
+        for session in asking:
+            session.doubt()
 
     def tell(self, session: Session, message: Message) -> None:
         """Send a message to a session, through the peer that it is behind, if any."""
