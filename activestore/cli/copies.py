@@ -49,7 +49,7 @@ def group_table(group: Group) -> None:
 
 
 def _known(number: int | None) -> str:
-    return "?" if number is None else str(number)
+    return "-" if number is None else str(number)
 
 
 def group_map(group: Group) -> dict[str, Any]:

@@ -22,9 +22,9 @@ class Member(NamedTuple):
     """One peer of a group.
 
     `role`: "primary", "replica", "witness", or "learner" for one that is to become a
-    member. `state`: "alive", "suspect", "dead" or
-    "left", as the peer that was asked believes. `number`: of the newest state that it is
-    known to have. `lag`: how many changes that is behind; None where nothing was heard.
+    member. `state`: "alive", "suspect", "dead", "left" or "unknown", as the peer that was
+    asked believes. `number`: of the newest state that it is known to have. `lag`: how
+    many changes that is behind. Both are None where nothing was heard of it.
     """
 
     peer_id: bytes

@@ -355,8 +355,10 @@ class Grouping:
         state = cluster.state_of(peer_id)
         told = "unknown" if state is None else state.name.lower()
         is_me = peer_id == self._loop.settings.peer_id
-        if number is not None and number < 0:
-            number = None  # Nothing was heard of it under this leader.
+        if not number:
+            number = (
+                None  # Nothing was heard of it under this leader: they begin with 1.
+            )
         return {
             "peer_id": peer_id, "peer": cluster.name_of(peer_id), "role": role,
             "state": "alive" if is_me else told, "number": number,

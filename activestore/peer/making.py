@@ -146,7 +146,9 @@ class Making(Table):
             return False
         if wanted == 1:
             return True
-        refused = sharing.why_too_few(wanted, witness, len(self.cluster.alive()) + 1)
+        me, others = settings.peer_id, self.cluster.membership.live()
+        spoken = [one.protocol for one in others if one.peer_id != me]
+        refused = sharing.why_too_few(wanted, witness, [REPLICAS_SINCE, *spoken])
         if refused is not None:
             self._refuse(origin, refused)
             return False

@@ -290,7 +290,9 @@ class Replicating:
         ordered = [self._numbered(change, writes) for change in changes]
         if writes or (made and self._table.settings.replicas > 1):
             children = [one for one in made if one not in writes]
-            order = self._orders[token] = GroupOrder(token, writes, children)
+            # The last one is what a method of it did; others keep what a retry is told.
+            parent = changes[-1].object_id
+            order = self._orders[token] = GroupOrder(token, writes, children, parent)
             for object_id, numbers in writes.items():
                 self._lines.setdefault(object_id, deque()).append(order)
                 waiting = self._waiting.setdefault(object_id, deque())
@@ -347,7 +349,7 @@ class Replicating:
             if not self._own.ended(token, told):
                 self._table.step(events.CommitRefused(token, told))
         elif order.children and (order.open or not order.writes):
-            parent = next(iter(order.writes), None)
+            parent = order.parent if order.parent in order.writes else None
             self.share_children(order.children, parent, lambda: self._on_disk(order))
         else:
             self._on_disk(order)

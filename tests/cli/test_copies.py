@@ -98,7 +98,7 @@ def test_replicate_prints_who_has_the_object_then(fake: FakePeer, run: Any) -> N
     assert [[row[0], *row[2:]] for row in rows] == [
         ["edge-1", "primary", "alive", "9", "0"],
         ["edge-2", "replica", "alive", "7", "2"],
-        ["edge-3", "replica", "dead", "?", "?"],
+        ["edge-3", "replica", "dead", "-", "-"],
     ]
     assert asked(fake, "replicate") == {
         "object_id": OBJECT, "replicas": 3, "witness": None, "peers": ["edge-2"],

@@ -96,6 +96,19 @@ def test_copies_are_refused_where_too_few_speak_the_version(sim: Simulation) -> 
     assert counter.add() == 1
 
 
+def test_object_is_not_made_where_too_few_speak_the_version(sim: Simulation) -> None:
+    """It would be made, and its maker be told that it has fewer copies."""
+    for name in ("peer-2", "peer-3"):
+        say(sim, name, REPLICAS_SINCE - 1)
+    client = sim.client("peer-1")
+
+    with pytest.raises(NoQuorumError, match="2 can be reached that speak version 3"):
+        client.create(COUNTER, replicas=3)
+
+    assert not list(client.objects())
+    assert client.group(client.create(COUNTER, replicas=2)).copies == 2
+
+
 def test_object_with_copies_is_not_made_at_a_peer_of_an_earlier_version(
     sim: Simulation,
 ) -> None:

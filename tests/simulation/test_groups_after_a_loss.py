@@ -40,6 +40,28 @@ def test_shrinking_takes_the_dead_one_out(dead_at: int) -> None:
         assert x.add() == 3
 
 
+def test_member_that_a_new_leader_has_never_heard_of_is_told_as_unknown() -> None:
+    """Neither at number 0 nor all of them behind: nobody knows."""
+    with Simulation(2, peers=5, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        x: Any = client.create(COUNTER, replicas=5)
+        x.add()
+        first, second, *_ = [member.peer for member in client.group(x).members]
+        sim.crash(second)
+        sim.crash(first)
+        asked = next(name for name in sim.peers if name not in (first, second))
+        client = sim.client(asked)
+        assert client.get(id_of(x)).add() == 2
+
+        members = {one.peer: one for one in client.group(id_of(x)).members}
+
+        known = {name: (one.number, one.lag) for name, one in members.items()}
+        assert known[first] == known[second] == (None, None)
+        rest = [pair for name, pair in known.items() if name not in (first, second)]
+        assert None not in {number for pair in rest for number in pair}
+
+
 def test_draining_one_while_another_is_dead_leaves_the_object_served() -> None:
     with Simulation(1, peers=3, classes=[Counter]) as sim:
         _client, x, dead = group_with_a_dead_member(sim)

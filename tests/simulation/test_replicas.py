@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from activestore import remote
+from activestore import ActiveObject, activemethod, remote
 from activestore.errors import (
     NoQuorumError,
     ObjectNotFoundError,
@@ -23,6 +23,32 @@ from tests.simulation.clusters import COUNTER, Player, join
 from tests.simulation.models import Counter, Maker
 
 ALL = ("peer-1", "peer-2", "peer-3")
+
+
+class Press(ActiveObject):
+    """Makes objects without a change of its own."""
+
+    ink: int
+
+    def __init__(self) -> None:
+        self.ink = 1
+
+    @activemethod(readonly=True)
+    def print(self) -> Counter:
+        return Counter(self.ink)
+
+
+class Foreman(ActiveObject):
+    """Has another object make something."""
+
+    press: Press
+
+    def __init__(self, press: Press) -> None:
+        self.press = press
+
+    @activemethod
+    def have_printed(self) -> Counter:
+        return self.press.print()
 
 
 def id_of(proxy: Any) -> ObjectId:
@@ -218,6 +244,22 @@ def test_what_a_method_makes_has_as_many_copies_as_its_object() -> None:
         maker.make(7)
         sim.crash("peer-1", disk=False)
         assert sim.client("peer-2").get(id_of(maker)).last_peek() == 7
+
+
+def test_what_a_nested_call_makes_has_as_many_copies_as_its_own_object() -> None:
+    """Not as the object whose method called: both are written in the one commit."""
+    with Simulation(8, peers=3, classes=[Counter, Press, Foreman]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        press = client.create(f"{__name__}.Press", replicas=3)
+        id_of(press.print())  # Its class is known from then on: nothing is promised.
+        foreman = client.create(f"{__name__}.Foreman", press, replicas=2)
+
+        printed = foreman.have_printed()
+
+        register = sim.peers["peer-1"].loop.replicating.core.register_of(id_of(printed))
+        assert register is not None
+        assert register.config.wanted == 3
 
 
 def test_what_a_method_of_a_plain_object_makes_has_the_copies_of_the_settings() -> None:
