@@ -7,7 +7,8 @@ does not follow waits until nothing of its object is being written.
     Prepare --Store--> Promise        Accept --Store--> Accepted        else Nack
 
 Rules of this file: it knows no leader's business; who must know that an epoch is over, or
-that a copy went, is called through the hooks.
+that a copy went, is called through the hooks. Who is not of the group changes nothing,
+and is told so; see `standing`.
 
 Source: reliability.md 3.4 R1, R2, R9, R10; decision 11.
 """
@@ -29,7 +30,7 @@ from activestore.core.register import (
     judge_accept,
     judge_prepare,
 )
-from activestore.core.registers import Deferrable, Order, Registers
+from activestore.core.registers import Deferrable, Order
 from activestore.core.replication_desk import Desk
 from activestore.core.replication_effects import (
     Followed,
@@ -38,6 +39,7 @@ from activestore.core.replication_effects import (
     StateReplaced,
 )
 from activestore.core.replication_events import StateLost, Stored
+from activestore.core.standing import Standing
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
     NOBODY,
@@ -94,7 +96,7 @@ class Hooks(Protocol):
         """Return the committed config where this peer leads; else None."""
 
 
-class Acceptor(Registers):
+class Acceptor(Standing):
     """What others ask of the registers of one peer, and what they are told."""
 
     def __init__(
@@ -104,7 +106,6 @@ class Acceptor(Registers):
         plain: Callable[[ObjectId], int | None],
     ) -> None:
         super().__init__(desk)
-        self._me = desk.me
         self._hooks = hooks
         self._plain = plain
 
@@ -196,20 +197,6 @@ class Acceptor(Registers):
             busy.deferred.append((sender, message))
         return True
 
-    def _nack(
-        self,
-        sender: PeerId,
-        message: Prepare | Accept | Confirm | Fetch | Drop | Forget,
-        reason: Reason,
-        register: Register | None,
-    ) -> None:
-        number = message.number if isinstance(message, Accept) else 0
-        promised = Ballot() if register is None else register.promised
-        config = None if register is None else register.config
-        object_id = message.object_id
-        nack = Nack(object_id, message.epoch, number, reason, promised, config)
-        self._desk.send(sender, nack)
-
     def _on_unknown(self, sender: PeerId, message: Prepare | Accept) -> None:
         left = self._left.get(message.object_id)
         if isinstance(left, Forget):
@@ -225,11 +212,14 @@ class Acceptor(Registers):
         if register is None:
             self._on_unknown(sender, message)
             return
-        reason = judge_prepare(register, sender, message)
+        if not self._may_ask(sender, message, register):
+            self._refuse(sender, message, register)
+            return
+        reason = judge_prepare(register, message)
         if reason is not None:
             self._nack(sender, message, reason, register)
             if reason is Reason.LINEAGE:
-                self.meet_lineage(object_id, message.lineage)
+                self.meet_lineage(object_id, message.config.lineage)
             return
         if message.epoch.counter > register.promised.counter:
             self._hooks.on_overtaken(object_id, message.epoch)
@@ -262,6 +252,9 @@ class Acceptor(Registers):
             return
         if register is None:
             self._on_first(sender, message)
+            return
+        if not self._may_teach(sender, message, register):
+            self._refuse(sender, message, register)
             return
         reason = judge_accept(register, message)
         if reason is not None:
@@ -334,6 +327,8 @@ class Acceptor(Registers):
     def on_confirm(self, sender: PeerId, message: Confirm) -> None:
         """Say whether a leader's epoch is the newest here. Source: R6."""
         register = self.latest(message.object_id)
+        if sender != message.epoch.leader:
+            return
         if register is None or self._desk.is_distrusted:
             self._nack(sender, message, Reason.UNKNOWN, None)
         elif register.is_quarantined:
@@ -375,6 +370,8 @@ class Acceptor(Registers):
     def on_fetch(self, sender: PeerId, message: Fetch) -> None:
         """Send the state to whom it was promised."""
         register = self.latest(message.object_id)
+        if sender != message.epoch.leader:
+            return
         if register is None or self._desk.is_distrusted or not register.has_state:
             self._nack(sender, message, Reason.UNKNOWN, None)
         elif register.is_quarantined or register.promised != message.epoch:
@@ -430,6 +427,8 @@ class Acceptor(Registers):
     def _on_drop(self, sender: PeerId, message: Drop) -> None:
         object_id = message.object_id
         register = self.latest(object_id)
+        if not self.believes(sender, message):
+            return
         if register is not None:
             epoch, config = message.epoch, message.config
             self.learn_config(sender, object_id, epoch, config, is_drop=True)
@@ -482,6 +481,7 @@ class Acceptor(Registers):
         self.drop(object_id)
         self._heard.pop(object_id, None)
         self._pledges.pop(object_id, None)
+        self._told.pop(object_id, None)
         self._left[object_id] = left
         if len(self._left) > REMEMBERED_MAX:
             self._left.popitem(last=False)
@@ -490,6 +490,8 @@ class Acceptor(Registers):
     def _on_forget(self, sender: PeerId, message: Forget) -> None:
         object_id = message.object_id
         register = self.latest(object_id)
+        if not self.believes(sender, message):
+            return
         if register is not None:
             if self._defer(sender, message):
                 return
@@ -534,3 +536,4 @@ class Acceptor(Registers):
             assert len(busy.deferred) <= DEFERRED_MAX
         assert not counts, "orders of objects that are not busy"
         assert len(self._left) <= REMEMBERED_MAX
+        assert self._told.keys() <= self.registers.keys() | self._busy.keys()

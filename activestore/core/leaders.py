@@ -46,6 +46,8 @@ from activestore.wire.replicas import (
 
 # Changes of one group that wait for each other; more are refused.
 PLANS_MAX = 16
+# For these reasons a learner is given up: it would say so again.
+FINAL = frozenset({Reason.SPACE, Reason.REQUIREMENT, Reason.LINEAGE, Reason.STRANGER})
 # A learner that is out of reach for so long is given up, in seconds.
 UNREACHABLE_S = 5.0
 
@@ -205,12 +207,11 @@ class Leaders(LeadEndings):
         lead = self.find(message.object_id, message.epoch)
         if lead is None or peer_id not in lead.members:
             return
-        if message.reason in (Reason.PROMISED, Reason.STRANGER):
-            if peer_id in electorate(lead.config):
-                self.depose(message.object_id)
+        is_over = message.reason in (Reason.PROMISED, Reason.STRANGER)
+        if is_over and peer_id in electorate(lead.config):
+            self.depose(message.object_id)
             return
-        is_final = message.reason in (Reason.SPACE, Reason.REQUIREMENT, Reason.LINEAGE)
-        if is_final and self._is_learning(lead, peer_id):
+        if message.reason in FINAL and self._is_learning(lead, peer_id):
             self._give_up_learner(lead, message.text or message.reason.name.lower())
             return
         lead.on_nack(peer_id, message)

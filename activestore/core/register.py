@@ -110,21 +110,15 @@ def missing_votes(config: Config, peers: Container[PeerId]) -> tuple[int, int]:
     return sum(p in peers for p in config.voters), len(config.voters) // 2 + 1
 
 
-def judge_prepare(
-    register: Register, sender: PeerId, message: Prepare
-) -> Reason | None:
+def judge_prepare(register: Register, message: Prepare) -> Reason | None:
     """Return why an epoch is not promised; None where it is.
 
-    One who is no member here may be one by a config that this peer has not heard of; so
-    it is a stranger only if it does not know a newer one.
+    Whether its sender has a say is another question; see `standing`.
 
     Source: reliability.md R1; decision 11: a counter is promised to one leader only.
     """
-    config = register.config
-    if register.is_quarantined or message.lineage != config.lineage:
+    if register.is_quarantined or message.config.lineage != register.config.lineage:
         return Reason.LINEAGE
-    if sender not in electorate(config) and message.config_version <= config.version:
-        return Reason.STRANGER
     if message.epoch == register.promised:
         return None
     if message.epoch.counter <= register.promised.counter:

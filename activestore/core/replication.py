@@ -29,6 +29,7 @@ from activestore.core.replication_effects import (
 )
 from activestore.core.replication_events import (
     ForceOrdered,
+    GroupFound,
     GroupWanted,
     LeadHandedOver,
     LinkReady,
@@ -357,6 +358,7 @@ class Replication:
         | GroupWanted
         | ForceOrdered
         | LeadHandedOver
+        | GroupFound
         | StateLost,
     ) -> None:
         if isinstance(event, PeerSeen):
@@ -367,23 +369,28 @@ class Replication:
                 self._takeovers.on_peer_lost(event.peer_id)
         elif isinstance(event, LinkReady):
             self._on_peer_back(event.peer_id, is_lost=True)
-        elif isinstance(event, Touched) and self._desk.is_distrusted:
-            self._ask_all(event.object_id)
         elif isinstance(event, Touched):
-            lead = self._leaders.leads.get(event.object_id)
-            if lead is None or not lead.is_settled:
-                self._takeovers.touch(event.object_id)
-            else:
-                lead.is_touched = True
+            self._on_touched(event.object_id)
         elif isinstance(event, GroupWanted):
             self._leaders.want(event)
         elif isinstance(event, ForceOrdered):
             self._force(event)
         elif isinstance(event, LeadHandedOver):
             self._leaders.hand_over(event)
+        elif isinstance(event, GroupFound):
+            self._takeovers.on_told(event.leader, event.told, is_found=True)
         else:
             self._leaders.on_state_lost(event.object_id)
             self._acceptor.on_message(self._me, event)
+
+    def _on_touched(self, object_id: ObjectId) -> None:
+        lead = self._leaders.leads.get(object_id)
+        if self._desk.is_distrusted:
+            self._ask_all(object_id)
+        elif lead is None or not lead.is_settled:
+            self._takeovers.touch(object_id)
+        else:
+            lead.is_touched = True
 
     def _ask_all(self, object_id: ObjectId) -> None:
         """Have the others look who leads, where this peer must not even look."""
@@ -444,7 +451,7 @@ class Replication:
         elif isinstance(message, Fetch):
             self._acceptor.on_fetch(sender, message)
         elif isinstance(message, State):
-            self._takeovers.on_state(message)
+            self._takeovers.on_state(sender, message)
         elif isinstance(message, Ask):
             self._acceptor.on_ask(sender, message)
         else:
@@ -458,11 +465,15 @@ class Replication:
         if register.config.lineage == message.config.lineage:
             self._takeovers.on_promise(sender, message)
         else:
-            self._acceptor.meet_lineage(message.object_id, message.config.lineage)
+            lineage = message.config.lineage
+            self._acceptor.hear_lineage(sender, message.object_id, lineage)
 
     def _on_nack(self, sender: PeerId, message: Nack) -> None:
-        if message.reason is Reason.LINEAGE and message.config is not None:
-            self._acceptor.meet_lineage(message.object_id, message.config.lineage)
+        object_id, config = message.object_id, message.config
+        if config is not None and message.reason is Reason.LINEAGE:
+            self._acceptor.hear_lineage(sender, object_id, config.lineage)
+        elif config is not None:
+            self._acceptor.hear_config(sender, object_id, config)
         self._leaders.on_nack(sender, message)
         self._takeovers.on_nack(sender, message)
 
@@ -471,6 +482,8 @@ class Replication:
         object_id = message.object_id
         register = self._acceptor.registers.get(object_id)
         if not message.is_handed or register is None:
+            return
+        if sender != message.epoch.leader:
             return
         is_all = register.epoch == message.epoch and register.number >= message.number
         if is_all and not self._leaders.leads.get(object_id):

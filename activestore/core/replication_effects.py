@@ -124,6 +124,18 @@ class GroupChanged(NamedTuple):
     config: Config
 
 
+class Refused(NamedTuple):
+    """A peer that is not of an object's group spoke as if it were; `why`: what was expected.
+
+    `kind`: of its message. Nothing came of it.
+    """
+
+    sender: PeerId
+    object_id: ObjectId
+    kind: str
+    why: str
+
+
 class Unshared(NamedTuple):
     """The group is this peer alone: its register is gone, it is a plain object again."""
 
@@ -145,6 +157,7 @@ ReplicationEffect: TypeAlias = (
     | NoQuorum
     | GroupDone
     | GroupChanged
+    | Refused
     | Unshared
     | Note
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from activestore.ids import ObjectId, PeerId
-from activestore.wire.replicas import ReplicaMessage
+from activestore.wire.replicas import ReplicaMessage, Told
 
 
 class MessageCame(NamedTuple):
@@ -80,6 +80,17 @@ class LeadHandedOver(NamedTuple):
     target: PeerId
 
 
+class GroupFound(NamedTuple):
+    """Who leads an object was looked for by its place, was asked, and answered this.
+
+    Its answer is believed, though the group that is known here may not have it: whoever
+    was away while its whole group was replaced hears of the newer one only so.
+    """
+
+    leader: PeerId
+    told: Told
+
+
 class StateLost(NamedTuple):
     """The state of the copy here is damaged on disk; its register is not.
 
@@ -105,6 +116,7 @@ ReplicationEvent: TypeAlias = (
     | GroupWanted
     | ForceOrdered
     | LeadHandedOver
+    | GroupFound
     | StateLost
     | TimerFired
 )

@@ -221,9 +221,13 @@ class TakeOvers(Followings):
             self._end(object_id)
         self._queue.clear()
 
-    def on_told(self, sender: PeerId, message: Told) -> None:
-        """Take an answer to Ask."""
+    def on_told(self, sender: PeerId, message: Told, *, is_found: bool = False) -> None:
+        """Take an answer to Ask; `is_found`: who answers was found by the object's place."""
         object_id, config = message.object_id, message.config
+        if config is not None:
+            if not is_found and not self._acceptor.believes(sender, message):
+                return
+            self._acceptor.hear_config(sender, object_id, config)
         if message.is_led and config is not None:
             self._acceptor.learn_config(sender, object_id, message.promised, config)
             register = self._acceptor.latest(object_id)
@@ -403,7 +407,7 @@ class TakeOvers(Followings):
         self._go_on(object_id, search)
 
     def _prepare_at(self, object_id: ObjectId, search: Search, config: Config) -> None:
-        message = Prepare(object_id, search.ballot, config.version, config.lineage)
+        message = Prepare(object_id, search.ballot, config)
         for peer_id in electorate(config):
             if peer_id not in search.asked:
                 search.asked.add(peer_id)
@@ -414,7 +418,9 @@ class TakeOvers(Followings):
         search = self._searches.get(message.object_id)
         if search is None or search.phase is not Phase.PREPARING:
             return
-        if message.epoch == search.ballot and sender not in search.promises:
+        is_new = sender in search.asked and sender not in search.promises
+        if message.epoch == search.ballot and is_new:
+            self._acceptor.hear_config(sender, message.object_id, message.config)
             search.promises[sender] = message
             self._go_on(message.object_id, search)
 
@@ -459,13 +465,15 @@ class TakeOvers(Followings):
             )
             self._say_no_quorum(object_id, search, text)
 
-    def on_state(self, message: State) -> None:
+    def on_state(self, sender: PeerId, message: State) -> None:
         """Take the state that was asked for, and accept it under the new epoch."""
         search = self._searches.get(message.object_id)
         if search is None or search.phase is not Phase.FETCHING:
             return
         best = search.best
         if message.epoch != search.ballot or best is None:
+            return
+        if sender not in search.promises:
             return
         if message.at != best.accepted:
             return  # Its holder went on under another epoch: the end of this one.
@@ -532,7 +540,8 @@ class TakeOvers(Followings):
         search = self._searches.get(object_id)
         if search is None or message.epoch != search.ballot or message.number:
             return
-        if search.phase not in (Phase.PREPARING, Phase.FETCHING):
+        is_asked = search.phase in (Phase.PREPARING, Phase.FETCHING)
+        if not is_asked or sender not in search.asked:
             return
         search.refusals.add(sender)
         if message.reason is Reason.PROMISED:

@@ -42,6 +42,7 @@ class TroubleKind(enum.Enum):
     CLOCK = "clock"  # a peer's wall clock differs from ours
     STRANGER = "stranger"  # somebody wanted to join and was turned away
     GARBAGE = "garbage"  # somebody sends what means nothing
+    OUTSIDER = "outsider"  # a peer spoke for a group of copies that it is not in
     IDENTITY = "identity"  # another process uses this peer's id
     DISK = "disk"  # others remember a later start than this disk does
     FULL = "full"  # more peers than this one keeps
@@ -54,11 +55,16 @@ ADVICE = {
     TroubleKind.CLOCK: "compare `date` on both machines, and let NTP set the wrong one",
     TroubleKind.STRANGER: "mend what the reason names, or stop it if it does not belong here",
     TroubleKind.GARBAGE: "see what runs there: another program, another version, or damage",
+    TroubleKind.OUTSIDER: "it changed nothing; right after a group was replaced it ends by "
+    "itself, else see what that peer has on its disk",
     TroubleKind.IDENTITY: "stop one of the two, and give it a data directory of its own",
     TroubleKind.DISK: "what others have copies of is safe; give it a new data directory",
     TroubleKind.FULL: "divide the cluster; or a peer tells of peers that are none: find it",
 }
 
+
+# Kinds whose reasons are what somebody else sent.
+REASONS_OF_OTHERS = frozenset({TroubleKind.GARBAGE, TroubleKind.OUTSIDER})
 
 TITLES = {
     TroubleKind.JOIN: "cannot join",
@@ -66,6 +72,7 @@ TITLES = {
     TroubleKind.CLOCK: "clocks differ",
     TroubleKind.STRANGER: "turned away",
     TroubleKind.GARBAGE: "garbage",
+    TroubleKind.OUTSIDER: "not of the group",
     TroubleKind.IDENTITY: "somebody else has this peer's id",
     TroubleKind.DISK: "this disk is not the newest",
     TroubleKind.FULL: "too many peers",
@@ -100,7 +107,7 @@ class Troubles:
     def tell(self, kind: TroubleKind, about: str, reason: str, now_s: float) -> str:
         """Note a trouble; return a line for the log, "" where the log has it already.
 
-        Where the reason changes it is news, but for garbage: its sender chooses that.
+        Where the reason changes it is news, but not where its sender chooses that.
         """
         about, reason = line(about, ABOUT_CHARS_MAX), line(reason, REASON_CHARS_MAX)
         known = self._of[kind]
@@ -110,7 +117,7 @@ class Troubles:
             if len(known) >= KIND_MAX:
                 known.popitem(last=False)
         known[about] = trouble  # behind all that were told before
-        is_news = trouble.reason != reason and kind is not TroubleKind.GARBAGE
+        is_news = trouble.reason != reason and kind not in REASONS_OF_OTHERS
         trouble.reason = reason
         trouble.last_s = now_s
         trouble.times += 1

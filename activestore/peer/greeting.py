@@ -1,4 +1,4 @@
-"""Who says Hello, whether a version is common, and how its sender is called.
+"""Who says Hello, whether a version is common, and who says what it has no say in.
 
 Rules of this file: it answers questions and tells the operator; sessions and links are
 made elsewhere.
@@ -8,8 +8,10 @@ Source: schemas/protocol.md section 2.
 
 from __future__ import annotations
 
+from activestore.core.replication_effects import Refused
 from activestore.core.troubles import TroubleKind
 from activestore.ids import PEER_ID_BYTES
+from activestore.peer.cluster import Cluster
 from activestore.peer.links import Links
 from activestore.peer.table import Table
 from activestore.wire.limits import (
@@ -57,3 +59,10 @@ def sent_garbage(table: Table, links: Links, route: bytes, reason: str) -> None:
     if link is not None:
         who = f"peer {link.name or link.endpoint} {link.peer_id.hex()}".strip()
     table.trouble(TroubleKind.GARBAGE, who, reason)
+
+
+def spoke_for_others(table: Table, cluster: Cluster, refused: Refused) -> None:
+    """Tell the operator of a peer that spoke for a group that it is not in."""
+    who = f"peer {cluster.name_of(refused.sender)} {refused.sender.hex()}"
+    what = f"{refused.kind} of object {refused.object_id.hex()}"
+    table.trouble(TroubleKind.OUTSIDER, who, f"{what}: {refused.why}")

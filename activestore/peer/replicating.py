@@ -38,6 +38,7 @@ from activestore.peer import group_orders, shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.copying import Copying
 from activestore.peer.fetching import Fetching
+from activestore.peer.greeting import spoke_for_others
 from activestore.peer.group_orders import Decided, GroupOrder, OwnWrites, size_of
 from activestore.peer.links import Link
 from activestore.peer.mending import Mending
@@ -131,6 +132,7 @@ class Replicating:
             wanted.NoQuorum: self._do_no_quorum,
             wanted.GroupDone: self._do_group_done,
             wanted.GroupChanged: self._do_group_changed,
+            wanted.Refused: lambda e: spoke_for_others(table, cluster, e),
             wanted.Unshared: self._do_unshared,
             Note: lambda e: table.note(e.level, e.text),
         }
@@ -424,21 +426,20 @@ class Replicating:
 
     # -- who leads ---------------------------------------------------------------------
 
-    def _others(self, config: Config) -> tuple[PeerId, ...]:
-        return tuple(one for one in config.members if one != self._me)
-
-    def _own_place(self, counter: int, config: Config) -> Place:
-        return Place(self._me, counter, self._others(config), config.version)
+    def _place(self, leader: PeerId, counter: int, config: Config) -> Place:
+        ours = (self._me, leader)
+        others = tuple(one for one in config.members if one not in ours)
+        return Place(leader, counter, others, config.version)
 
     def _nobodys_place(self, register: Register) -> Place:
-        config = register.config
-        counter = register.promised.counter
-        return Place(NOBODY, counter, self._others(config), config.version)
+        return self._place(NOBODY, register.promised.counter, register.config)
 
     def _do_led(self, effect: wanted.Led) -> None:
         object_id = effect.object_id
         self._location.hold(object_id)
-        self._places.came(object_id, self._own_place(effect.counter, effect.config))
+        self._places.came(
+            object_id, self._place(self._me, effect.counter, effect.config)
+        )
         self._table.step(events.ObjectLed(object_id))
         self.on_led(object_id)
         self._table.doubt_sessions()
@@ -460,10 +461,7 @@ class Replicating:
             self._end(order)
 
     def _do_followed(self, effect: wanted.Followed) -> None:
-        others = tuple(
-            one for one in effect.config.members if one not in (self._me, effect.leader)
-        )
-        place = Place(effect.leader, effect.counter, others, effect.config.version)
+        place = self._place(effect.leader, effect.counter, effect.config)
         self._follow(effect.object_id, place, effect.config)
         if effect.leader and effect.leader != self._me:
             self._release(effect.object_id)
@@ -596,5 +594,5 @@ class Replicating:
         object_id = effect.object_id
         register = self.core.register_of(object_id)
         if register is not None and self.core.is_led(object_id):
-            counter = register.epoch.counter
-            self._places.came(object_id, self._own_place(counter, effect.config))
+            place = self._place(self._me, register.epoch.counter, effect.config)
+            self._places.came(object_id, place)

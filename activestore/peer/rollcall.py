@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from activestore.core.register import Register
-from activestore.core.replication_events import MessageCame
+from activestore.core.replication_events import GroupFound
 from activestore.errors import ActiveStoreError, MovedError
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.loop import PeerLoop
@@ -97,4 +97,4 @@ class Rollcall:
             int(answer["wanted"]), bool(answer["wants_witness"]), int(answer["lineage"]),
         )  # fmt: skip
         told = Told(object_id, Ballot(epoch, target), Point(epoch), config, True)
-        self._loop.replicating.step(MessageCame(target, told))
+        self._loop.replicating.step(GroupFound(target, told))

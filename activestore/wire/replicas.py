@@ -82,19 +82,18 @@ class Reason(enum.IntEnum):
     BASE = 1  # the state before is not here: send the whole
     SPACE = 2  # no room on the disk, or it failed
     LINEAGE = 3  # the group was forced: `config` tells the lineage here
-    STRANGER = 4  # the sender is no member any more; `config` tells who is
+    STRANGER = 4  # the sender is not of the group; `config` tells who is
     UNKNOWN = 5  # nothing of this object is here
     REQUIREMENT = 6  # what its class needs is missing here
     LOST = 7  # the state that was accepted is damaged on this disk: send the whole
 
 
 class Prepare(NamedTuple):
-    """May I lead the object under this epoch?"""
+    """May I lead the object under this epoch? `config`: who is in the group, as I know."""
 
     object_id: ObjectId
     epoch: Ballot
-    config_version: int
-    lineage: int
+    config: Config
 
 
 class Promise(NamedTuple):
@@ -406,7 +405,7 @@ def _change(value: Any) -> Any:
 _OC = (_object_id, _ballot)
 # By kind: the class, and what reads each of its fields. Numbers are never reused.
 _KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
-    1: (Prepare, (*_OC, _number, _number)),
+    1: (Prepare, (*_OC, config_of)),
     2: (Promise, (*_OC, _point, config_of, _flag, _flag)),
     3: (
         Accept,

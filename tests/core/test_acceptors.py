@@ -52,9 +52,7 @@ class Asked(NamedTuple):
     is_stored: bool
 
 
-prepares = st.builds(
-    Prepare, st.just(OBJECT), ballots, st.just(1), st.just(0)
-)  # fmt: skip
+prepares = st.builds(Prepare, st.just(OBJECT), ballots, st.just(CONFIG))
 points = st.builds(Point, st.integers(0, 4), st.integers(1, 4))
 accepts = st.builds(
     lambda epoch, number, base, is_whole: Accept(

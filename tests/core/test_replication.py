@@ -237,7 +237,7 @@ def test_a_deposed_leader_promises_only_when_its_disk_has_told_of_its_writes() -
     core, _ = leader()
     register = core.begin_write(OBJECT, "delta")
 
-    deposed = core.step(MessageCame(C, Prepare(OBJECT, Ballot(9, C), 1, 0)), 1.0)
+    deposed = core.step(MessageCame(C, Prepare(OBJECT, Ballot(9, C), THREE)), 1.0)
     later = core.step(WriteStored(OBJECT, register.number), 1.0)
 
     assert of(deposed, Deposed)
@@ -328,7 +328,7 @@ def test_the_side_that_was_not_forced_is_kept_aside() -> None:
     assert of(effects, GroupDone) == [GroupDone(1, OBJECT)]
     assert aside.register.is_quarantined
     assert aside.change is None
-    refused = core.step(MessageCame(B, Prepare(OBJECT, Ballot(99, B), 1, 0)), 0.0)
+    refused = core.step(MessageCame(B, Prepare(OBJECT, Ballot(99, B), PAIR)), 0.0)
     assert sent(refused, Nack)[0][1].reason is Reason.LINEAGE
     core.discard(OBJECT)
     assert of(core.take_effects(), Remove) == [Remove(OBJECT)]
@@ -338,7 +338,7 @@ def test_a_peer_whose_disk_is_not_its_own_neither_votes_nor_leads() -> None:
     core, epoch = leader()
 
     core.distrust()
-    asked = core.step(MessageCame(C, Prepare(OBJECT, Ballot(9, C), 1, 0)), 1.0)
+    asked = core.step(MessageCame(C, Prepare(OBJECT, Ballot(9, C), THREE)), 1.0)
     kept = core.step(
         MessageCame(
             C, Accept(OBJECT, Ballot(9, C), 8, None, THREE, False, 0, True, "x")

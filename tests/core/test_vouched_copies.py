@@ -186,7 +186,7 @@ def test_promise_keeps_what_was_known_of_the_state() -> None:
     """Another candidate asks for it just when the leader is gone."""
     follower = Follower(THREE, Heard(EPOCH, 7, 60.0))
 
-    (store,) = follower.hear(Prepare(OBJECT, Ballot(4, C), 4, 0), C)
+    (store,) = follower.hear(Prepare(OBJECT, Ballot(4, C), THREE), C)
 
     assert store.heard == Heard(EPOCH, 7, 60.0)
     follower.written(store)
