@@ -72,6 +72,32 @@ class Vouch(NamedTuple):
     at_ms: int
 
 
+class RegisterState(NamedTuple):
+    """What `show` tells of a register.
+
+    `role`: "leader", "follower", "learner", "witness", "damaged", "quarantined". `reachable`,
+    `needed`: voters that answer, and how many must. `acked`: the number that each member
+    acknowledged, at the leader only; 0 where nothing was under this epoch.
+    """
+
+    role: str
+    register: Register
+    leader: Ballot | None
+    reachable: int
+    needed: int
+    committed: int | None
+    acked: dict[PeerId, int]
+
+
+class RegisterCounts(NamedTuple):
+    """How many registers of one peer are of which kind; each is of one."""
+
+    led: int
+    followed: int
+    witnessed: int
+    quarantined: int
+
+
 def electorate(config: Config) -> tuple[PeerId, ...]:
     """Return all whose vote counts, in this config or in the one before, once each."""
     if not config.before:

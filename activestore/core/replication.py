@@ -15,11 +15,17 @@ Source: reliability.md section 3; design section 8.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from activestore.core.acceptor import Acceptor
 from activestore.core.leaders import Leaders
-from activestore.core.register import Heard, Register, electorate
+from activestore.core.register import (
+    Heard,
+    Register,
+    RegisterCounts,
+    RegisterState,
+    electorate,
+)
 from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
 from activestore.core.replication_effects import (
     Followed,
@@ -69,32 +75,6 @@ from activestore.wire.replicas import (
 
 # A lineage: how often the group was forced, and chance below it. Source: decision 11.
 LINEAGE_CHANCE_BITS = 48
-
-
-class RegisterState(NamedTuple):
-    """What `show` tells of a register.
-
-    `role`: "leader", "follower", "learner", "witness", "damaged", "quarantined". `reachable`,
-    `needed`: voters that answer, and how many must. `acked`: the number that each member
-    acknowledged, at the leader only; 0 where nothing was under this epoch.
-    """
-
-    role: str
-    register: Register
-    leader: Ballot | None
-    reachable: int
-    needed: int
-    committed: int | None
-    acked: dict[PeerId, int]
-
-
-class RegisterCounts(NamedTuple):
-    """How many registers of one peer are of which kind; each is of one."""
-
-    led: int
-    followed: int
-    witnessed: int
-    quarantined: int
 
 
 def _no_plain_object(_object_id: ObjectId) -> int | None:
