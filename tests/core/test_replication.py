@@ -309,7 +309,7 @@ def test_a_newest_state_that_only_a_witness_knows_is_not_made_up() -> None:
 
     assert of(effects, Store) == []
     (refusal,) = of(effects, NoQuorum)
-    assert "witness only" in refusal.text
+    assert "known here to the witness" in refusal.text
 
 
 def test_the_side_that_was_not_forced_is_kept_aside() -> None:
