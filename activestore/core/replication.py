@@ -41,8 +41,9 @@ from activestore.core.replication_events import (
     LinkReady,
     MessageCame,
     PeerSeen,
+    RareEvent,
     ReplicationEvent,
-    StateLost,
+    RoomLacked,
     Stored,
     TimerFired,
     Touched,
@@ -330,17 +331,7 @@ class Replication:
         """Return when the next TimerFired is wanted."""
         return self._desk.next_s()
 
-    def _on_rare(
-        self,
-        event: PeerSeen
-        | LinkReady
-        | Touched
-        | GroupWanted
-        | ForceOrdered
-        | LeadHandedOver
-        | GroupFound
-        | StateLost,
-    ) -> None:
+    def _on_rare(self, event: RareEvent) -> None:
         if isinstance(event, PeerSeen):
             self._desk.see(event.peer_id, is_reachable=event.is_reachable)
             if event.is_reachable:
@@ -355,8 +346,8 @@ class Replication:
             self._leaders.want(event)
         elif isinstance(event, ForceOrdered):
             self._force(event)
-        elif isinstance(event, LeadHandedOver):
-            self._leaders.hand_over(event)
+        elif isinstance(event, LeadHandedOver | RoomLacked):
+            self._leaders.let_go(event)
         elif isinstance(event, GroupFound):
             self._takeovers.on_told(event.leader, event.told, is_found=True)
         else:

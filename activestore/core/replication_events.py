@@ -102,15 +102,19 @@ class StateLost(NamedTuple):
     object_id: ObjectId
 
 
+class RoomLacked(NamedTuple):
+    """This disk had no room for a write of an object that is led here."""
+
+    object_id: ObjectId
+
+
 class TimerFired(NamedTuple):
     """The time that `deadline_s` named has come."""
 
 
-ReplicationEvent: TypeAlias = (
-    MessageCame
-    | Stored
-    | WriteStored
-    | PeerSeen
+# What comes seldom, and by the object or peer that it is about.
+RareEvent: TypeAlias = (
+    PeerSeen
     | LinkReady
     | Touched
     | GroupWanted
@@ -118,5 +122,8 @@ ReplicationEvent: TypeAlias = (
     | LeadHandedOver
     | GroupFound
     | StateLost
-    | TimerFired
+    | RoomLacked
+)
+ReplicationEvent: TypeAlias = (
+    MessageCame | Stored | WriteStored | RareEvent | TimerFired
 )

@@ -347,7 +347,7 @@ class Replicating:
         order.is_stored = True
         if error is not None:
             self._refused(order)
-            told = self.mending.met(error)
+            told = self.mending.refused(error, order.writes)
             if not self._own.ended(token, told):
                 self._table.step(events.CommitRefused(token, told))
         elif order.children and (order.open or not order.writes):

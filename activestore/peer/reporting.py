@@ -25,6 +25,7 @@ from activestore.objects.requirements import names_of
 from activestore.peer.cluster import Cluster
 from activestore.peer.ports import MachinePort
 from activestore.peer.table import Table
+from activestore.storage.engine import Engine
 
 # How often load is looked at; it is the mean of what was seen since the last time.
 LOOK_S = 10.0
@@ -99,9 +100,12 @@ class Reporting:
         self._is_outdated, self._is_asked = False, True
         required = list(reversed(self._required))
 
-        def measure(_engine: object) -> tuple[dict[str, str], int, int]:
+        def measure(engine: Engine) -> tuple[dict[str, str], int, int]:
             installed = self._machine.installed([*required, *WELL_KNOWN])
-            return installed, *self._machine.load()
+            per_core, disk_free_mb = self._machine.load()
+            usage = engine.usage()
+            left = max(0, usage.budget_bytes - usage.used_bytes)
+            return installed, per_core, min(disk_free_mb, left // 1_000_000)
 
         def then(found: Any, error: BaseException | None) -> None:
             self._is_asked = False

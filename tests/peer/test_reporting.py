@@ -18,7 +18,7 @@ from activestore.objects.requirements import (
 )
 from activestore.peer.reporting import INSTALLED_MAX, WELL_KNOWN, Reporting, told_of
 from activestore.peer.suiting import ASKED_MAX, suits, whom_to_ask
-from activestore.testing import Simulation
+from activestore.testing import PeerSettings, Simulation
 from activestore.wire.gossip import (
     ENDPOINT_CHARS_MAX,
     INCARNATION_MAX,
@@ -142,7 +142,8 @@ class FakeMachine:
 
 
 def test_load_and_installed_reach_the_other_peers_and_idleness_tells_nothing() -> None:
-    with Simulation(1, peers=3) as sim:
+    settings = PeerSettings(disk_budget_bytes=1 << 34)
+    with Simulation(1, peers=3, settings=settings) as sim:
         machine = FakeMachine()
         loop = sim.peers["peer-1"].loop
         me = loop.settings.peer_id
@@ -165,6 +166,18 @@ def test_load_and_installed_reach_the_other_peers_and_idleness_tells_nothing() -
         sim.run(60.0)
         assert load_of(seen())[2:] == (300, 7500)  # type: ignore[arg-type,index]
         assert installed_of(seen()) == {"torch": "", "board": "2.1", "numpy": "2.1"}  # type: ignore[arg-type]
+
+
+def test_room_is_that_of_the_budget_where_the_disk_has_more() -> None:
+    settings = PeerSettings(disk_budget_bytes=700_000_000)
+    with Simulation(1, peers=2, settings=settings) as sim:
+        loop = sim.peers["peer-1"].loop
+        loop.reporting = Reporting(loop, loop.cluster, FakeMachine())
+        sim.run(35.0)
+        members = sim.peers["peer-2"].loop.cluster.membership
+        told = load_of(members.record_of(loop.settings.peer_id))  # type: ignore[arg-type]
+        assert told is not None
+        assert told.disk_free_mb in (699, 700)
 
 
 # -- what is installed -------------------------------------------------------------------------

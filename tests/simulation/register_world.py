@@ -35,6 +35,7 @@ from activestore.core.replication_events import (
     MessageCame,
     PeerSeen,
     ReplicationEvent,
+    RoomLacked,
     Stored,
     TimerFired,
     Touched,
@@ -294,6 +295,8 @@ class Node:
                 self._fail(order.object_id, problem)
             number = order.register.number
             self.step(WriteStored(order.object_id, number, bool(problem)))
+            if problem == "space":
+                self.step(RoomLacked(order.object_id))
         elif kind == "answer":
             order()
 
