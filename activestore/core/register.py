@@ -8,13 +8,21 @@ Source: reliability.md 3.2, 3.4 R1, R2 and R8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 from activestore.errors import CorruptRecordError
 from activestore.ids import PeerId
 from activestore.wire import packing
-from activestore.wire.replicas import Accept, Ballot, Config, Point, Prepare, Reason
+from activestore.wire.replicas import (
+    Accept,
+    Ballot,
+    Config,
+    Point,
+    Prepare,
+    Promise,
+    Reason,
+)
 
 
 class Register(NamedTuple):
@@ -134,6 +142,27 @@ def missing_votes(config: Config, peers: Container[PeerId]) -> tuple[int, int]:
         if voters and present < needed:
             return present, needed
     return sum(p in peers for p in config.voters), len(config.voters) // 2 + 1
+
+
+def newest_of(promises: Mapping[PeerId, Promise]) -> Promise:
+    """Return the promise of the newest state that may be committed.
+
+    One that nobody has any more who promised, as its disk was damaged, is left out where
+    those who had it and those who have not answered are no majority: then it was never
+    committed, and who promised takes it no more.
+    """
+    ranked = sorted(
+        promises.values(), key=lambda p: (p.accepted, p.has_state), reverse=True
+    )
+    best = ranked[0]
+    if best.has_state or best.is_deleted:
+        return best
+    known = next((one for one in ranked if one.has_state), None)
+    if known is None or known.config != best.config:
+        return best
+    unheard = set(electorate(best.config)) - promises.keys()
+    newer = {p for p, one in promises.items() if one.accepted > known.accepted}
+    return best if has_quorum(best.config, newer | unheard) else known
 
 
 def judge_prepare(register: Register, message: Prepare) -> Reason | None:

@@ -25,6 +25,7 @@ from activestore.core.register import (
     electorate,
     has_quorum,
     missing_votes,
+    newest_of,
 )
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import NoQuorum
@@ -431,7 +432,7 @@ class TakeOvers(Followings):
         committed meanwhile is found, since its majority and ours have a voter in common.
         """
         promises = search.promises
-        best = max(promises.values(), key=lambda p: (p.accepted, p.has_state))
+        best = newest_of(promises)
         self._prepare_at(object_id, search, best.config)
         if not has_quorum(best.config, promises.keys()):
             return

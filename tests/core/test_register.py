@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from activestore.core.register import Register, pack_register, unpack_register
+from activestore.core.register import (
+    Register,
+    newest_of,
+    pack_register,
+    unpack_register,
+)
 from activestore.errors import CorruptRecordError
-from activestore.ids import PeerId
+from activestore.ids import ObjectId, PeerId
 from activestore.wire import packing
-from activestore.wire.replicas import Ballot, Config, Point
+from activestore.wire.replicas import Ballot, Config, Point, Promise
 
 A, B, C = (PeerId(name * 6) for name in (b"a", b"b", b"c"))
 FULL = Register(
@@ -55,3 +60,40 @@ def test_bytes_that_are_no_register_are_told(row: object) -> None:
 
     with pytest.raises(CorruptRecordError, match="register"):
         unpack_register(value)
+
+
+# -- which state is the newest, where a disk has lost one --------------------------------
+
+LOST, GROUP = Point(2, 9), Config(1, (A, B, C))
+
+
+def promise(accepted: Point, config: Config = GROUP, *, has: bool = True) -> Promise:
+    return Promise(ObjectId(b"o" * 16), Ballot(5, B), accepted, config, False, has)
+
+
+@pytest.mark.parametrize(
+    ("promises", "newest"),
+    [
+        # Only one of three had it: it was never committed.
+        ({A: promise(LOST, has=False), B: promise(Point(2, 7)), C: promise(Point(2, 6))}, B),
+        # Who has not answered may have it too.
+        ({A: promise(LOST, has=False), B: promise(Point(2, 7))}, A),
+        # Two of three had it.
+        ({A: promise(LOST, has=False), B: promise(Point(2, 7)), C: promise(LOST)}, C),
+        # Between the two the group changed: of what majority it was nobody can tell.
+        (
+            {
+                A: promise(LOST, has=False),
+                B: promise(Point(2, 7), Config(0, (A, B, C))),
+                C: promise(Point(2, 6), Config(0, (A, B, C))),
+            },
+            A,
+        ),
+        # Nobody has any.
+        ({A: promise(LOST, has=False), B: promise(Point(2, 7), has=False)}, A),
+    ],
+)  # fmt: skip
+def test_state_that_nobody_has_counts_where_it_may_be_committed(
+    promises: dict[PeerId, Promise], newest: PeerId
+) -> None:
+    assert newest_of(promises) == promises[newest]

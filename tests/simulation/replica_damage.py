@@ -84,7 +84,7 @@ class Decay(Weather):
         peer, rng = self.sim.peers[name], self.sim.rng
         spots = [
             spot
-            for object_id in self._bearing(peer)
+            for object_id in self._bearing(peer, is_register="facts" in kinds)
             for what, found in spots_of(peer, object_id).items()
             if what in kinds
             for spot in [rng.choice(found)]
@@ -93,7 +93,7 @@ class Decay(Weather):
             spoil(self.sim, name, rng.choice(spots))
             self.rot_count += 1
 
-    def _bearing(self, peer: SimPeer) -> Iterator[ObjectId]:
+    def _bearing(self, peer: SimPeer, *, is_register: bool) -> Iterator[ObjectId]:
         """Yield objects of which a peer's copy may be damaged, and nothing be lost."""
         for object_id in sorted(peer.loop.replicating.core.registers):
             register = register_at(peer, object_id)
@@ -101,6 +101,8 @@ class Decay(Weather):
                 continue
             voters = register.config.voters
             others = len(voters) // 2 + 1 - bool(register.config.witness)
+            if is_register and len(voters) < 3:
+                continue  # Without its vote there is no majority, should it restart.
             everyone = self.sim.peers.values()
             if others >= 2 and not any(damages_of(one, object_id) for one in everyone):
                 yield object_id
@@ -143,4 +145,21 @@ def check_undamaged(sim: Simulation) -> None:
         }
         if not any(left.values()):
             return
+        for name, found in left.items():
+            for damage in found:
+                _make_anew(sim, name, damage)
     raise AssertionError(f"damaged: {left}")
+
+
+def _make_anew(sim: Simulation, name: str, damage: Damage) -> None:
+    """Have a copy whose register was damaged as its peer started replaced by a new one.
+
+    An operator does it: what it promised is forgotten, and it has no vote.
+    """
+    object_id, core = damage.object_id, sim.peers[name].loop.replicating.core
+    if object_id is None or core.register_of(object_id) is not None:
+        return
+    client = sim.client(*sim.peers)
+    wanted = client.group(object_id).wanted
+    client.replicate(object_id, wanted - 1)
+    client.replicate(object_id, wanted)

@@ -296,6 +296,7 @@ DECAYS = {
     "rotting_dying": ("rot", "scrub", "crash", "power", "executor"),
     "rotting_cut_off": ("rot", "scrub", "cut", "halves", "pause"),
     "rotting_registers": ("rot_register", "rot_register", "scrub", "cut", "full"),
+    "rotting_registers_dying": ("rot_register", "rot_register", "scrub", "crash"),
     "rotting_all": (
         "rot", "rot", "rot_register", "scrub", "cut", "halves", "pause", "full", "break",
     ),

@@ -174,6 +174,25 @@ def test_leader_of_two_copies_is_brought_back_from_the_other() -> None:
         assert counter.add() == 2
 
 
+def test_change_in_doubt_that_only_a_damaged_copy_had_is_given_up() -> None:
+    """No majority had it, and nobody else ever will: what was acknowledged goes on."""
+    with Simulation(14, peers=2, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=2)
+        assert counter.add() == 1
+        sim.partition("peer-1", "peer-2")
+        with pytest.raises(NoQuorumError):
+            counter.add.options(timeout_s=2.0)()
+        spoil(sim, "peer-1", id_of(counter))
+        scrubbed(sim, "peer-1")
+
+        sim.heal()
+        sim.run(SETTLE_S)
+
+        assert sim.client("peer-2").get(id_of(counter)).add() in {2, 3}
+        assert damages(sim, "peer-1") == []
+
+
 def test_peer_starts_though_a_copy_is_damaged(shared: Any) -> None:
     sim, object_id = shared
     sim.crash("peer-2")
