@@ -124,6 +124,7 @@ class Acceptor(Standing):
         before = self.registers.get(object_id)
         if not event.problem:
             self._settle(object_id, register)
+            self._vouches.wrote(object_id, heard)
             self._learn(object_id, heard)
         if message is None:
             self._hooks.on_own_stored(object_id, register, event.problem)
@@ -365,7 +366,7 @@ class Acceptor(Standing):
         at_s = heard.at_s if heard is not None else None
         if register.number >= committed and (is_vouch or committed > known):
             at_s = self._desk.now_s
-        self._heard[object_id] = Heard(epoch, max(known, committed), at_s)
+        self.was_heard(object_id, Heard(epoch, max(known, committed), at_s))
 
     def on_fetch(self, sender: PeerId, message: Fetch) -> None:
         """Send the state to whom it was promised."""
@@ -480,6 +481,7 @@ class Acceptor(Standing):
         """Forget a register that somebody else removes."""
         self.drop(object_id)
         self._heard.pop(object_id, None)
+        self._vouches.forget(object_id)
         self._pledges.pop(object_id, None)
         self._told.pop(object_id, None)
         self._left[object_id] = left
@@ -537,3 +539,4 @@ class Acceptor(Standing):
         assert not counts, "orders of objects that are not busy"
         assert len(self._left) <= REMEMBERED_MAX
         assert self._told.keys() <= self.registers.keys() | self._busy.keys()
+        self._vouches.check(self.registers)

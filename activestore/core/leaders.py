@@ -571,7 +571,7 @@ class Leaders(LeadEndings):
             if lead.is_in_doubt():
                 self.depose(object_id)
         elif what is Wake.COMMITTED:
-            lead.tell_committed()
+            self._tell_committed(lead)
         elif what is Wake.RETRY_SPACE:
             lead.retry_full()
         elif what is Wake.PLAN:

@@ -12,7 +12,7 @@ from typing import Any
 from activestore.core.acceptor import Acceptor
 from activestore.core.lead_members import Entry
 from activestore.core.leading import Lead
-from activestore.core.register import Register, electorate
+from activestore.core.register import Heard, Register, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import Ballot, Config, Drop, Forget
@@ -103,6 +103,13 @@ class LedObjects:
             for object_id, lead in asking.items():
                 if self.leads.get(object_id) is lead:
                     lead.ask_round()
+
+    def _tell_committed(self, lead: Lead) -> None:
+        """Tell what is committed, this peer's own acceptor too: it may restart."""
+        lead.tell_committed()
+        if lead.is_settled:
+            heard = Heard(lead.ballot, lead.committed, lead.newest_s)
+            self._acceptor.was_heard(lead.object_id, heard)
 
     # Members that miss something
 

@@ -15,6 +15,7 @@ from activestore.core.register import Heard, Register, is_proof
 from activestore.core.replication_desk import Desk
 from activestore.core.replication_effects import Store
 from activestore.core.replication_events import StateLost
+from activestore.core.vouches import Vouches
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
     NOBODY,
@@ -43,6 +44,14 @@ class Order(NamedTuple):
     heard: Heard | None
 
 
+class Unkept(NamedTuple):
+    """A register at rest, whose row is to tell what is known of its state."""
+
+    object_id: ObjectId
+    register: Register
+    heard: Heard
+
+
 class Busy:
     """An object of which something is being written."""
 
@@ -68,6 +77,7 @@ class Registers:
         self._orders: dict[int, Order] = {}
         self._pledges: dict[ObjectId, Ballot] = {}
         self._heard: dict[ObjectId, Heard] = {}
+        self._vouches = Vouches(desk)
         self._left: OrderedDict[ObjectId, Forget | int] = OrderedDict()
         self._configs: dict[Config, Config] = {}
 
@@ -131,8 +141,33 @@ class Registers:
         return heard.committed if heard is not None and heard.epoch == epoch else -1
 
     def was_heard(self, object_id: ObjectId, heard: Heard) -> None:
-        """Note what was committed, as a lead of this peer ends, or before its start."""
+        """Note what is committed of what this peer leads, or led."""
         self._heard[object_id] = heard
+        register = self.registers.get(object_id)
+        if register is not None:
+            self._vouches.note(object_id, register, heard)
+
+    def restore(
+        self, object_id: ObjectId, register: Register, heard: Heard | None
+    ) -> None:
+        """Take a register from disk, and what was known of its state."""
+        self.keep(object_id, register)
+        self._vouches.wrote(object_id, heard)
+        if heard is not None:
+            self._heard[object_id] = heard
+
+    def take_unkept(self, count: int) -> list[Unkept]:
+        """Return what to write beside registers that are at rest; it counts as written."""
+        found = []
+        for object_id in self._vouches.take(count):
+            register = self.registers.get(object_id)
+            is_at_rest = register is not None and not self.is_busy(object_id)
+            if not is_at_rest or self.shown_number(object_id) is None:
+                continue  # Another state comes, of which something else is known.
+            heard = self._heard[object_id]
+            self._vouches.wrote(object_id, heard)
+            found.append(Unkept(object_id, self.registers[object_id], heard))
+        return found
 
     def _learn(self, object_id: ObjectId, heard: Heard | None) -> None:
         """Note what is known of a state that is on disk now."""
@@ -144,7 +179,7 @@ class Registers:
             committed = max(known.committed, heard.committed)
             times_s = [one.at_s for one in (known, heard) if one.at_s is not None]
             heard = Heard(heard.epoch, committed, max(times_s, default=None))
-        self._heard[object_id] = heard
+        self.was_heard(object_id, heard)
 
     def vouched_s(self, object_id: ObjectId) -> float | None:
         """Return when this disk's state was last known to be the newest committed."""
@@ -206,6 +241,7 @@ class Registers:
             return False
         if not is_refused:
             self._settle(object_id, register)
+            self._vouches.wrote(object_id, None)
         return True
 
     def _settle(self, object_id: ObjectId, register: Register) -> None:

@@ -26,6 +26,7 @@ from activestore.core.register import (
     RegisterState,
     electorate,
 )
+from activestore.core.registers import Unkept
 from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
 from activestore.core.replication_effects import (
     Followed,
@@ -117,9 +118,7 @@ class Replication:
         Its `Followed` and its search for a leader come with the first effects. `heard`:
         what was known of its state before this start.
         """
-        self._acceptor.keep(object_id, register)
-        if heard is not None:
-            self._acceptor.was_heard(object_id, heard)
+        self._acceptor.restore(object_id, register, heard)
         config, counter = register.config, register.promised.counter
         self._desk.emit(Followed(object_id, NOBODY, counter, config))
         if not register.is_quarantined:
@@ -190,6 +189,14 @@ class Replication:
             LookupError: It is not led here.
         """
         return self._leaders.confirm(object_id)
+
+    def take_unkept(self, count: int) -> list[Unkept]:
+        """Return what is known of states on disk, to be written with another commit.
+
+        It counts as written, and is lost where it is not; the caller writes it before
+        any `Store` that comes after this call.
+        """
+        return self._acceptor.take_unkept(count)
 
     def register_of(self, object_id: ObjectId) -> Register | None:
         """Return the register as it is on disk, None where there is none."""

@@ -16,6 +16,7 @@ from typing import Any
 from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
 from activestore.core.register import vouch_of
+from activestore.core.registers import Unkept
 from activestore.errors import StorageFullError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
@@ -24,14 +25,22 @@ from activestore.storage.engine import Engine, Row
 
 # Steps that are written in one commit: it bounds how long the first waits.
 STEPS_MAX = 256
+# Rows that go with them and that nobody waits for.
+UNKEPT_MAX = 16
 
 
 class Copying:
     """The steps of copies that one peer is to write."""
 
-    def __init__(self, table: Table, tell: Callable[[happened.Stored], None]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        tell: Callable[[happened.Stored], None],
+        unkept: Callable[[int], Sequence[Unkept]],
+    ) -> None:
         self._table = table
         self._tell = tell
+        self._unkept = unkept
         self._waiting: list[wanted.Store] = []
         self._is_writing = False
         # Copies that are to go, and which this disk refused to let go of.
@@ -91,6 +100,9 @@ class Copying:
             )
             for one in ordered
         ]  # fmt: skip
+        for object_id, register, heard in self._unkept(UNKEPT_MAX):
+            vouch = vouch_of(heard, now_s, wall_s)
+            copies.append(shipping.Copy(object_id, register, None, None, vouch=vouch))
         self._is_writing = True
 
         def then(found: Any, error: BaseException | None) -> None:
@@ -98,7 +110,7 @@ class Copying:
             if error is not None:
                 found = ["space"] * len(ordered)
             text = str(error) if error is not None else ""
-            for effect, problem in zip(ordered, found, strict=True):
+            for effect, problem in zip(ordered, found, strict=False):
                 self._tell(happened.Stored(effect.token, problem, text))
             self._write_more()
 

@@ -101,7 +101,7 @@ class Replicating:
         # those that are not on this disk yet, and those that no majority has.
         self._lines: dict[ObjectId, deque[GroupOrder]] = {}
         self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
-        self.copying = Copying(table, self.step)
+        self.copying = Copying(table, self.step, core.take_unkept)
         self._has_rounds = False
         # Objects that are deleted, and whose registers are kept until all know it.
         self._deleted: set[ObjectId] = set()

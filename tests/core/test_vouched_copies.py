@@ -22,7 +22,8 @@ from activestore.core.register import (
 )
 from activestore.core.replication import Replication
 from activestore.core.replication_effects import Store
-from activestore.core.replication_events import MessageCame, Stored
+from activestore.core.replication_events import MessageCame, PeerSeen, Stored
+from activestore.core.vouches import SETTLE_S
 from activestore.ids import ObjectId, PeerId
 from activestore.wire import packing
 from activestore.wire.replicas import (
@@ -236,6 +237,72 @@ def test_word_of_the_leader_after_a_start_counts_again() -> None:
     follower.hear(Committed(OBJECT, EPOCH, 7))
 
     assert follower.shown() == (True, 0.0)
+
+
+# -- beside other writes -------------------------------------------------------------------
+
+
+def test_what_is_heard_later_is_written_once_beside_another_write() -> None:
+    follower = Follower(FIVE)
+    follower.written(follower.accept(8))
+    follower.hear(Committed(OBJECT, EPOCH, 8))
+    assert follower.core.take_unkept(16) == [], "another state may come at once"
+    follower.now_s += SETTLE_S
+    follower.core.step(PeerSeen(C, True), follower.now_s)
+
+    (unkept,) = follower.core.take_unkept(16)
+
+    assert unkept.register == follower.core.register_of(OBJECT)
+    assert unkept.heard == Heard(EPOCH, 8, 100.0)
+    assert follower.core.take_unkept(16) == []
+    follower.core.check()
+
+
+def test_what_came_with_its_state_is_not_written_again() -> None:
+    follower = Follower(THREE)
+    follower.written(follower.accept(8))
+    follower.hear(Committed(OBJECT, EPOCH, 8))
+    follower.now_s += SETTLE_S
+    follower.core.step(PeerSeen(C, True), follower.now_s)
+
+    assert follower.core.take_unkept(16) == []
+
+
+def test_age_on_disk_is_renewed_now_and_then() -> None:
+    follower = Follower(THREE, Heard(EPOCH, 7, 100.0))
+    renewed = []
+    for _ in range(200):
+        follower.now_s += 1.0
+        renewed += follower.core.take_unkept(16)
+        follower.hear(Committed(OBJECT, EPOCH, 7))
+        renewed += follower.core.take_unkept(16)
+        follower.now_s += SETTLE_S  # Nobody reads it for a moment.
+        follower.core.step(PeerSeen(C, True), follower.now_s)
+        renewed += follower.core.take_unkept(16)
+
+    ages_s = [one.heard.at_s for one in renewed]
+    assert ages_s == [161.0, 221.0, 281.0, 341.0, 401.0, 461.0]
+
+
+def test_nothing_is_written_beside_of_a_register_that_is_being_written() -> None:
+    """It would come to the disk behind the newer one."""
+    follower = Follower(FIVE)
+    follower.hear(Committed(OBJECT, EPOCH, 7))
+    follower.now_s += SETTLE_S
+    store = follower.accept(8)
+
+    assert follower.core.take_unkept(16) == []
+    follower.written(store)
+    assert follower.core.take_unkept(16) == [], "nobody said that it is committed"
+
+
+def test_word_of_a_leader_that_is_older_than_the_last_start_is_written_again() -> None:
+    follower = Follower(FIVE, Heard(EPOCH, 7, None))
+    follower.hear(Committed(OBJECT, EPOCH, 7))
+    follower.now_s += SETTLE_S
+    follower.core.step(PeerSeen(C, True), follower.now_s)
+
+    assert [one.heard.at_s for one in follower.core.take_unkept(16)] == [100.0]
 
 
 # -- as bytes ------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from activestore.core import acceptor, groups, leading
 from activestore.core.acceptor import Acceptor
 from activestore.core.leaders import Leaders
 from activestore.core.leading import Lead
+from activestore.core.register import Heard
+from activestore.core.registers import Registers
 from activestore.core.replication import Replication
 from activestore.core.replication_desk import Wake
 from activestore.core.takeover import TakeOvers
@@ -111,6 +113,19 @@ def _lead_with_own_state(patch: pytest.MonkeyPatch) -> None:
         on_promise(self, sender, message)
 
     patch.setattr(TakeOvers, "on_promise", on_older)
+
+
+def _show_what_is_on_disk(patch: pytest.MonkeyPatch) -> None:
+    restore = Registers.restore
+
+    def all_is_committed(
+        self: Registers, object_id: Any, register: Any, heard: Any
+    ) -> None:
+        at_s = 0.0 if heard is None else heard.at_s
+        known = Heard(register.epoch, register.number, at_s)
+        restore(self, object_id, register, known)
+
+    patch.setattr(Registers, "restore", all_is_committed)
 
 
 def _number_again(patch: pytest.MonkeyPatch) -> None:
@@ -206,6 +221,10 @@ MUTANTS = (
     Mutant(
         "R3", "lead_with_own_state", "takes its own state, not the newest promised",
         _lead_with_own_state,
+    ),
+    Mutant(
+        "R3", "show_what_is_on_disk", "shows after a start what may be taken back",
+        _show_what_is_on_disk,
     ),
     Mutant(
         "R4", "number_again", "gives the number of a write in doubt to the next one",

@@ -34,7 +34,7 @@ class Checks:
 
     def on_row(self, object_id: ObjectId, old: Row | None, new: Row) -> None:
         """I1: one value for one point. I3: nothing goes back. I4: none runs twice."""
-        register, state = new
+        register, state = new.register, new.state
         if old is not None:
             self._check_forward(object_id, old.register, register)
         lineage = register.config.lineage

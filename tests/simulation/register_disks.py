@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from activestore.core.register import Register
+from activestore.core.register import Heard, Register
+from activestore.core.registers import Unkept
 from activestore.core.replication_effects import Store
 from activestore.ids import ObjectId
 
@@ -17,10 +18,14 @@ State = tuple[int, ...]
 
 
 class Row(NamedTuple):
-    """A register and the state that was written with it; None: gone, or at a witness."""
+    """A register and the state that was written with it; None: gone, or at a witness.
+
+    `heard`: what is known to be committed; all peers of a world have one clock.
+    """
 
     register: Register
     state: State | None
+    heard: Heard | None = None
 
 
 class Write(NamedTuple):
@@ -53,6 +58,8 @@ class Disk:
             return self._store(order)
         if kind == "write":
             return self._write(order)
+        if kind == "beside":
+            return self._beside(order)
         if kind == "remove":
             self.rows.pop(order, None)
         elif kind == "unshare":
@@ -92,7 +99,14 @@ class Disk:
             what, value = order.change
             assert (what == "whole") == (order.base is None)
             state = value if what == "whole" else (*(state or ()), *value)
-        self.rows[object_id] = Row(register, state)
+        self.rows[object_id] = Row(register, state, order.heard)
+        return ""
+
+    def _beside(self, order: Unkept) -> str:
+        old = self.rows.get(order.object_id)
+        assert old is not None, "a register was removed before this was ordered"
+        assert old.register == order.register, "another one was ordered before this"
+        self.rows[order.object_id] = old._replace(heard=order.heard)
         return ""
 
     def _write(self, order: Write) -> str:

@@ -370,7 +370,7 @@ class History:
             if n.peer_id in row.register.config.members
         ]
         equals = [
-            other for other in others if other is not None and other[1:] == row[1:]
+            other for other in others if other is not None and other.state == row.state
         ]
         if len(equals) < 2 or max(o.register.point for o in others if o) > min(
             o.register.point for o in equals

@@ -46,6 +46,9 @@ from activestore.wire.replicas import Accept
 from tests.simulation.register_checks import Broken, Checks
 from tests.simulation.register_disks import Disk, State, Write
 
+# What is known later goes to a disk beside so many steps at most.
+BESIDE_MAX = 16
+
 
 class Chances(NamedTuple):
     """What may go wrong, and how often; a cause with 0 does not happen."""
@@ -123,7 +126,7 @@ class Node:
             self.peer_id, world.case.config, world.rng.random, self.plain_epoch
         )
         for object_id, row in self.disk.rows.items():
-            self.core.restore(object_id, row.register)
+            self.core.restore(object_id, row.register, row.heard)
         for peer_id in world.nodes:
             is_there = world.reaches(peer_id, self.peer_id)
             world.known[self.peer_id, peer_id] = is_there
@@ -246,6 +249,8 @@ class Node:
         if any(kind == "write" for kind, _ in batch) and self.world.rng.random() < 0.3:
             pending.extend(one for one in batch if one[0] in ("store", "whole"))
             batch = [one for one in batch if one[0] not in ("store", "whole")]
+        if self.core is not None and any(kind == "store" for kind, _ in batch):
+            batch += [("beside", one) for one in self.core.take_unkept(BESIDE_MAX)]
         return batch
 
     def _apply(self, kind: str, order: Any) -> str:
@@ -264,7 +269,7 @@ class Node:
 
     @staticmethod
     def _object_of(kind: str, order: Any) -> ObjectId:
-        if kind in ("store", "write"):
+        if kind in ("store", "write", "beside"):
             return order.object_id
         return order if kind == "remove" else order[0]
 

@@ -289,6 +289,35 @@ def test_five_copies_with_three_down_refuse() -> None:
         assert refused_within_s(sim, other.add) <= TOLD_S_MAX
 
 
+@pytest.mark.parametrize("left", ["peer-1", "peer-5"], ids=["leader", "follower"])
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+def test_five_copies_keep_what_is_heard_later_with_the_next_write(
+    left: str, is_busy: bool
+) -> None:
+    with Simulation(27, peers=5, classes=[Counter]) as sim:
+        object_id = make(sim, 5)
+        other = sim.client("peer-2").create(COUNTER, replicas=5)
+        sim.run(CALM_S)
+        assert at(sim, "peer-1", object_id).add(3) == 3
+        sim.run(CALM_S)
+        if is_busy:
+            other.add()
+            sim.run(CALM_S)
+        counter = at(sim, left, object_id)
+        for name in peers_of(5):
+            sim.crash(name)
+        sim.run(30.0)
+        sim.restart(left)
+        read = counter.peek.options(staleness_s=600.0)
+
+        if not is_busy:
+            refused_within_s(sim, read)
+            return
+        value, info = read.with_info()
+        assert (value, info.version, info.peer) == (3, 2, left)
+        assert info.age_s >= 30.0
+
+
 # -- two copies ------------------------------------------------------------------------
 
 
