@@ -191,10 +191,9 @@ class Replication:
         return self._leaders.confirm(object_id)
 
     def take_unkept(self, count: int) -> list[Unkept]:
-        """Return what is known of states on disk, to be written with another commit.
+        """Return what is to be written with another commit; it counts as written.
 
-        It counts as written, and is lost where it is not; the caller writes it before
-        any `Store` that comes after this call.
+        The caller writes it before any `Store` that comes after this call.
         """
         return self._acceptor.take_unkept(count)
 
