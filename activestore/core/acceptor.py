@@ -75,6 +75,9 @@ class Hooks(Protocol):
     def on_overtaken(self, object_id: ObjectId, epoch: Ballot) -> None:
         """Another was promised, or has, a newer epoch."""
 
+    def on_leaving(self, object_id: ObjectId) -> None:
+        """The leader is of the group no more, and will ask one of it to lead."""
+
     def on_led_by(self, object_id: ObjectId, leader: Ballot) -> None:
         """A leader was heard."""
 
@@ -316,6 +319,8 @@ class Acceptor(Standing):
             self._desk.emit(
                 Followed(object_id, sender, message.epoch.counter, register.config)
             )
+            if sender not in electorate(register.config):
+                self._hooks.on_leaving(object_id)
 
     def _answer_accept(self, sender: PeerId, message: Accept, number: int) -> None:
         object_id = message.object_id

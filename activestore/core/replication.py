@@ -528,6 +528,10 @@ class Replication:
         """A leader was heard."""
         self._takeovers.on_led_by(object_id, leader)
 
+    def on_leaving(self, object_id: ObjectId) -> None:
+        """The leader has left its group; its word to a successor may be lost."""
+        self._takeovers.on_leaving(object_id)
+
     def on_gone(self, object_id: ObjectId) -> None:
         """Nothing of the object is here any more."""
         self._leaders.depose(object_id)

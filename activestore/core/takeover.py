@@ -161,6 +161,11 @@ class TakeOvers(Followings):
         self._set_turn(object_id, search, in_s)
         search.phase = Phase.LOOKING
 
+    def on_leaving(self, object_id: ObjectId) -> None:
+        """Look whether somebody leads, a while after the leader has left its group."""
+        if self._may_lead(object_id) is not None:
+            self.look_later(object_id, OTHERS_TURN_S * (0.5 + self._desk.random()))
+
     def on_asked(self, object_id: ObjectId, sender: PeerId) -> None:
         """Another wants to know who leads: so should this peer. Who asks does not lead."""
         known = self.leaders.get(object_id)

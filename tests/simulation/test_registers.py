@@ -38,6 +38,8 @@ def test_nothing_acknowledged_is_lost_or_doubled(chunk: int) -> None:
         ("damages", 20980),
         # A learner refused after the delete of its object.
         ("everything", 21417),
+        # A leader left its group, and its word to its successor was lost.
+        ("many_groups", 403),
     ],
 )
 def test_history_that_found_something_once_finds_nothing(name: str, seed: int) -> None:
