@@ -55,6 +55,7 @@ class Arrivals(Travels):
         call.depth = event.depth
         call.began_ms = event.began_ms
         call.wants_info = event.wants_info
+        call.fence = event.fence
         if type(origin) is Client:
             if event.is_stale and not self._admit_stale(origin, call, event):
                 return

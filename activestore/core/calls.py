@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
+from activestore.core.fences import Fence, Fences
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, SessionId
 
@@ -143,11 +144,12 @@ class Call:
     """One invocation on its way through the peer."""
 
     __slots__ = (
-        "alias", "arrived_s", "attempt", "began_ms", "call_id", "chain", "changed_others",
-        "children", "class_name", "copy", "credit", "deadline_s", "depth", "dispatched_s",
-        "first_unacked", "generation", "has_checkpointed", "has_reader_timer",
-        "interrupt", "is_abandoned", "is_answered", "is_away", "is_checked", "is_deferred",
-        "is_readonly", "is_reentrant", "is_stale", "is_stream", "items_sent", "key", "kind",
+        "alias", "arrived_s", "attempt", "began_ms", "call_id", "chain",
+        "changed_others", "children", "class_name", "copy", "credit", "deadline_s",
+        "depth", "dispatched_s", "fence", "first_unacked", "generation",
+        "has_checkpointed", "has_reader_timer", "interrupt", "is_abandoned",
+        "is_answered", "is_away", "is_checked", "is_deferred", "is_readonly",
+        "is_reentrant", "is_stale", "is_stream", "items_sent", "key", "kind",
         "made_nested", "method", "object_id", "origin", "payload", "promise", "refusal",
         "round", "slot", "still_open", "timeout_s", "times", "version", "waits_nested",
         "wants_info",
@@ -169,8 +171,7 @@ class Call:
         self.method = method
         self.payload = payload
         self.key: object = None  # what quarantine knows it by
-        self.alias = ""
-        self.class_name = ""
+        self.alias = self.class_name = ""
         self.arrived_s = 0.0
         self.deadline_s = 0.0  # absolute; 0 for none
         self.timeout_s = 0.0  # what deadline_s was made from
@@ -189,6 +190,7 @@ class Call:
         self.is_away = False
         self.chain: Sequence[tuple[bytes, int]] = ()
         self.promise = 0  # the commit of what a retry is told; see travels
+        self.fence: Fence | None = None  # of the run that made it
         # Where it runs; `attempt` counts dispatches and fences late answers.
         self.attempt = 0
         self.slot: Slot | None = None
@@ -256,12 +258,12 @@ class Mailbox:
 
     __slots__ = (
         "class_name", "committed_version", "confirmed_round", "entered",
-        "executed_version", "fresh_from", "generation", "hurried_version", "is_followed",
-        "is_held", "is_queued", "is_quiet_told", "is_shared", "known_replies", "loaded",
-        "loaded_bytes", "main", "object_id", "pending_commits", "pipe", "reader",
-        "reader_loading", "reader_running", "readers_waiting", "running",
-        "shown_version", "state", "state_bytes", "state_version", "unreplied", "waiting",
-        "writers",
+        "executed_version", "fences", "fresh_from", "generation", "hurried_version",
+        "is_followed", "is_held", "is_queued", "is_quiet_told", "is_shared",
+        "known_replies", "loaded", "loaded_bytes", "main", "object_id",
+        "pending_commits", "pipe", "reader", "reader_loading", "reader_running",
+        "readers_waiting", "running", "shown_version", "state", "state_bytes",
+        "state_version", "unreplied", "waiting", "writers",
     )  # fmt: skip
 
     def __init__(self, object_id: ObjectId) -> None:
@@ -291,6 +293,7 @@ class Mailbox:
         # Version, answer, round: what each waits for; see commits.
         self.unreplied: deque[tuple[int, Any, int]] = deque()
         self.generation = 0
+        self.fences: Fences | None = None  # None: what is on disk is not known
         self.is_shared = False  # led here, and others have copies
         self.confirmed_round = 0  # when it was last sure that it is led here
         self.is_followed = False  # perhaps led elsewhere: some may read what is here

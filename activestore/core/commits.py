@@ -111,11 +111,15 @@ class Ledger:
         acknowledged: Sequence[tuple[SessionId, int]] = ()
         if client is not None:
             acknowledged = _acknowledged(mailbox, client, call)
+        fences = b""
+        if mailbox.fences is not None and mailbox.fences.is_unsaved:
+            fences = mailbox.fences.to_save()
         self._emit(
             Commit(
                 token, mailbox.object_id, version, step.delta, step.state, step.created,
                 call.alias, step.is_delete, durability, client, code, body, buffers,
                 acknowledged, outermost, call.first_unacked, call.still_open,
+                fences,
             )
         )  # fmt: skip
         return version

@@ -55,6 +55,13 @@ class Departure(NamedTuple):
     waiting: list[Call | events.PersistArrived]
 
 
+class FenceLookup(NamedTuple):
+    """What waits until the fences of an object are known; `calls`: by their numbers."""
+
+    token: int
+    calls: dict[int, Call]
+
+
 class Desk:
     """The tables of calls, sessions, mailboxes, executors and commits."""
 
@@ -77,6 +84,8 @@ class Desk:
         self.boxes.ask_round = self._ask_round
         # Objects led here of which others have copies; see leads.
         self.replicated = self.boxes.shared
+        # The lineage and epoch of each.
+        self._epochs: dict[ObjectId, tuple[int, int]] = {}
         # Begins to find out whether an object is led here still; the number of the round
         # that LeadConfirmed will tell, None where nobody else could lead it. Whoever sets
         # it sees to it that it does not step this core.
@@ -93,6 +102,8 @@ class Desk:
         self._persists: dict[int, events.PersistArrived] = {}
         # By the token of the commit that they wait for.
         self._departures: dict[int, Departure] = {}
+        # Nested calls of objects whose fences are looked up, and by which question.
+        self._fence_lookups: dict[ObjectId, FenceLookup] = {}
         # What clients wait for that is no call: persists, requests. By session.
         self.errands: dict[SessionId, set[int]] = {}
         # Objects that are to leave.

@@ -30,6 +30,13 @@ class LookUpReply(NamedTuple):
     sequence: int
 
 
+class LookUpFences(NamedTuple):
+    """Look which epochs of its callers an object has seen; answer with FencesLookedUp."""
+
+    object_id: ObjectId
+    token: int
+
+
 class Activate(NamedTuple):
     """Send the loaded state to a slot, before any Dispatch that names the copy.
 
@@ -195,7 +202,8 @@ class Commit(NamedTuple):
     """Write one step of one object; answer with Committed or CommitRefused.
 
     Commits are carried out in order. `first_unacked`, `still_open`: as the client's call
-    told; they are kept with its answer.
+    told; they are kept with its answer. `fences`: where it is not empty they are kept as
+    the answer to FENCES_SEQUENCE in the session of the object's own id.
     """
 
     token: int
@@ -215,6 +223,7 @@ class Commit(NamedTuple):
     outermost: Provisional | None = None  # of the chain that a nested call is part of
     first_unacked: int = 0
     still_open: Sequence[int] = ()
+    fences: bytes = b""
 
 
 class CommitStates(NamedTuple):
@@ -288,6 +297,7 @@ class Note(NamedTuple):
 Effect: TypeAlias = (
     LoadObject
     | LookUpReply
+    | LookUpFences
     | Activate
     | ReleaseLoaded
     | Dispatch

@@ -234,6 +234,8 @@ class Endings(Travels):
         for call in list(box.running.values()):
             if call.origin in failed and call.slot is not None:
                 self._interrupt(call, call.slot, "commit failed", event.error)
+        if box.fences is not None:
+            box.fences.was_refused()
         if not box.pending_commits:
             box.executed_version = box.committed_version
         if pending.checkpoint is not None and pending.call is not None:

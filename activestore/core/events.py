@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from activestore.core.calls import Client, Kind, MethodInfo, Nested, Waiter
+from activestore.core.fences import Fence
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, SessionId
 from activestore.wire.state import NamedState, ObjectState, StateDelta
@@ -26,6 +27,7 @@ class CallArrived(NamedTuple):
     a nested call from another peer, see travels. `is_stale`: it may read
     an older state, and nothing but read; the object may be led elsewhere, unless it
     `is_here`. `wants_info`: its Answer is to tell the version that it saw.
+    `fence`: of a nested call of an object with a register at another peer.
     """
 
     origin: Client | Nested
@@ -47,6 +49,7 @@ class CallArrived(NamedTuple):
     is_stale: bool = False
     wants_info: bool = False
     is_here: bool = False
+    fence: Fence | None = None
 
 
 class NestedLeft(NamedTuple):
@@ -129,6 +132,18 @@ class ReplyLookedUp(NamedTuple):
     code: str | None  # None: no record
     body: bytes = b""
     buffers: Sequence[object] = ()
+
+
+class FencesLookedUp(NamedTuple):
+    """Storage was asked which epochs of its callers an object has seen; b"": of none.
+
+    `error`: why that is not known.
+    """
+
+    object_id: ObjectId
+    token: int
+    kept: bytes = b""
+    error: ActiveStoreError | None = None
 
 
 class CancelArrived(NamedTuple):
@@ -304,9 +319,15 @@ class CommitRefused(NamedTuple):
 
 
 class ObjectLed(NamedTuple):
-    """This peer leads an object that others have copies of; see leads."""
+    """This peer leads an object that others have copies of; see leads.
+
+    `lineage`, `epoch`: under which, 0 where that is not told; what its runs call is
+    fenced by them.
+    """
 
     object_id: ObjectId
+    lineage: int = 0
+    epoch: int = 0
 
 
 class ObjectUnshared(NamedTuple):
@@ -364,6 +385,7 @@ Event: TypeAlias = (
     | MoveEnded
     | PersistArrived
     | ReplyLookedUp
+    | FencesLookedUp
     | CancelArrived
     | CreditArrived
     | NestedCreditArrived

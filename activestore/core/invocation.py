@@ -59,6 +59,7 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
             events.MoveEnded: self._on_move_ended,
             events.PersistArrived: self._on_persist_arrived,
             events.ReplyLookedUp: self._on_reply_looked_up,
+            events.FencesLookedUp: self._on_fences_looked_up,
             events.CancelArrived: self._on_cancel_arrived,
             events.CreditArrived: self._on_credit_arrived,
             events.NestedCreditArrived: self._on_nested_credit_arrived,

@@ -44,6 +44,8 @@ class Leads(Moves):
 
     def _on_object_led(self, event: events.ObjectLed) -> None:
         object_id = event.object_id
+        if event.epoch:
+            self._epochs[object_id] = (event.lineage, event.epoch)
         if object_id in self.replicated:
             return
         self.replicated.add(object_id)
@@ -61,6 +63,7 @@ class Leads(Moves):
 
     def _on_object_unshared(self, event: events.ObjectUnshared) -> None:
         self.replicated.discard(event.object_id)
+        self._epochs.pop(event.object_id, None)
         box = self.boxes.boxes.get(event.object_id)
         if box is None:
             return
@@ -120,6 +123,8 @@ class Leads(Moves):
     def _on_object_deposed(self, event: events.ObjectDeposed) -> None:
         object_id = event.object_id
         self.replicated.discard(object_id)
+        self._epochs.pop(object_id, None)
+        self._fence_lookups.pop(object_id, None)
         box = self.boxes.boxes.get(object_id)
         if box is not None:
             # In order of arrival: what has ended, what runs, what waits.
@@ -217,6 +222,7 @@ class Leads(Moves):
         box.executed_version = box.committed_version = 0
         box.shown_version = box.state_version = box.hurried_version = 0
         box.known_replies.clear()
+        box.fences = None
 
     # -- not led by anybody ------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class Moves(Travels):
             self._pump(box)
             self.boxes.tidy(box)
             return
+        self._fence_lookups.pop(event.object_id, None)
+        box.fences = None
         for call in self._unbegun(event.object_id):
             if call in box.waiting:
                 self.boxes.take(box, call)

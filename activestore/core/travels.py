@@ -19,7 +19,8 @@ from __future__ import annotations
 from activestore.core import effects, events
 from activestore.core.calls import Call, Client, Kind, Nested
 from activestore.core.chains import Chains
-from activestore.core.desk import PROMISED, Departure, provisional
+from activestore.core.desk import PROMISED, Departure, FenceLookup, provisional
+from activestore.core.fences import Fence, Fences
 from activestore.core.timers import Timer
 from activestore.errors import (
     ActiveStoreError,
@@ -27,6 +28,8 @@ from activestore.errors import (
     CancelledError,
     ExecutorCrashedError,
     InvalidRequestError,
+    RemoteProtocolError,
+    UnavailableError,
 )
 
 
@@ -79,6 +82,7 @@ class Travels(Chains):
                 )
             )
             return False
+        call.fence = self._fence_of(parent, call)
         parent.made_nested = True
         parent.waits_nested += origin.waits
         if parent.children is None:
@@ -182,7 +186,71 @@ class Travels(Chains):
             )
         )
 
+    # -- fences ------------------------------------------------------------------------
+
+    def _fence_of(self, parent: Call, call: Call) -> Fence | None:
+        """Return what says under which epoch a run is led that calls another object.
+
+        None where its object has no register, or is called itself; and for what it makes,
+        which nobody else knows yet.
+        """
+        led = self._epochs.get(parent.object_id)
+        if (
+            led is None
+            or call.kind is Kind.CREATE
+            or parent.object_id == call.object_id
+        ):
+            return None
+        return Fence(parent.object_id, *led)
+
+    def _is_past_fence(self, call: Call, fence: Fence) -> bool:
+        """Whether a nested call may run; else it waits until that is known, or is refused.
+
+        What only reads is held to it too: so the calls of one run stay in their order.
+        """
+        object_id = call.object_id
+        box = self.boxes.boxes.get(object_id)
+        if box is None or box.fences is None:
+            lookup = self._fence_lookups.get(object_id)
+            if lookup is None:
+                lookup = FenceLookup(self.ledger.next_token(), {})
+                self._fence_lookups[object_id] = lookup
+                self._emit(effects.LookUpFences(object_id, lookup.token))
+            lookup.calls[call.call_id] = call
+            return False
+        if box.fences.admits(fence):
+            return True
+        newest = box.fences.epoch_of(fence.caller)
+        self._fail(call, _came_late(call, fence, newest))
+        return False
+
+    def _on_fences_looked_up(self, event: events.FencesLookedUp) -> None:
+        lookup = self._fence_lookups.get(event.object_id)
+        if lookup is None or lookup.token != event.token:
+            return  # The object was led elsewhere in between, or is.
+        del self._fence_lookups[event.object_id]
+        calls = [
+            one for one in lookup.calls.values()
+            if one.call_id in self.calls and not one.is_away
+        ]  # fmt: skip
+        error = event.error
+        if calls and error is None:
+            try:
+                self.boxes.box_of(event.object_id).fences = Fences(event.kept)
+            except RemoteProtocolError as malformed:
+                error = malformed
+        for call in calls:
+            if error is None:
+                self._enqueue(call)
+            else:
+                unknown = (
+                    f"which epochs of its callers it has seen is not known: {error}"
+                )
+                self._fail(call, UnavailableError(call.where(), unknown))
+
     def _enqueue(self, call: Call) -> None:
+        if call.fence is not None and not self._is_past_fence(call, call.fence):
+            return
         box = self.boxes.box_of(call.object_id)
         is_nested = type(call.origin) is Nested or bool(call.chain)
         if is_nested and self._is_settled_in_chain(box, call):
@@ -228,6 +296,15 @@ class Travels(Chains):
             self._emit(
                 effects.SendItem(call.origin, event.number, event.body, event.buffers)
             )
+
+
+def _came_late(call: Call, fence: Fence, newest: int) -> UnavailableError:
+    """Return what a run is told whose object is led elsewhere by now."""
+    return UnavailableError(
+        call.where(),
+        f"object {fence.caller.hex()} is led elsewhere: it calls under epoch "
+        f"{fence.epoch}, and has called under {newest}; nothing changed",
+    )
 
 
 def stale_nests(method: str) -> InvalidRequestError:

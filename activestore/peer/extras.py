@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from activestore.core.fences import Fence
+from activestore.ids import OBJECT_ID_BYTES, ObjectId
 from activestore.wire.limits import OPEN_TOLD_MAX
+from activestore.wire.replicas import COUNTER_MAX
 
 # Marks of one chain: it is refused long before.
 CHAIN_MAX = 64
@@ -36,6 +39,19 @@ def _chain(found: Any) -> Sequence[tuple[bytes, int]]:
         for one in found
     )
     return [(one[0], one[1]) for one in found] if is_good else ()
+
+
+def fence(extra: Any) -> Fence | None:
+    """Return under which epoch the caller of a nested call is led, None where it is not."""
+    found = extra.get("fence")
+    if type(found) is not list or len(found) != 3:
+        return None
+    caller, lineage, epoch = found
+    is_good = type(caller) is bytes and len(caller) == OBJECT_ID_BYTES
+    is_good = is_good and type(lineage) is type(epoch) is int
+    if not is_good or lineage < 0 or not 0 <= epoch <= COUNTER_MAX:
+        return None
+    return Fence(ObjectId(caller), lineage, epoch)
 
 
 def number(extra: Any, key: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from activestore.core import events
 from activestore.core.calls import Client, Kind, Nested, Waiter
+from activestore.core.fences import Fence
 from activestore.core.location import Location
 from activestore.errors import (
     RemoteProtocolError,
@@ -348,7 +349,9 @@ class Incoming(Making):
         chain: Sequence[tuple[bytes, int]] = ()
         depth = began_ms = 0
         is_stale = wants_info = is_here = False
+        fence = None
         if message.extra:
+            fence = self._fence(origin, message)
             is_stale = extras.number(message.extra, STALENESS) > 0
             is_here = is_stale and self.location.is_here(ObjectId(message.object_id))
             wants_info = message.extra.get("info") is True
@@ -361,9 +364,17 @@ class Incoming(Making):
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
                 message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
-                depth, began_ms, is_stale, wants_info, is_here,
+                depth, began_ms, is_stale, wants_info, is_here, fence,
             )
         )  # fmt: skip
+
+    def _fence(self, origin: Client | Nested, message: Call | Delete) -> Fence | None:
+        """Return under which epoch the caller is led, where another peer says so."""
+        fence = extras.fence(message.extra) if message.extra else None
+        if fence is None or type(origin) is not Client:
+            return None  # Of a run here the core knows it.
+        session = self.sessions.get(origin.session)
+        return fence if session is not None and session.is_peer else None
 
     def _elsewhere(self, session: Session, message: Any, object_id: ObjectId) -> None:
         """See to a request for an object that is not here, or not yet."""
@@ -391,6 +402,7 @@ class Incoming(Making):
         arrived = events.CallArrived(
             origin, ObjectId(message.object_id), Kind.DELETE, "delete", message,
             message.attempt, message.first_unacked, 0.0, age_s,
+            fence=self._fence(origin, message),
         )  # fmt: skip
         self.naming.before_delete(origin, arrived.object_id, lambda: self.step(arrived))
 

@@ -106,6 +106,7 @@ class PeerLoop(Incoming, Outgoing):
             ),
             effects.LoadObject: self._do_load,
             effects.LookUpReply: self._do_look_up,
+            effects.LookUpFences: self._do_look_up_fences,
             effects.Activate: self._do_activate,
             effects.ReleaseLoaded: lambda e: _close_files(e.loaded),
             effects.Refuse: self._do_refuse,

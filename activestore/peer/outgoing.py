@@ -11,8 +11,10 @@ from typing import Any
 
 from activestore.core import effects, events
 from activestore.core.calls import Client
+from activestore.core.fences import FENCES_SEQUENCE
 from activestore.core.location import Location
-from activestore.ids import ObjectId
+from activestore.errors import UnavailableError
+from activestore.ids import ObjectId, SessionId
 from activestore.objects import orders
 from activestore.peer.naming import Naming
 from activestore.peer.places import Places
@@ -73,6 +75,21 @@ class Outgoing(Table):
             found,
         )
 
+    def _do_look_up_fences(self, effect: effects.LookUpFences) -> None:
+        object_id = effect.object_id
+
+        def found(record: ReplyRecord | None, error: BaseException | None) -> None:
+            kept = b"" if record is None else bytes(record.body)
+            known = None if error is None else UnavailableError("storage", str(error))
+            self.step(events.FencesLookedUp(object_id, effect.token, kept, known))
+
+        self.storage.read(
+            lambda engine: engine.reply(
+                object_id, SessionId(object_id), FENCES_SEQUENCE
+            ),
+            found,
+        )
+
     def _do_activate(self, effect: effects.Activate) -> None:
         record = self.classes.record_of(effect.class_name)
         stored = None
@@ -91,7 +108,7 @@ class Outgoing(Table):
         change = Change(
             effect.object_id, effect.version, effect.state, effect.delta,
             effect.is_delete, effect.state is not None, effect.alias, durability, reply,
-            effect.acknowledged,
+            effect.acknowledged, replies=self._fences(effect),
             created_s=self.naming.claimed_s(effect.object_id) if effect.alias else 0.0,
         )  # fmt: skip
         if not effect.created and effect.outermost is None:
@@ -113,6 +130,13 @@ class Outgoing(Table):
             [_grouped(one, effect.token) for one in changes],
             [change.object_id for change in made],
         )
+
+    def _fences(self, effect: effects.Commit) -> tuple[ReplyRecord, ...]:
+        """Return what is kept of the epochs of an object's callers, where it is new."""
+        if not effect.fences:
+            return ()
+        mine = Client(SessionId(effect.object_id), FENCES_SEQUENCE)
+        return (self._record(mine, "", effect.fences, (), 0),)
 
     def _do_commit_states(self, effect: effects.CommitStates) -> None:
         reply = None

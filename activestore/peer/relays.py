@@ -166,6 +166,8 @@ class Relays(Travelling):
         if effect.chain:
             extra["chain"] = [list(mark) for mark in effect.chain]
             extra["began_ms"] = effect.began_ms
+        if call.fence is not None:
+            extra["fence"] = list(call.fence)
         known = self._away.get(call.call_id)
         if known is not None and effect.is_again:
             merged = {**(known.message.extra or {}), **extra}

@@ -440,7 +440,8 @@ class Replicating:
         self._places.came(
             object_id, self._place(self._me, effect.counter, effect.config)
         )
-        self._table.step(events.ObjectLed(object_id))
+        lineage = effect.config.lineage
+        self._table.step(events.ObjectLed(object_id, lineage, effect.counter))
         self.on_led(object_id)
         self._table.doubt_sessions()
         self._release(object_id)
@@ -574,7 +575,8 @@ class Replicating:
             then(refused)
 
         self._table.storage.write(lambda engine: engine.commit([change]), done)
-        self._table.step(events.ObjectLed(object_id))
+        epoch = register.epoch.counter
+        self._table.step(events.ObjectLed(object_id, register.config.lineage, epoch))
         self.carry_out(ordered)
 
     def regroup(

@@ -229,3 +229,49 @@ class Ledger(ActiveObject):
     def read(self) -> list[int]:
         """Return all marks."""
         return [int(mark) for mark in self.marks.split(",")[:-1]]
+
+
+class Journal(ActiveObject):
+    """Keeps what was written into it, in order."""
+
+    lines: list[int]
+
+    def __init__(self) -> None:
+        self.lines = []
+
+    @activemethod
+    def write(self, line: int) -> int:
+        """Write a line and return how many there are."""
+        self.lines.append(line)
+        return len(self.lines)
+
+    @activemethod
+    def rest(self) -> None:
+        """Take as long as the speed of executors says."""
+
+    @activemethod(readonly=True)
+    def read(self) -> list[int]:
+        """Return all lines."""
+        return list(self.lines)
+
+
+class Author(ActiveObject):
+    """Writes the same line several times into a journal, with rests in between."""
+
+    journal: Journal
+    couch: Journal
+    written: int
+
+    def __init__(self, journal: Journal, couch: Journal) -> None:
+        self.journal, self.couch = journal, couch
+        self.written = 0
+
+    @activemethod
+    def write(self, line: int, count: int) -> int:
+        """Write a line so often, and return how often anything was written."""
+        for number in range(count):
+            if number:
+                self.couch.rest()
+            self.journal.write(line)
+            self.written += 1
+        return self.written
