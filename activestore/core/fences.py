@@ -20,6 +20,7 @@ Source: reliability.md 3.4 R7; decision 11.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from activestore.errors import RemoteProtocolError
@@ -28,7 +29,7 @@ from activestore.wire import packing
 
 # Callers of one object whose epochs are kept; beyond it the one goes whose epoch is the
 # oldest known. All of them are one record, which a caller's new epoch writes anew: it
-# has 8 KiB at most.
+# has 10 KiB at most.
 FENCES_MAX = 256
 # The number of that record in its session; requests count from 1.
 FENCES_SEQUENCE = 0
@@ -74,6 +75,11 @@ class Fences:
     def epoch_of(self, caller: ObjectId) -> int:
         """Return the newest epoch that was seen of an object, 0 for none."""
         return self._newest.get(caller, (0, 0))[1]
+
+    @property
+    def callers(self) -> Iterable[ObjectId]:
+        """The objects of which an epoch is known."""
+        return self._newest.keys()
 
     def to_save(self) -> bytes:
         """Return what is to be kept of them, for a commit that is ordered now."""

@@ -22,7 +22,7 @@ from activestore.core import effects, events
 from activestore.core.calls import Client, Kind, Nested
 from activestore.errors import NoQuorumError, StorageFullError
 from activestore.ids import ObjectId
-from tests.core.world import CLASS, World
+from tests.core.world import CLASS, World, check_grown
 
 
 class Copy(NamedTuple):
@@ -31,6 +31,7 @@ class Copy(NamedTuple):
     version: int
     value: int
     replies: dict[Client, tuple[str, int]]
+    fences: bytes = b""
 
 
 class Sent(NamedTuple):
@@ -77,7 +78,7 @@ class LedWorld(World):
         self.local[object_id] = self.chosen[object_id]
         self.flying[object_id] = deque()
         self.broken.pop(object_id, None)
-        self.step(events.ObjectLed(object_id))
+        self.step(events.ObjectLed(object_id, 0, self.moves))
 
     def depose(self, object_id: ObjectId) -> None:
         """Have another peer lead an object; of what is on its way some may be kept."""
@@ -187,8 +188,9 @@ class LedWorld(World):
         elif answer is None:
             assert client not in chosen.replies, "it runs a second time"
             answer = ("", chosen.value + 1)
-            self.chosen[sent.object_id] = Copy(
-                chosen.version + 1, chosen.value + 1, {**chosen.replies, client: answer}
+            replies = {**chosen.replies, client: answer}
+            self.chosen[sent.object_id] = chosen._replace(
+                version=chosen.version + 1, value=chosen.value + 1, replies=replies
             )
         code, value = answer
         self.later(0.0005, lambda: self._hear(client, code, value))
@@ -253,6 +255,11 @@ class LedWorld(World):
 
         self.later(self.read_busy_s - self.now_s, read)
 
+    def do_Refuse(self, effect: effects.Refuse) -> None:
+        """Hear a refusal: what was ended in time is never refused as too late."""
+        assert "has called under" not in str(effect.error)
+        super().do_Refuse(effect)
+
     def do_LookUpReply(self, effect: effects.LookUpReply) -> None:
         """Look on the disk here."""
         if effect.object_id not in self.chosen:
@@ -265,6 +272,18 @@ class LedWorld(World):
             code = None if found is None else found[0]
             body = b"" if found is None else found[1].to_bytes(8, "big")
             self.step(events.ReplyLookedUp(effect.call_id, code, body))
+
+        self.later(self.rng.uniform(0, 0.002), look)
+
+    def do_LookUpFences(self, effect: effects.LookUpFences) -> None:
+        """Look on the disk here."""
+        if effect.object_id not in self.chosen:
+            super().do_LookUpFences(effect)
+            return
+
+        def look() -> None:
+            kept = self.local[effect.object_id].fences
+            self.step(events.FencesLookedUp(effect.object_id, effect.token, kept))
 
         self.later(self.rng.uniform(0, 0.002), look)
 
@@ -304,7 +323,9 @@ class LedWorld(World):
             assert known is None or known[0], "it runs a second time"
             answer = int.from_bytes(effect.body[-8:], "big")
             replies = {**replies, effect.client: (effect.code, answer)}
-        copy = self.local[object_id] = Copy(effect.version, value, replies)
+        fences = effect.fences or before.fences
+        check_grown(before.fences, fences)
+        copy = self.local[object_id] = Copy(effect.version, value, replies, fences)
         self.flying[object_id].append((effect.token, copy))
         self.later(
             self.rng.uniform(0.0005, 0.003), lambda: self._agree(object_id, lead)

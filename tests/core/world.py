@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from activestore.core import effects, events
 from activestore.core.calls import Client, Kind, MethodInfo, Nested
 from activestore.core.executors import PoolConfig
+from activestore.core.fences import Fences
 from activestore.core.invocation import InvocationConfig, InvocationCore
 from activestore.core.mailboxes import MailboxConfig
 from activestore.errors import ObjectNotFoundError, StorageFullError
@@ -86,6 +87,7 @@ class World:
         self.disk: dict[ObjectId, tuple[int, int]] = {}
         self.replies: dict[tuple[ObjectId, bytes, int], tuple[str, bytes]] = {}
         self.broken: dict[ObjectId, int] = {}
+        self.fences: dict[ObjectId, bytes] = {}
         self.executors: dict[int, FakeExecutor] = {}
         self.answers: dict[Client, tuple[str, int]] = {}
         self.runs: dict[Client, int] = {}
@@ -198,6 +200,13 @@ class World:
             key = (effect.object_id, effect.session, effect.sequence)
             code, body = self.replies.get(key, (None, b""))
             self.step(events.ReplyLookedUp(effect.call_id, code, body))
+
+        self.later(self.rng.uniform(0, 0.002), look)
+
+    def do_LookUpFences(self, effect: effects.LookUpFences) -> None:
+        def look() -> None:
+            kept = self.fences.get(effect.object_id, b"")
+            self.step(events.FencesLookedUp(effect.object_id, effect.token, kept))
 
         self.later(self.rng.uniform(0, 0.002), look)
 
@@ -341,6 +350,9 @@ class World:
                 self.disk[effect.object_id] = (
                     effect.version, int.from_bytes(fields["value"], "big")
                 )  # fmt: skip
+            if effect.fences:
+                check_grown(self.fences.get(effect.object_id, b""), effect.fences)
+                self.fences[effect.object_id] = effect.fences
             if effect.client is not None:
                 key = (effect.object_id, *effect.client)
                 self.replies[key] = (effect.code, effect.body)
@@ -410,6 +422,13 @@ class World:
                 self.later(self.rng.uniform(0.05, 0.2), lambda: attempt(number + 1))
 
         attempt(0)
+
+
+def check_grown(before: bytes, after: bytes) -> None:
+    """Assert that no epoch of a caller went back."""
+    newest, old = Fences(after), Fences(before)
+    for caller in old.callers:
+        assert newest.epoch_of(caller) >= old.epoch_of(caller), "a fence went back"
 
 
 def object_id_of(number: int) -> ObjectId:

@@ -10,6 +10,7 @@ Source: design section 8; reliability.md 3.5; issue 4, "It must hold".
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from activestore.testing import (
 )
 from tests.simulation.clusters import CASES, COUNTER, join
 from tests.simulation.large_models import Chest
-from tests.simulation.models import Counter, Ledger, Relay
+from tests.simulation.models import Author, Counter, Journal, Ledger, Relay
+from tests.simulation.replica_authors import AUTHOR, JOURNAL, Editor, check_unmixed
 from tests.simulation.replica_clusters import (
     Book,
     Caller,
@@ -452,6 +454,44 @@ def play_forced(case: str, seed: int) -> None:
         check_nothing_left(sim)
 
 
+# -- what leaders write elsewhere ------------------------------------------------------
+
+AUTHORS = 2
+
+
+def play_authors(case: str, seed: int) -> None:
+    """What the runs of one object change elsewhere is not mixed, whoever leads it."""
+    rests = {"rest": Latency(0.1, 0.5)}
+    settings = PeerSettings(
+        executor=ExecutorSpeed(runs={"*": Latency(0.000_02, 0.000_1), **rests})
+    )
+    with Simulation(
+        seed, peers=4 + seed % 3, classes=[Author, Journal], settings=settings
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names = list(sim.peers)
+        maker = sim.client(*sim.rng.sample(names, 2))
+        journals = [maker.create(JOURNAL, replicas=copies) for copies in (1, 3)]
+        authors = []
+        for number in range(AUTHORS):
+            maker = sim.client(sim.rng.choice(names))
+            couch = maker.create(JOURNAL)
+            journal = journals[(seed + number) % 2]
+            authors.append(id_of(maker.create(AUTHOR, journal, couch, replicas=3)))
+        numbers = itertools.count(1)
+        editors = [
+            Editor(sim, sim.rng.sample(names, 2), authors, numbers) for _ in range(4)
+        ]
+        others = [sim.spawn(one.play, 6, 0.8) for one in editors]
+        gusts = 0 if case == "calm" else 2
+        play_storm(sim, {}, KINDS.get(case, ()), gusts, others=others, calls=0)
+        check_whole(sim, dict.fromkeys(authors, 3))
+        check_nothing_left(sim)
+        for journal in journals:
+            check_unmixed(journal.read(), AUTHORS)
+
+
 # -- all of them -----------------------------------------------------------------------
 
 
@@ -474,4 +514,5 @@ HISTORIES = {
     "large": Kind(play_large, ("calm", "cut_off", "dying", "refusing")),
     "streams": Kind(play_streams, ("calm", *KINDS)),
     "forced": Kind(play_forced, ("calm", *KINDS)),
+    "authors": Kind(play_authors, ("calm", *KINDS)),
 }
