@@ -165,8 +165,7 @@ class ObjectNotFoundError(ActiveStoreError):
 
     def __init__(self, object_id: bytes, peers_asked: tuple[bytes, ...] = ()) -> None:
         Exception.__init__(self, object_id, tuple(peers_asked))
-        self.object_id = object_id
-        self.peers_asked = tuple(peers_asked)
+        self.object_id, self.peers_asked = object_id, tuple(peers_asked)
 
     def __str__(self) -> str:
         asked = ", ".join(peer.hex()[:8] for peer in self.peers_asked) or "this peer"
@@ -230,8 +229,7 @@ class RequirementError(ActiveStoreError):
         peers_with: tuple[str, ...] = (),
     ) -> None:
         Exception.__init__(self, class_name, tuple(missing), tuple(peers_with))
-        self.class_name, self.missing = class_name, tuple(missing)
-        self.peers_with = tuple(peers_with)
+        self.class_name, self.missing, self.peers_with = self.args
 
     def __str__(self) -> str:
         others = ", ".join(self.peers_with) or "no known peer"
@@ -363,7 +361,7 @@ class UnavailableError(ActiveStoreError):
 class NoQuorumError(UnavailableError):
     """Too few replicas answer to decide. A change may still be found kept once they do.
 
-    `reachable` of those that have a vote answer; `needed`, 0 for not told, must.
+    `reachable` voters answer, `needed` (0: not told) must; `reason` says what others lack.
     """
 
     code = "no_quorum"
@@ -380,10 +378,12 @@ class NoQuorumError(UnavailableError):
         if not self.needed:
             return super().__str__()
         counts = f"{self.reachable} of its voters answer, {self.needed} must"
+        advice = "start the others (`activestore-node show` names them)"
+        if self.reachable >= self.needed:
+            advice = "mend what keeps them from it"
         return (
-            f"{self.where}: {self.reason or counts}; start the others "
-            "(`activestore-node show` names them), or wait; readonly methods may still run "
-            "with options(staleness_s=...)"
+            f"{self.where}: {self.reason or counts}; {advice}, or wait; readonly methods "
+            "may still run with options(staleness_s=...)"
         )
 
 

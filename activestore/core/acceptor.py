@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from activestore.core.effects import Note
+from activestore.core.refusals import DAMAGED
 from activestore.core.register import (
     Heard,
     Register,
@@ -130,6 +131,7 @@ class Acceptor(Standing):
             self._vouches.wrote(object_id, heard)
             self._learn(object_id, heard)
         if message is None:
+            self._desk.refusals.stored(self._me, object_id, event)
             self._hooks.on_own_stored(object_id, register, event.problem)
             if register.is_lost and not event.problem:
                 self._tell_lost(object_id, register)
@@ -408,6 +410,24 @@ class Acceptor(Standing):
         config = register.config if led is None else led
         is_led = led is not None
         return Told(object_id, register.promised, register.point, config, is_led)
+
+    # Who does not take part
+
+    def note_refusal(self, sender: PeerId, message: Nack) -> None:
+        """Keep a voter's refusal, for what is told people."""
+        register = self.latest(message.object_id)
+        if register is not None and sender in electorate(register.config):
+            self._desk.refusals.note(sender, message)
+
+    def why_each(self, object_id: ObjectId) -> list[tuple[PeerId, str]]:
+        """Return the voters of a group that do not take part, each with why."""
+        register = self.latest(object_id)
+        if register is None:
+            return []
+        voters = electorate(register.config)
+        reachable = self._desk.reachable(voters) | {self._me}
+        mine = [(self._me, DAMAGED)] if register.is_lost else []
+        return mine + self._desk.refusals.of(object_id, voters, reachable)
 
     # Going
 

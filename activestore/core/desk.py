@@ -90,6 +90,8 @@ class Desk:
         # that LeadConfirmed will tell, None where nobody else could lead it. Whoever sets
         # it sees to it that it does not step this core.
         self.begin_round: Callable[[ObjectId], int | None] = lambda _object_id: None
+        # Which voters do not take part and why, as texts of a missing majority end.
+        self.why_each: Callable[[ObjectId], str] = lambda _object_id: ""
         self._quarantine = Quarantine(self.config.quarantine_s)
         self.lookups = Lookups()
         self.calls: dict[int, Call] = {}

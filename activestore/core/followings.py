@@ -75,6 +75,7 @@ class Followings:
         self.leaders[object_id] = leader
         self._led_by.setdefault(leader.leader, {})[object_id] = None
         if leader.leader != self._desk.me:
+            self._desk.refusals.forget(object_id)
             self._tell_followed(object_id, leader)
 
     def _unlead(self, object_id: ObjectId) -> Ballot | None:

@@ -282,6 +282,10 @@ class Replication:
             return "damaged"
         return "leader" if self.is_led(object_id) else "follower"
 
+    def why_each(self, object_id: ObjectId) -> list[tuple[PeerId, str]]:
+        """Return the voters of a group that do not take part, each with why, for people."""
+        return self._acceptor.why_each(object_id)
+
     def distrust(self) -> None:
         """Neither vote nor lead from now on: this disk is not what others remember.
 
@@ -406,6 +410,7 @@ class Replication:
         if isinstance(message, Prepare | Accept | Drop | Forget):
             self._acceptor.on_message(sender, message)
         elif isinstance(message, Accepted):
+            self._desk.refusals.accepted(sender, message.object_id)
             self._leaders.on_accepted(
                 sender, message.object_id, message.epoch, message.number
             )
@@ -439,6 +444,7 @@ class Replication:
         register = self._acceptor.latest(message.object_id)
         if register is None:
             return
+        self._desk.refusals.promised(sender, message)
         if register.config.lineage == message.config.lineage:
             self._takeovers.on_promise(sender, message)
         else:
@@ -451,6 +457,7 @@ class Replication:
             self._acceptor.hear_lineage(sender, object_id, config.lineage)
         elif config is not None:
             self._acceptor.hear_config(sender, object_id, config)
+        self._acceptor.note_refusal(sender, message)
         self._leaders.on_nack(sender, message)
         self._takeovers.on_nack(sender, message)
 
@@ -534,6 +541,7 @@ class Replication:
 
     def on_gone(self, object_id: ObjectId) -> None:
         """Nothing of the object is here any more."""
+        self._desk.refusals.forget(object_id)
         self._leaders.depose(object_id)
         self._takeovers.on_gone(object_id)
 
@@ -579,6 +587,7 @@ class Replication:
         self._acceptor.check()
         self._leaders.check()
         self._takeovers.check()
+        assert self._desk.refusals.objects <= self.registers.keys()
         for object_id, register in self._acceptor.registers.items():
             assert register.number >= Point().number
             if self.is_led(object_id):

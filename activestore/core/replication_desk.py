@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable
 from typing import NamedTuple
 
+from activestore.core.refusals import Refusals
 from activestore.core.replication_effects import ReplicationEffect, Send
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import Config, ReplicaMessage
@@ -94,6 +95,7 @@ class Desk:
         self.now_s = 0.0
         self.effects: list[ReplicationEffect] = []
         self.is_distrusted = False
+        self.refusals = Refusals()
         self.kept_bytes = 0  # of entries that members have not acknowledged
         self._unreachable: set[PeerId] = set()
         self._heap: list[tuple[float, int, Wake, ObjectId]] = []
@@ -155,6 +157,13 @@ class Desk:
             entry = heapq.heappop(self._heap)
             return entry[2], entry[3]
         return None
+
+
+def shown_votes(present: int, total: int, needed: int) -> str:
+    """Return how many of the voters answer and must, as texts to an operator tell it."""
+    if present >= needed:
+        return f"too few of {total} voters take part, {needed} must"
+    return f"{present} of {total} voters answer, {needed} must"
 
 
 def shown_config(config: Config) -> str:

@@ -194,7 +194,8 @@ class Supervision(Deadlocks):
         error = NoQuorumError(
             call.where(),
             f"a majority of its copies did not answer within {call.timeout_s:g} s, the "
-            "deadline; what the call changed may be found kept",
+            "deadline; what the call changed may be found kept"
+            + self.why_each(call.object_id),
         )
         self._emit(effects.Refuse(call.origin, error))
         call.refusal = error

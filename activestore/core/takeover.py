@@ -27,7 +27,7 @@ from activestore.core.register import (
     missing_votes,
     newest_of,
 )
-from activestore.core.replication_desk import Desk, Wake
+from activestore.core.replication_desk import Desk, Wake, shown_votes
 from activestore.core.replication_effects import NoQuorum
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
@@ -383,7 +383,7 @@ class TakeOvers(Followings):
         if register.is_quarantined:
             text = "this copy is of an old lineage: the group was forced elsewhere"
         elif not text:
-            text = f"{present} of {len(voters)} voters answer, {needed} must"
+            text = shown_votes(present, len(voters), needed)
         self._desk.emit(NoQuorum(object_id, present, needed, text))
 
     # Preparing

@@ -27,6 +27,8 @@ from activestore.storage.engine import Engine, Row
 STEPS_MAX = 256
 # Rows that go with them and that nobody waits for.
 UNKEPT_MAX = 16
+# Of a reason in a message to another peer.
+TEXT_CHARS_MAX = 500
 
 
 class Copying:
@@ -108,10 +110,10 @@ class Copying:
         def then(found: Any, error: BaseException | None) -> None:
             self._is_writing = False
             if error is not None:
-                found = ["space"] * len(ordered)
-            text = str(error) if error is not None else ""
-            for effect, problem in zip(ordered, found, strict=False):
-                self._tell(happened.Stored(effect.token, problem, text))
+                found = [("space", str(error))] * len(ordered)
+            for effect, (problem, text) in zip(ordered, found, strict=False):
+                told = text[:TEXT_CHARS_MAX]
+                self._tell(happened.Stored(effect.token, problem, told))
             self._write_more()
 
         self._table.storage.write(

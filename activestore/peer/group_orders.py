@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from activestore.core.replication import Replication
 from activestore.errors import ActiveStoreError, UnavailableError
-from activestore.ids import ObjectId
+from activestore.ids import ObjectId, PeerId
 from activestore.storage.engine import Change
 from activestore.wire.state import buffer_bytes_count
 
@@ -74,6 +75,14 @@ def size_of(change: Change) -> int:
     return fields + sum(
         buffer_bytes_count(one) for one in source.buffers if not isinstance(one, int)
     )
+
+
+def why_each(
+    core: Replication, object_id: ObjectId, name_of: Callable[[PeerId], str]
+) -> str:
+    """Return which voters of a group do not take part, and why, behind a text."""
+    found = core.why_each(object_id)
+    return "".join(f"; {name_of(peer_id)}: {why}" for peer_id, why in found)
 
 
 def not_led(object_id: ObjectId) -> UnavailableError:

@@ -205,6 +205,7 @@ class PeerLoop(Incoming, Outgoing):
         self.links.known_of = self.cluster.known_of
         self.links.on_known = self._hear_known
         self.core.begin_round = self.replicating.begin_round
+        self.core.why_each = self.replicating.why_each
 
     def _hear_known(self, known: int, mark: object) -> None:
         """Take what another peer remembers of this one: its disk may be an older one."""

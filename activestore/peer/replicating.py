@@ -36,7 +36,7 @@ from activestore.errors import (
 from activestore.ids import ObjectId, PeerId
 from activestore.peer import group_orders, shipping
 from activestore.peer.cluster import Cluster
-from activestore.peer.copying import Copying
+from activestore.peer.copying import TEXT_CHARS_MAX, Copying
 from activestore.peer.fetching import Fetching
 from activestore.peer.greeting import spoke_for_others
 from activestore.peer.group_orders import Decided, GroupOrder, OwnWrites, size_of
@@ -60,8 +60,6 @@ from activestore.wire.state import ObjectState
 
 # Requests that wait for one object to be led.
 PARKED_MAX = 1024
-# Of a reason in a message to another peer.
-TEXT_CHARS_MAX = 500
 # When one that found no room there may come again, in seconds.
 AGAIN_S = 1.0
 
@@ -527,11 +525,15 @@ class Replicating:
 
     def _do_no_quorum(self, effect: wanted.NoQuorum) -> None:
         object_id = effect.object_id
-        error = NoQuorumError(
-            group_orders.named(object_id), effect.text, effect.reachable, effect.needed
-        )
+        text = effect.text + self.why_each(object_id)
+        where = group_orders.named(object_id)
+        error = NoQuorumError(where, text, effect.reachable, effect.needed)
         self._release(object_id, error)
         self._table.step(events.ObjectUnavailable(object_id, error))
+
+    def why_each(self, object_id: ObjectId) -> str:
+        """Return which voters do not take part, and why, to be put behind a text."""
+        return group_orders.why_each(self.core, object_id, self._cluster.name_of)
 
     # -- groups ------------------------------------------------------------------------
 
@@ -562,11 +564,8 @@ class Replicating:
     ) -> None:
         now_s = self._table.clock()
         register, ordered = self.core.begin(object_id, epoch, now_s)
-        change = Change(
-            object_id,
-            epoch=register.epoch.counter,
-            rows=[shipping.register_row(object_id, register)],
-        )
+        row = shipping.register_row(object_id, register)
+        change = Change(object_id, epoch=register.epoch.counter, rows=[row])
 
         def done(results: Any, error: BaseException | None) -> None:
             refused = error if error is not None else results[0]

@@ -154,21 +154,22 @@ def apply_copy(
 ) -> str:
     """Carry out one step, see `apply_copies`."""
     copy = Copy(object_id, register, base, change, is_delete)
-    return apply_copies(engine, (copy,))[0]
+    return apply_copies(engine, (copy,))[0][0]
 
 
-def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[str]:
+def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[tuple[str, str]]:
     """Write steps of copies and their registers in one commit; durable on return.
 
     Runs in the thread that writes. Returns of each "", or why it was not done: "base",
     the state that it follows on is not the one on disk, or not readable; "space", the
-    disk or its budget is full. Steps of one object build on each other in their order.
+    disk or its budget is full; and the error's text, as far as there was one. Steps of
+    one object build on each other in their order.
 
     Raises:
         OSError: the disk failed; nothing that was not reported is durable.
     """
     points: dict[ObjectId, Point | None] = {}
-    found = ["base"] * len(copies)
+    found = [("base", "")] * len(copies)
     changes: list[Change] = []
     ordered: list[int] = []
     for index, copy in enumerate(copies):
@@ -182,7 +183,7 @@ def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[str]:
         changes.append(_change_with_row(copy, at))
         ordered.append(index)
     for index, error in zip(ordered, engine.commit(changes), strict=True):
-        found[index] = "" if error is None else problem_of(error)
+        found[index] = ("", "") if error is None else (problem_of(error), str(error))
     return found
 
 

@@ -325,7 +325,7 @@ def test_steps_of_a_batch_build_on_each_other(reopen: Callable[..., Engine]) -> 
 
     found = apply_copies(engine, [*steps, wrong])
 
-    assert found == [""] * 6 + ["base"]
+    assert found == [("", "")] * 6 + [("base", "")]
     assert engine.usage().commits == commits + 1
     engine = reopen()
     assert content_of(engine, 1)[0] == {"value": b"\x05"}
@@ -347,7 +347,8 @@ def test_what_builds_on_a_step_that_had_no_room_is_not_done(
         Copy(oid(1), at(1, 3), Point(1, 2), after),
     ])  # fmt: skip
 
-    assert found == ["space", "base"]
+    assert [problem for problem, _ in found] == ["space", "base"]
+    assert "storage is full" in found[0][1]
     assert apply_copy(engine, oid(1), promise, None, None, False) == "base"
     assert register_of(engine, oid(1)) == at(1, 1)
     assert content_of(engine, 1)[0] == {"value": b"\x01"}

@@ -81,7 +81,7 @@ class Disk:
 
     def apply(self, copy: Copy) -> None:
         """Apply a step, which is durable then."""
-        assert apply_copies(self.engine, [copy]) == [""]
+        assert apply_copies(self.engine, [copy]) == [("", "")]
         self.files.append(self._read())
 
     def image(self, number: int, rng: random.Random, target: Path) -> Path:
@@ -219,7 +219,7 @@ def test_cut_in_a_large_write_leaves_the_state_before(
         assert not [found for found in engine.verify() if isinstance(found, Damage)]
         assert content_of(engine, 1)[2] == [old]
         assert engine.collect_garbage(-1e12) in {0, 2 * MIB}
-        assert apply_copies(engine, [large_step(2, new)]) == [""]
+        assert apply_copies(engine, [large_step(2, new)]) == [("", "")]
         assert content_of(engine, 1)[2] == [new]
         assert not list((path / "tmp").iterdir())
         engine.close()
