@@ -13,12 +13,18 @@ from activestore.errors import (
     ActiveStoreError,
     ExecutorCrashedError,
     MovedError,
+    NoQuorumError,
     RemoteProtocolError,
     UnavailableError,
     error_from_wire,
 )
 from activestore.wire import values
-from activestore.wire.limits import OPEN_TOLD_EVERY, OPEN_TOLD_MAX
+from activestore.wire.limits import (
+    NESTED_EARLY_S,
+    OPEN_TOLD_EVERY,
+    OPEN_TOLD_MAX,
+    early_s,
+)
 from activestore.wire.messages import Call, Credit, Delete, Item, Message, Reply
 
 ATTEMPTS_MAX = 3
@@ -30,9 +36,11 @@ MOVES_MAX = 10
 # What the connected peer is asked once more, where another one that had the object says so.
 ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
-# Nothing is tried again with less than this to the deadline that a peer refused at: what
-# is left of it travels in whole milliseconds, so it may do so a little early.
-LATE_S = 0.05
+# Peers refuse a little before the deadline what has no majority, and methods a little more
+# than that. The rest: what is left of a deadline travels in whole milliseconds.
+LATE_S = NESTED_EARLY_S + 0.05
+# The peer says itself that a deadline has passed; after this much more we say so.
+DEADLINE_GRACE_S = 0.5
 
 
 class Request:
@@ -83,6 +91,19 @@ class Request:
             raise self.error
         assert self.reply is not None
         return self.reply
+
+    @property
+    def given_up_s(self) -> float:
+        """When nothing more is waited for, 0 for never: peers tell of a deadline themselves.
+
+        Not where one has said that there is no majority, and no other has been heard since.
+        """
+        if not self.deadline_s:
+            return 0.0
+        is_heard = self.heard_s > self.sent_s and not self.retry_s
+        if type(self.refusal) is NoQuorumError and not is_heard:
+            return self.deadline_s - early_s(self.timeout_s)
+        return self.deadline_s + DEADLINE_GRACE_S
 
     @property
     def may_have_run(self) -> bool:

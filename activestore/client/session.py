@@ -70,8 +70,6 @@ NEXT_WAIT_S = 0.25
 # While looking: ask again who has not answered.
 ASK_AGAIN_S = 2.0
 REDIRECTS_MAX = 3
-# The peer says itself that a deadline has passed; after this much more we say so.
-DEADLINE_GRACE_S = 0.5
 
 Ended: TypeAlias = "list[Request]"
 Out: TypeAlias = "list[tuple[Link, Message]]"
@@ -472,7 +470,7 @@ class Session:
         ended, out = self._tick_links(now_s)
         for request in list(self.requests.values()):
             link = request.link
-            if request.deadline_s and now_s > request.deadline_s + DEADLINE_GRACE_S:
+            if request.deadline_s and now_s > request.given_up_s:
                 error: ActiveStoreError = request.refusal or DeadlineExceededError(
                     request.where, request.timeout_s, request.may_have_run
                 )
@@ -498,6 +496,8 @@ class Session:
                     out += self._send_to(request, found, now_s, is_again=True)
         for request in self.requests.values():
             self._next_tick_s = min(self._next_tick_s, request.heard_s + self.silence_s)
+            if request.refusal is not None and request.deadline_s:
+                self._next_tick_s = min(self._next_tick_s, request.given_up_s)
         return ended, out
 
     def _tick_links(self, now_s: float) -> tuple[Ended, Out]:

@@ -24,6 +24,7 @@ from activestore.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from activestore.wire.limits import NESTED_EARLY_S, early_s
 
 
 def deadlock(call: Call) -> BusyError:
@@ -90,13 +91,9 @@ class Chains(Desk):
         )
 
     def _depart(self, call: Call, *, is_again: bool = False) -> None:
-        left_s = 0.0
-        link: Call | None = call
-        while link is not None:
-            if link.deadline_s:
-                own_s = max(link.deadline_s - self._now_s, 0.001)
-                left_s = min(left_s, own_s) if left_s else own_s
-            link = self._parent_of(link)
+        until_s = self._until_s(call)
+        left_s = max(until_s - self._now_s, 0.001) if until_s else 0.0
+        left_s -= early_s(left_s, NESTED_EARLY_S)
         chain = self._chain_of(call)
         began_ms = self._began_ms(call) if chain else 0
         self._emit(

@@ -23,6 +23,7 @@ from activestore.errors import (
     ExecutorCrashedError,
 )
 from activestore.ids import ObjectId, SessionId
+from activestore.wire.limits import EARLY_S, NESTED_EARLY_S, early_s
 from activestore.wire.values import encode_error
 
 # The code of a call that a slot gave back untouched.
@@ -99,8 +100,10 @@ class Desk:
         self.sessions: dict[SessionId, dict[int, Call]] = {}
         # Answers that are out before what they tell is on disk (relaxed durability).
         self._unwritten: dict[Client, effects.Answer | effects.Refuse] = {}
-        # By its number: calls with a deadline, of shared objects, whose answers wait.
+        # By its number: calls with a deadline, of shared objects, whose answers wait; and
+        # the numbers of those that methods made.
         self._owed: dict[int, Call] = {}
+        self._owed_nested: dict[Nested, int] = {}
         self._persists: dict[int, events.PersistArrived] = {}
         # By the token of the commit that they wait for.
         self._departures: dict[int, Departure] = {}
@@ -189,6 +192,41 @@ class Desk:
             call = self.sessions.get(origin.session, {}).get(origin.sequence)
             if call is not None and call.is_deferred:
                 self._forget(origin)
+        elif self._owed_nested:
+            self._owe_no_more(origin)
+
+    def _owe(self, call: Call) -> None:
+        """Note that an answer waits for a majority, and be woken before its deadline."""
+        until_s = self._until_s(call)
+        if not until_s:
+            return
+        early_s_max = EARLY_S
+        if type(call.origin) is Nested:
+            early_s_max = NESTED_EARLY_S
+            self._owed_nested[call.origin] = call.call_id
+        self._owed[call.call_id] = call
+        at_s = until_s - early_s(until_s - self._now_s, early_s_max)
+        self.timers.add(at_s, Timer.DEADLINE, call.call_id)
+
+    def _owe_no_more(self, origin: Nested) -> None:
+        """A method has the answer that waited for a majority."""
+        call_id = self._owed_nested.pop(origin, None)
+        if call_id is not None:
+            del self._owed[call_id]
+
+    def _until_s(self, call: Call) -> float:
+        """Return the earliest deadline of a call and those that it is nested in; 0: none."""
+        until_s = 0.0
+        link: Call | None = call
+        while link is not None:
+            if link.deadline_s and not 0.0 < until_s < link.deadline_s:
+                until_s = link.deadline_s
+            link = self._parent_of(link)
+        return until_s
+
+    def _left_s(self, call: Call) -> float:
+        """Return how long there is until the deadline of a call; 0 for none."""
+        return max(call.deadline_s - self._now_s, 0.001) if call.deadline_s else 0.0
 
     def _forget(self, origin: Client) -> None:
         session = self.sessions.get(origin.session)
@@ -292,8 +330,10 @@ class Desk:
             if not call.is_deferred:
                 self._forget(origin)
             elif call.deadline_s and call.object_id in self.replicated:
-                self._owed[call.call_id] = call
+                self._owe(call)
         else:
+            if call.is_deferred and call.object_id in self.replicated:
+                self._owe(call)
             parent = self._parent_of(call)
             if parent is not None and parent.children is not None:
                 parent.changed_others |= self._has_left_traces(call)

@@ -132,13 +132,14 @@ class SendOn(NamedTuple):
 
     `may_have_run`: what it did, here or under another leader, may be kept there: it must
     be looked up before it runs. `is_unproven`: the copy here, led elsewhere, is none that
-    may be read.
+    may be read. `left_s`: until its deadline, 0 for none.
     """
 
     origin: Client
     payload: object
     may_have_run: bool = False
     is_unproven: bool = False
+    left_s: float = 0.0
 
 
 class PingExecutor(NamedTuple):

@@ -337,9 +337,13 @@ class ObjectUnshared(NamedTuple):
 
 
 class ObjectDeposed(NamedTuple):
-    """Another peer leads the object now, or may; what is not committed is in doubt."""
+    """Another peer leads the object now, or may; what is not committed is in doubt.
+
+    `is_unanswered`: because no majority answered this one.
+    """
 
     object_id: ObjectId
+    is_unanswered: bool = False
 
 
 class ObjectUnavailable(NamedTuple):

@@ -179,10 +179,13 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
                 call.is_deferred or call.call_id in self.calls
                 for call in session.values()
             )
-        for call in self._owed.values():
+        for call_id, call in self._owed.items():
             origin = call.origin
-            assert type(origin) is Client, "a nested call has no answer of its own"
-            assert self.sessions[origin.session][origin.sequence] is call
+            if type(origin) is Client:
+                assert self.sessions[origin.session][origin.sequence] is call
+            else:
+                assert self._owed_nested[origin] == call_id
+        assert set(self._owed_nested.values()) <= self._owed.keys()
         self.lookups.check(self.calls)
         boxes = self.boxes.boxes.values()
         loads = sum(box.state is MailboxState.LOADING for box in boxes)

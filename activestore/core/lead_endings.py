@@ -176,14 +176,20 @@ class LeadEndings(LedObjects, ABC):
 
     # Ending
 
-    def depose(self, object_id: ObjectId, successor: PeerId = NOBODY) -> None:
+    def depose(
+        self,
+        object_id: ObjectId,
+        successor: PeerId = NOBODY,
+        *,
+        is_unanswered: bool = False,
+    ) -> None:
         """Lead no more; what is open is in doubt."""
         lead = self.leads.get(object_id)
         if lead is None:
             return
         self._end(object_id)
         if lead.is_led:
-            self._desk.emit(Deposed(object_id))
+            self._desk.emit(Deposed(object_id, is_unanswered))
         self._on_lost(object_id, successor, lead.is_touched)
         if self._desk.me not in electorate(lead.committed_config) and successor:
             self._on_left(lead)

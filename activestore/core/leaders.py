@@ -569,7 +569,7 @@ class Leaders(LeadEndings):
             self._go_on(lead)
         elif what is Wake.QUORUM_WAIT:
             if lead.is_in_doubt():
-                self.depose(object_id)
+                self.depose(object_id, is_unanswered=True)
         elif what is Wake.COMMITTED:
             self._tell_committed(lead)
         elif what is Wake.RETRY_SPACE:

@@ -21,6 +21,8 @@ Source: design section 8; reliability.md 3.4 R3, R4, R6.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from activestore.core import effects, events
 from activestore.core.calls import (
     NO_ROUND,
@@ -32,11 +34,14 @@ from activestore.core.calls import (
 )
 from activestore.core.commits import Pending, Withheld
 from activestore.core.moves import Moves
-from activestore.errors import CancelledError, UnavailableError
+from activestore.errors import CancelledError, NoQuorumError, UnavailableError
 from activestore.ids import ObjectId, SessionId
 
 # Whom a call is for that was sent on while it ran.
 NOBODY = Client(SessionId(b""), 0)
+
+# What is said of calls that were open when a lead ended, by why it did.
+Doubt: TypeAlias = "type[UnavailableError]"
 
 
 class Leads(Moves):
@@ -113,7 +118,13 @@ class Leads(Moves):
                 origin = call.origin
                 if type(origin) is Client:
                     self._close(call)
-                    self._emit(effects.SendOn(origin, call.payload, is_unproven=True))
+                    sent_on = effects.SendOn(
+                        origin,
+                        call.payload,
+                        is_unproven=True,
+                        left_s=self._left_s(call),
+                    )
+                    self._emit(sent_on)
                 else:
                     self._send_on(call)
         self.boxes.tidy(box)
@@ -122,16 +133,17 @@ class Leads(Moves):
 
     def _on_object_deposed(self, event: events.ObjectDeposed) -> None:
         object_id = event.object_id
+        doubt = NoQuorumError if event.is_unanswered else UnavailableError
         self.replicated.discard(object_id)
         self._epochs.pop(object_id, None)
         self._fence_lookups.pop(object_id, None)
         box = self.boxes.boxes.get(object_id)
         if box is not None:
             # In order of arrival: what has ended, what runs, what waits.
-            self._send_on_ended(box)
-            self._refuse_checkpoints(self.ledger.withdraw(box))
-            self._end_running(box)
-        self._drop_promises(object_id)
+            self._send_on_ended(box, doubt)
+            self._refuse_checkpoints(self.ledger.withdraw(box), doubt)
+            self._end_running(box, doubt)
+        self._drop_promises(object_id, doubt)
         for call in self._unbegun(object_id):
             if box is not None and call in box.waiting:
                 self.boxes.take(box, call)
@@ -141,48 +153,54 @@ class Leads(Moves):
             self._begin_anew(box)
             self.boxes.tidy(box)
 
-    def _send_on_ended(self, box: Mailbox) -> None:
+    def _send_on_ended(self, box: Mailbox, doubt: Doubt) -> None:
         """Send on what waits for its commit or its round; it may be committed."""
         for version, effect, _ in box.unreplied:
             origin = effect.origin
             if type(effect) is effects.SendItem:
                 continue  # Its stream runs still, or its end is here too.
             if type(origin) is Nested:
-                is_write = version > box.committed_version
-                self._emit(
-                    effects.Refuse(origin, _in_doubt(box.object_id, is_write=is_write))
-                )
+                self._owe_no_more(origin)
+                if type(effect) is not Withheld:
+                    is_write = version > box.committed_version
+                    error = _in_doubt(doubt, box.object_id, is_write=is_write)
+                    self._emit(effects.Refuse(origin, error))
                 continue
             call = self.sessions[origin.session][origin.sequence]
             self._forget(origin)
             if type(effect) is Withheld:
                 continue  # It was refused already.
-            if call.is_stream:
-                self._emit(effects.Refuse(origin, _broken(call)))
-            else:
-                self._emit(effects.SendOn(origin, call.payload, may_have_run=True))
+            self._emit(self._sent_on(origin, call))
         box.unreplied.clear()
 
-    def _refuse_checkpoints(self, withdrawn: list[Pending]) -> None:
+    def _sent_on(self, origin: Client, call: Call) -> effects.Refuse | effects.SendOn:
+        """Return what becomes of a client's call that has run; it may be kept."""
+        if call.is_stream:
+            return effects.Refuse(origin, _broken(call))
+        return effects.SendOn(
+            origin, call.payload, may_have_run=True, left_s=self._left_s(call)
+        )
+
+    def _refuse_checkpoints(self, withdrawn: list[Pending], doubt: Doubt) -> None:
         for pending in withdrawn:
             self._written(pending)
             if pending.checkpoint is not None and pending.call is not None:
                 origin = Nested(pending.call.call_id, pending.checkpoint)
-                error = _in_doubt(pending.mailbox.object_id, is_write=True)
+                error = _in_doubt(doubt, pending.mailbox.object_id, is_write=True)
                 self._emit(effects.Refuse(origin, error))
 
-    def _end_running(self, box: Mailbox) -> None:
+    def _end_running(self, box: Mailbox, doubt: Doubt) -> None:
         """Send on what runs, and throw away what it does."""
         for call in self.calls_by_object.of(box.object_id):
             if call.slot is not None:
-                self._let_run_out(call)
+                self._let_run_out(call, doubt)
         copies = (box.main, box.reader)
         self.boxes.set_aside(box)
         for copy in copies:
             if copy is not None:
                 self.pool.drop_aside(copy)
 
-    def _let_run_out(self, call: Call) -> None:
+    def _let_run_out(self, call: Call, doubt: Doubt) -> None:
         """Interrupt a running call whose answer nobody waits for here."""
         for child_id in list(call.children or ()):
             child = self.calls.get(child_id)
@@ -191,19 +209,17 @@ class Leads(Moves):
         slot, origin = call.slot, call.origin
         if call.is_answered or slot is None:
             return
-        error = _in_doubt(call.object_id, is_write=self._has_left_traces(call))
+        is_write = self._has_left_traces(call)
+        error = _in_doubt(doubt, call.object_id, is_write=is_write)
         if type(origin) is Nested:
             self._emit(effects.Refuse(origin, error))
         else:
             self._forget(origin)
             call.origin = NOBODY
-            if call.is_stream:
-                self._emit(effects.Refuse(origin, _broken(call)))
-            else:
-                self._emit(effects.SendOn(origin, call.payload, may_have_run=True))
+            self._emit(self._sent_on(origin, call))
         self._interrupt(call, slot, "deposed", error)
 
-    def _drop_promises(self, object_id: ObjectId) -> None:
+    def _drop_promises(self, object_id: ObjectId, doubt: Doubt) -> None:
         """Forget what was to be kept for calls of an object, and refuse what waits for it.
 
         Who made them was sent on; they have not begun.
@@ -211,7 +227,7 @@ class Leads(Moves):
         departures = self._departures
         tokens = [t for t, one in departures.items() if one.object_id == object_id]
         for token in tokens:
-            self._promise_done(token, _in_doubt(object_id, is_write=False))
+            self._promise_done(token, _in_doubt(doubt, object_id, is_write=False))
 
     @staticmethod
     def _begin_anew(box: Mailbox) -> None:
@@ -246,7 +262,9 @@ class Leads(Moves):
                 continue
             if type(effect) is not Withheld:
                 self._emit(effects.Refuse(origin, event.error))
-            if type(origin) is Client:
+            if type(origin) is Nested:
+                self._owe_no_more(origin)
+            else:
                 # Until it is decided a retry is told the same, and does not run.
                 call = self.sessions[origin.session][origin.sequence]
                 call.refusal = event.error
@@ -254,15 +272,15 @@ class Leads(Moves):
         self.boxes.tidy(box)
 
 
-def _in_doubt(object_id: ObjectId, *, is_write: bool) -> UnavailableError:
-    """Return what a caller is told whose call ended as its object was led elsewhere."""
+def _in_doubt(doubt: Doubt, object_id: ObjectId, *, is_write: bool) -> UnavailableError:
+    """Return what a caller is told whose call ended as its object was led no more."""
     kept = "nothing changed"
     if is_write:
         kept = "what the call changed may be kept, or not"
-    return UnavailableError(
-        f"object {object_id.hex()}",
-        f"another peer leads it now, or will, and the call was not answered: {kept}",
-    )
+    why = "another peer leads it now, or will, and the call was not answered"
+    if doubt is NoQuorumError:
+        why = "a majority of its copies did not answer"
+    return doubt(f"object {object_id.hex()}", f"{why}: {kept}")
 
 
 def _broken(call: Call) -> UnavailableError:

@@ -74,7 +74,10 @@ class Moves(Travels):
         origin = call.origin
         if type(origin) is Client:
             self._close(call)
-            self._emit(effects.SendOn(origin, call.payload, may_have_run))
+            sent_on = effects.SendOn(
+                origin, call.payload, may_have_run, left_s=self._left_s(call)
+            )
+            self._emit(sent_on)
             return
         if call.is_stale:
             self._fail(call, UnavailableError(call.where(), "its object has left"))

@@ -63,9 +63,13 @@ class Led(NamedTuple):
 
 
 class Deposed(NamedTuple):
-    """This peer does not lead the object any more; writes that are open are in doubt."""
+    """This peer does not lead the object any more; writes that are open are in doubt.
+
+    `is_unanswered`: because no majority answered.
+    """
 
     object_id: ObjectId
+    is_unanswered: bool = False
 
 
 class Followed(NamedTuple):

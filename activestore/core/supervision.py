@@ -18,9 +18,11 @@ from activestore.core.calls import (
     Executor,
     ExecutorState,
     Mailbox,
+    Nested,
 )
 from activestore.core.commits import Step
 from activestore.core.deadlocks import Deadlocks
+from activestore.core.desk import Departure
 from activestore.core.mailboxes import RECALL_S
 from activestore.core.quarantine import RUNS_TRUSTED
 from activestore.core.timers import Timer
@@ -176,12 +178,25 @@ class Supervision(Deadlocks):
 
     def _on_deadline(self, call_id: int) -> None:
         call = self.calls.get(call_id)
-        if call is not None and self._now_s >= call.deadline_s:
-            is_unknown = self._has_left_traces(call)
-            error = DeadlineExceededError(call.where(), call.timeout_s, is_unknown)
+        if call is None:
+            if call_id in self._owed:
+                self._refuse_owed(self._owed[call_id])
+        elif departure := self._departure_of(call):
+            error = self._unanswered(call, departure.object_id)
             self._stop(call, error, "deadline")
-        elif call_id in self._owed:
-            self._refuse_owed(self._owed[call_id])
+        elif self._now_s >= call.deadline_s:
+            is_unknown = self._has_left_traces(call)
+            late = DeadlineExceededError(call.where(), call.timeout_s, is_unknown)
+            self._stop(call, late, "deadline")
+
+    def _departure_of(self, call: Call) -> Departure | None:
+        """Return what a call, or one nested in it, waits for others to be told of."""
+        for one in self._departures.values():
+            if one.object_id in self.replicated and (
+                one.top_id == call.call_id or any(call is w for w in one.waiting)
+            ):
+                return one
+        return None
 
     def _refuse_owed(self, call: Call) -> None:
         """Tell that the majority did not answer in time; what has ended goes on to it.
@@ -190,16 +205,21 @@ class Supervision(Deadlocks):
         """
         if call.refusal is not None:
             return  # That there is no majority.
-        box = self.boxes.boxes[call.object_id]
-        error = NoQuorumError(
+        box, origin = self.boxes.boxes[call.object_id], call.origin
+        call.refusal = self._unanswered(call, call.object_id)
+        self._emit(effects.Refuse(origin, call.refusal))
+        self.ledger.withhold(box, origin)
+        if type(origin) is Nested:
+            self._owe_no_more(origin)
+
+    def _unanswered(self, call: Call, object_id: ObjectId) -> NoQuorumError:
+        """Return what a call is told that waits for a majority when its deadline comes."""
+        timeout = f" of {call.timeout_s:g} s" if call.timeout_s else ""
+        return NoQuorumError(
             call.where(),
-            f"a majority of its copies did not answer within {call.timeout_s:g} s, the "
-            "deadline; what the call changed may be found kept"
-            + self.why_each(call.object_id),
+            f"a majority of its copies did not answer within the deadline{timeout}; what "
+            "the call changed may be found kept" + self.why_each(object_id),
         )
-        self._emit(effects.Refuse(call.origin, error))
-        call.refusal = error
-        self.ledger.withhold(box, call.origin)
 
     def _on_grace(self, call_id: int) -> None:
         call = self.calls.get(call_id)

@@ -31,6 +31,7 @@ from activestore.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
+from activestore.wire.limits import early_s
 
 
 class Travels(Chains):
@@ -126,6 +127,9 @@ class Travels(Chains):
             top.promise = self.ledger.next_token()
             departure = Departure(top.call_id, top.object_id, [])
             self._departures[top.promise] = departure
+            if top.deadline_s and top.object_id in self.replicated:
+                at_s = top.deadline_s - early_s(top.timeout_s)
+                self.timers.add(at_s, Timer.DEADLINE, top.call_id)
             self._emit(effects.CommitStates(top.promise, (), None, outermost))
         self._departures[top.promise].waiting.append(waits)
 

@@ -310,7 +310,7 @@ class PeerLoop(Incoming, Outgoing):
             self._measure_due_s, self.cluster.next_s(), self.naming.next_s(),
             self.replicating.next_s(),
         )  # fmt: skip
-        if self.links.by_route or not self.moving.is_idle:
+        if self.links.by_route or self.relays.has_deadlines or not self.moving.is_idle:
             due_s = min(due_s, self._look_due_s)
         if deadline_s is not None and deadline_s < due_s:
             due_s = deadline_s

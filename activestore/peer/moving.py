@@ -493,6 +493,8 @@ class Moving:
         message: Any = effect.payload
         if effect.may_have_run and not message.attempt:
             message = message._replace(attempt=1)  # Whoever gets it looks it up.
+        if effect.left_s and hasattr(message, "deadline_ms"):
+            message = message._replace(deadline_ms=max(1, int(effect.left_s * 1000)))
         if session is None:
             return
         if effect.is_unproven and not self._location.is_here(message.object_id):

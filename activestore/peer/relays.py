@@ -31,11 +31,12 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.cluster import Cluster
+from activestore.peer.links import ASK_S as ASK_SIGN_S
 from activestore.peer.links import Link, Links
-from activestore.peer.routing import Routing
+from activestore.peer.routing import Routing, why_leaderless
 from activestore.peer.table import Session, Table
 from activestore.peer.travelling import Travelling, opened, place_in
-from activestore.peer.trips import Then, Trip
+from activestore.peer.trips import Then, Trip, Wait, in_time, until_s
 from activestore.wire import values
 from activestore.wire.messages import (
     Beat,
@@ -65,6 +66,9 @@ ASK_S = 10.0
 UNNAMED_S = 7.0
 # A peer that was heard so lately would have named it. Others are asked for a sign.
 HEARD_S = 2.0
+# Who has a request with a deadline, and is asked for a sign, and gives none for so long, will
+# not tell how it ended: that is done here.
+UNHEARD_S = 1.0
 
 _NIL = b"\xc0"
 
@@ -93,6 +97,9 @@ class Relays(Travelling):
         self.replicas_wanted: Callable[[ObjectId, Decided], bool] = (
             lambda object_id, then: False
         )
+        # Of requests that were relayed here and wait for a leader, those with a deadline.
+        self._waits: dict[int, Wait] = {}
+        self._next_wait = 1
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
         # It is probed at once: others may take over what it is asked for.
@@ -124,7 +131,13 @@ class Relays(Travelling):
         trip = Trip(session.session_id, message, object_id, self._table.clock())
         trip.session = session
         self._trips[trip.session_id, trip.sequence] = trip
+        self._look_by(trip.told_s)
         self._go_on(trip)
+
+    def _look_by(self, at_s: float) -> None:
+        """Look again at a time, before it is due anyway; 0 for no time."""
+        if at_s:
+            self._table.look_by(at_s)
 
     def _look_at_leader(self, object_id: ObjectId) -> None:
         """See whether a leader is there: somebody has asked it and heard nothing."""
@@ -145,19 +158,34 @@ class Relays(Travelling):
         self, session: Session, message: Any, object_id: ObjectId
     ) -> bool:
         """Keep a request that was relayed to a copy until somebody leads its object."""
+        if not self.routing.is_leaderless(object_id):
+            return False
+        now_s = self._table.clock()
+        number, self._next_wait = self._next_wait, self._next_wait + 1
+        wait = Wait(session, message, object_id, now_s, until_s(message, now_s))
 
         def decided(error: ActiveStoreError | None) -> None:
-            if session.session_id not in self._table.sessions:
-                return
-            if error is None:
-                self._table.receive(session, message)
-                return
-            body = values.encode_error(error)
-            failure = Failure(message.sequence, error.code, None, body)
-            self._table.tell(session, failure)
+            if self._waits.pop(number, None) is None:
+                return  # It was refused at its deadline.
+            if error is None and session.session_id in self._table.sessions:
+                left = in_time(message, wait.until_s, self._table.clock())
+                self._table.receive(session, left)
+            elif error is not None:
+                self._refuse(wait, error)
 
-        is_leaderless = self.routing.is_leaderless(object_id)
-        return is_leaderless and self.replicas_wanted(object_id, decided)
+        self._waits[number] = wait
+        if not self.replicas_wanted(object_id, decided):
+            del self._waits[number]
+            return False
+        self._look_by(wait.told_s)
+        return True
+
+    def _refuse(self, wait: Wait, error: ActiveStoreError) -> None:
+        """End a request that waited for a leader."""
+        session, sequence = wait.session, wait.message.sequence
+        if session.session_id in self._table.sessions:
+            body = values.encode_error(error)
+            self._table.tell(session, Failure(sequence, error.code, None, body))
 
     def depart(self, effect: effects.SendAway) -> None:
         """Send a call of a method to the peer of its object."""
@@ -188,6 +216,7 @@ class Relays(Travelling):
         trip = self._own_trip(message._replace(**fresh), call.object_id)
         trip.call_id = call.call_id
         self._away[call.call_id] = trip
+        self._look_by(trip.told_s)
         self._go_on(trip)
 
     def ask(
@@ -338,7 +367,9 @@ class Relays(Travelling):
         """End the questions that were not answered in time, and mend what was lost."""
         for trip in list(self._trips.values()):
             moved_s = self._moved_s(trip)
-            if trip.due_s and max(trip.due_s, moved_s + ASK_S) <= now_s:
+            if trip.until_s and self._is_late(trip, now_s):
+                self._end(trip, self._why_leaderless(trip))
+            elif trip.due_s and max(trip.due_s, moved_s + ASK_S) <= now_s:
                 # What is large may take its time while it gets on.
                 self._end(trip, self._why_late(trip))
             elif trip.is_resting:
@@ -349,6 +380,48 @@ class Relays(Travelling):
             elif now_s - max(trip.named_s, moved_s) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
         self._tell_moving(now_s)
+        self._end_waits(now_s)
+        for trip in self._trips.values():
+            if trip.told_s > now_s:
+                self._look_by(trip.told_s)
+
+    def _end_waits(self, now_s: float) -> None:
+        """Refuse what was relayed here and waits for a leader, at its deadline."""
+        for number, wait in list(self._waits.items()):
+            if wait.told_s > now_s:
+                self._look_by(wait.told_s)
+            elif wait.told_s:
+                del self._waits[number]
+                self._refuse(wait, self._why_leaderless(wait))
+
+    def _why_leaderless(self, one: Trip | Wait) -> ActiveStoreError:
+        return why_leaderless(one, self._table.core.why_each(one.object_id))
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether it must be looked in time, though there is no link to look at."""
+        return bool(self._waits or self._trips)
+
+    def _is_late(self, trip: Trip, now_s: float) -> bool:
+        """Whether a request for what others have copies of ends here, at its deadline.
+
+        Who has it says so itself, if it is there.
+        """
+        if now_s < trip.told_s - UNHEARD_S or not self.routing.has_others(
+            trip.object_id
+        ):
+            return False
+        link = trip.link
+        if link is None:
+            return now_s >= trip.told_s
+        link = self._cluster.reach(trip.target) or link
+        if link.is_up and now_s - max(link.heard_s, link.asked_s) >= ASK_SIGN_S:
+            link.asked_s = now_s
+            self._links.send(link, Ping(0))
+        if now_s < trip.told_s:
+            return False
+        is_asked = link.asked_s > link.heard_s
+        return not link.is_up or (is_asked and now_s - link.heard_s >= UNHEARD_S)
 
     def _why_late(self, trip: Trip) -> ActiveStoreError:
         if trip.target:
@@ -456,7 +529,7 @@ class Relays(Travelling):
             return
         self._drop(trip)
         if trip.session is not None:
-            self._table.receive(trip.session, trip.message)
+            self._table.receive(trip.session, trip.in_time(self._table.clock()))
         elif trip.again is not None:
             trip.again()
         elif trip.then is not None:

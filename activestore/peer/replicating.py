@@ -449,7 +449,7 @@ class Replicating:
         register = self.core.register_of(object_id)
         if register is not None:
             self._follow(object_id, self._nobodys_place(register), register.config)
-        self._table.step(events.ObjectDeposed(object_id))
+        self._table.step(events.ObjectDeposed(object_id, effect.is_unanswered))
         # The core is told of every write that it has begun, whoever leads: until then
         # nothing else is written of the object. What other objects wait for goes on.
         for order in [o for o in self._lines.get(object_id, ()) if o.is_stored]:

@@ -15,13 +15,14 @@ from activestore.core.peers import PeerState
 from activestore.errors import (
     ActiveStoreError,
     MovedError,
+    NoQuorumError,
     ObjectNotFoundError,
     UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.cluster import Cluster
 from activestore.peer.links import Link
-from activestore.peer.trips import Trip
+from activestore.peer.trips import Trip, Wait
 from activestore.wire.replicas import NOBODY
 
 
@@ -139,3 +140,15 @@ class Routing:
             trip.message.operation if trip.then else f"object {trip.object_id.hex()}",
             f"peer {self._cluster.name_of(peer_id)} cannot be reached",
         )
+
+
+def why_leaderless(one: Trip | Wait, why_each: str) -> NoQuorumError:
+    """Return what ends a request at its deadline for which nobody is found to lead.
+
+    `why_each`: which voters do not take part, as far as it is known here.
+    """
+    return NoQuorumError(
+        f"object {one.object_id.hex()}",
+        f"nobody who leads it answered within {one.until_s - one.began_s:g} s, the "
+        f"deadline; what the call changed may be found kept{why_each}",
+    )

@@ -322,6 +322,10 @@ class Table:
                 beat = Beat(named[start : start + BEAT_SEQUENCES_MAX])
                 self._tell_by(route, session, beat, is_relayed=is_relayed)
 
+    def look_by(self, at_s: float) -> None:
+        """Look what time asks of links and requests by a time, if not before."""
+        self._look_due_s = min(self._look_due_s, at_s)
+
     def forget_way(self, route: bytes) -> None:
         """Note that a link to a peer is gone: what came by it may be asked another way."""
         for session in self.sessions.values():

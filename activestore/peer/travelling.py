@@ -74,7 +74,8 @@ class Travelling:
     def _send(self, trip: Trip) -> None:
         link = trip.link
         if link is not None:
-            self._links.send(link, relay_of(trip.session_id, trip.message))
+            message = trip.in_time(self._table.clock())
+            self._links.send(link, relay_of(trip.session_id, message))
             trip.named_s = link.used_s
 
     def _send_again(self, trip: Trip) -> None:

@@ -8,15 +8,31 @@ Source: design section 7.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.links import Link
 from activestore.peer.table import Session
+from activestore.wire.limits import early_s
 from activestore.wire.messages import Call
 
 Then = Callable[[Any, ActiveStoreError | None], None]
+
+
+class Wait(NamedTuple):
+    """A request that was relayed to a copy that nobody leads, and waits there."""
+
+    session: Session
+    message: Any
+    object_id: ObjectId
+    began_s: float
+    until_s: float
+
+    @property
+    def told_s(self) -> float:
+        """When it is told at last that no majority answered; 0 for never."""
+        return told_s(self.began_s, self.until_s)
 
 
 class Trip:
@@ -25,7 +41,7 @@ class Trip:
     __slots__ = (
         "again", "asked", "attempt", "began_s", "call_id", "due_s", "is_again", "is_parked",
         "is_resting", "link", "message", "named_s", "object_id", "passed", "redirects",
-        "sequence", "session", "session_id", "target", "then",
+        "sequence", "session", "session_id", "target", "then", "until_s",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +52,7 @@ class Trip:
         self.message = message
         self.object_id = object_id
         self.began_s = now_s
+        self.until_s = until_s(message, now_s)
         self.attempt: int = getattr(message, "attempt", 0)
         self.redirects = 0
         # Whom it was sent to, and how new our knowledge was then.
@@ -59,8 +76,35 @@ class Trip:
         self.named_s = now_s
 
     @property
+    def told_s(self) -> float:
+        """When it is told at last that no majority answered; 0 for never."""
+        return told_s(self.began_s, self.until_s)
+
+    def in_time(self, now_s: float) -> Any:
+        """Return the message with what is left of its deadline."""
+        return in_time(self.message, self.until_s, now_s)
+
+    @property
     def is_stream(self) -> bool:
         """Whether it may have been answered in part."""
         return type(self.message) is Call and bool(
             (self.message.extra or {}).get("stream")
         )
+
+
+def until_s(message: Any, now_s: float) -> float:
+    """Return when the deadline of a message that came now will have passed; 0: never."""
+    deadline_ms = getattr(message, "deadline_ms", 0)
+    return now_s + deadline_ms / 1000 if deadline_ms else 0.0
+
+
+def told_s(began_s: float, until_s: float) -> float:
+    """Return when it is told at last that no majority answered; 0 for never."""
+    return until_s - early_s(until_s - began_s) if until_s else 0.0
+
+
+def in_time(message: Any, until_s: float, now_s: float) -> Any:
+    """Return a message with what is left of its deadline."""
+    if not until_s:
+        return message
+    return message._replace(deadline_ms=max(1, round((until_s - now_s) * 1000)))

@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from activestore.client.requests import STREAM_CREDIT
+from activestore.client.requests import DEADLINE_GRACE_S, STREAM_CREDIT
 from activestore.client.session import (
-    DEADLINE_GRACE_S,
     PING_S,
     Request,
     Session,
@@ -359,3 +358,37 @@ def test_missing_majority_at_the_deadline_is_told_not_tried_again() -> None:
     assert (ended, out) == ([request], [])
     with pytest.raises(NoQuorumError, match="in doubt"):
         request.outcome()
+
+
+def test_missing_majority_is_told_in_time_where_nobody_knows_better() -> None:
+    """It is asked again until then; of who is silent nothing more is to be expected."""
+    session = greeted()
+    request = open_call(session, timeout_s=2.0)
+    session.take(failure(1, NoQuorumError("add", "nobody leads")), 1.0)
+    (again,) = session.tick(1.06)[1]
+
+    before = session.tick(1.94)
+    due_s = session.next_tick_s()
+    ended, out = session.tick(due_s + 1e-6)
+
+    assert again.attempt == 1
+    assert before[0] == []
+    assert (ended, out, due_s < 2.0) == ([request], [Cancel(1)], True)
+    with pytest.raises(NoQuorumError):
+        request.outcome()
+
+
+def test_peer_that_has_what_another_refused_tells_of_the_deadline_itself() -> None:
+    session = greeted()
+    request = open_call(session, timeout_s=2.0)
+    session.take(failure(1, NoQuorumError("add", "nobody leads")), 1.0)
+    session.tick(1.06)
+    session.take(Beat([1]), 1.5)
+
+    session.tick(1.99)
+    assert not request.is_done
+    session.take(failure(1, DeadlineExceededError("add", 2.0)), 2.01)
+
+    with pytest.raises(DeadlineExceededError) as caught:
+        request.outcome()
+    assert not caught.value.is_unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from activestore.core import effects, events
-from activestore.core.calls import Nested
+from activestore.core.calls import Call, Kind, Nested
 from activestore.errors import NoQuorumError
 from tests.core.stage import (
     OBJECT,
@@ -316,3 +316,100 @@ def test_deadline_of_what_was_sent_on_is_the_other_leaders(led: Stage) -> None:
     assert sent_on(led.step(DEPOSED)) == {client(1): True}
 
     assert answers(led.wait(2.1)) == {}
+
+
+# -- deadlines of nested calls ---------------------------------------------------------
+
+
+def nested_in_doubt(
+    led: Stage, outer_s: float = 0.0, own_s: float = 0.0
+) -> tuple[Call, list[effects.Effect]]:
+    """Have a plain object's method change OBJECT; return it, and what is to be committed."""
+    parent = led.run(1, object_id=OTHER, deadline_s=outer_s)
+    led.nest(parent, 1, object_id=OBJECT, deadline_s=own_s)
+    return parent, led.end(dispatched(led.load()), change=delta())
+
+
+@pytest.mark.parametrize("whose", ["outer_s", "own_s"])
+def test_method_hears_of_a_missing_majority_before_the_deadline(
+    led: Stage, whose: str
+) -> None:
+    """In time to say so: where its own deadline comes first, it is told of that only."""
+    parent, written = nested_in_doubt(led, **{whose: 2.0})
+
+    early = led.wait(1.7)
+    out = led.wait(0.2)
+
+    assert answers(early) == {}
+    assert answers(out) == {Nested(parent.call_id, 1): "no_quorum"}
+    assert "may be found kept" in str(only(out, effects.Refuse)[0].error)
+    assert answers(led.commit(written)) == {}, "it was told already"
+    assert led.core._owed == led.core._owed_nested == {}
+
+
+def test_method_whose_nested_call_was_committed_is_owed_nothing(led: Stage) -> None:
+    parent, written = nested_in_doubt(led, outer_s=2.0)
+
+    assert answers(led.commit(written)) == {Nested(parent.call_id, 1): ""}
+    assert led.core._owed == led.core._owed_nested == {}
+    assert answers(led.wait(1.95)) == {}
+
+
+@pytest.mark.parametrize(
+    "ended", [DEPOSED, events.ObjectUnavailable(OBJECT, NO_QUORUM)]
+)
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_method_is_told_once_of_a_nested_call_in_doubt(
+    led: Stage, ended: events.Event, is_refused: bool
+) -> None:
+    parent, _ = nested_in_doubt(led, outer_s=2.0)
+    told = answers(led.wait(1.9)) if is_refused else {}
+
+    told |= answers(led.step(ended))
+
+    assert list(told) == [Nested(parent.call_id, 1)]
+    assert led.core._owed == led.core._owed_nested == {}
+
+
+def test_method_that_no_majority_answered_is_told_that(led: Stage) -> None:
+    parent, _ = nested_in_doubt(led, outer_s=60.0)
+
+    out = led.step(events.ObjectDeposed(OBJECT, is_unanswered=True))
+
+    assert answers(out) == {Nested(parent.call_id, 1): "no_quorum"}
+    assert "may be kept, or not" in str(only(out, effects.Refuse)[0].error)
+
+
+def test_deadline_of_what_others_are_to_know_of_is_a_missing_majority(
+    led: Stage,
+) -> None:
+    """Its nested change has not begun: the group was to be told before."""
+    outer = led.run(1, deadline_s=2.0)
+    led.nest(outer, 1)
+
+    out = led.wait(1.96)
+
+    assert answers(out) == {
+        Nested(outer.call_id, 1): "cancelled", client(1): "no_quorum",
+    }  # fmt: skip
+
+
+def test_nested_call_that_leaves_ends_before_its_caller(led: Stage) -> None:
+    outer = led.run(1, "peek", object_id=OTHER, deadline_s=2.0)
+    away = events.NestedLeft(
+        Nested(outer.call_id, 1), OBJECT, Kind.CALL, "peek", None, may_change=False
+    )
+
+    (sent,) = only(led.step(away, after_s=0.5), effects.SendAway)
+
+    assert sent.deadline_s == pytest.approx(1.5 - 0.15)
+
+
+def test_request_that_is_sent_on_takes_what_is_left_of_its_deadline(led: Stage) -> None:
+    led.run(1, deadline_s=2.0)
+    led.call(2)
+    led.wait(1.5)
+
+    left_s = {one.origin: one.left_s for one in only(led.step(DEPOSED), effects.SendOn)}
+
+    assert left_s == {client(1): pytest.approx(0.5, abs=1e-3), client(2): 0.0}

@@ -183,7 +183,9 @@ def test_calls_after_an_idle_hour_are_waited_for_from_then_on() -> None:
     effects = core.step(TimerFired(), now_s + 4.9) + pass_time(core, now_s + 4.9)
 
     assert of(effects, Deposed) == []
-    assert of(pass_time(core, now_s + 5.1), Deposed) == [Deposed(OBJECT)]
+    assert of(pass_time(core, now_s + 5.1), Deposed) == [
+        Deposed(OBJECT, is_unanswered=True)
+    ]
 
 
 def test_a_pair_needs_both() -> None:
@@ -194,7 +196,7 @@ def test_a_pair_needs_both() -> None:
     waited = pass_time(core, 1.0 + 5.1)
 
     assert of(effects, WriteDone) == []
-    assert of(waited, Deposed) == [Deposed(OBJECT)]
+    assert of(waited, Deposed) == [Deposed(OBJECT, is_unanswered=True)]
     assert epoch.leader == A
 
 

@@ -10,6 +10,7 @@ import pytest
 from activestore.core import effects, events
 from activestore.core.calls import Call, Kind, Nested
 from activestore.core.invocation import InvocationConfig
+from activestore.wire.limits import EARLY_SHARE, NESTED_EARLY_S
 from tests.core.stage import (
     FULL,
     OBJECT,
@@ -174,13 +175,15 @@ def test_depth_counts_what_was_at_other_peers(stage):
     assert not only(out, effects.SendAway)
 
 
-@pytest.mark.parametrize(("own_s", "expected_s"), [(0.0, 3.0), (1.0, 1.0), (9.0, 3.0)])
-def test_nearest_deadline_travels_as_what_is_left(stage, own_s, expected_s):
+@pytest.mark.parametrize(("own_s", "left_s"), [(0.0, 3.0), (1.0, 1.0), (9.0, 3.0)])
+def test_nearest_deadline_travels_as_what_is_left(stage, own_s, left_s):
+    """Less what its caller needs to hear of its end in time."""
     parent = stage.run(1, deadline_s=5.0)
     stage.wait(2.0)
 
     away = sent(keep(stage, leave(stage, parent, deadline_s=own_s)))
 
+    expected_s = left_s - min(NESTED_EARLY_S, left_s * EARLY_SHARE)
     assert away.deadline_s == pytest.approx(expected_s, abs=0.01)
 
 
