@@ -17,9 +17,11 @@ import click
 from activestore.cli.options import REF, TEXT, WORK_S, Target, peer_options
 from activestore.cli.output import echo, is_terminal, say, show, size_text, table
 from activestore.cli.waiting import Step, spinner, watched
+from activestore.client import exporting, groups
 from activestore.client.client import Store
 from activestore.client.groups import ALIVE, WITNESS, Group
 from activestore.errors import RemoteProtocolError, UnavailableError
+from activestore.ids import ObjectId
 from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
 
 # Other peers that `doctor` asks, one after the other, and how long it waits for each.
@@ -139,14 +141,23 @@ def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
     """
     with target.connected() as store:
         object_id, _ = store.identify(ref)
+        peer = store.status()
         if not yes:
-            _ask(group_of(store, object_id), store.status(), as_json=as_json)
+            _ask(group_of(store, object_id), peer, as_json=as_json)
         with spinner("force", quiet=as_json):
-            group = store.force(object_id)
+            told = _ask_this(store, "force", object_id, peer)
+    group = groups.group_of(told, "force")
     if as_json:
         show(group_map(group), as_json=True)
     else:
         group_table(group)
+
+
+def _ask_this(
+    store: Store, operation: str, object_id: ObjectId, peer: dict[str, Any]
+) -> Any:
+    """Ask the peer that the operator was shown; if it dies meanwhile, no other one."""
+    return store.request(operation, object_id=object_id, peer_id=peer["peer_id"])
 
 
 def _ask(group: Group | None, status: dict[str, Any], *, as_json: bool) -> None:
@@ -160,7 +171,9 @@ def _ask(group: Group | None, status: dict[str, Any], *, as_json: bool) -> None:
     if group is not None:
         here = next((m for m in group.members if m.peer_id == status["peer_id"]), None)
         copy += " has none, so this will be refused"
-        if here is not None and here.role != WITNESS:
+        if group.is_quarantined:
+            copy = f"{status['name']}'s is quarantined, so this will be refused"
+        elif here is not None and here.role != WITNESS:
             copy = f"number {_known(here.number)} at {here.peer}"
         lost = [m for m in group.members if m.state != ALIVE]
         names = ", ".join(f"{m.peer} ({m.role}, {m.state})" for m in lost)
@@ -186,6 +199,7 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
         try:
             with spinner("export", quiet=as_json), target.connected() as store:
                 data = store.export(ref)
+            about = exporting.unpacked(data).about
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
@@ -194,9 +208,11 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
                 os.unlink(file)
             raise
     if as_json:
-        show({"file": file, "bytes": len(data)}, as_json=True)
+        show({"file": file, "bytes": len(data), **about}, as_json=True)
     else:
-        echo(f"{size_text(len(data))} written to {file}")
+        which = "the quarantined copy" if about.get("is_quarantined") else "the copy"
+        where = about.get("peer", target.endpoint)
+        echo(f"{which} at {where}: {size_text(len(data))} written to {file}")
 
 
 @click.command()
@@ -206,21 +222,33 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
 def discard(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
     """Remove the connected peer's quarantined copy of an object, for good.
 
-    `export` takes out what it holds before. A copy that may still count stays.
+    Nothing is exported by it: `export` takes out what the copy holds, before. A copy
+    that may still count is refused. Its group can have a copy at this peer again then.
     """
     with target.connected() as store:
         object_id, _ = store.identify(ref)
+        peer = store.status()
         if not yes:
+            group = group_of(store, object_id)
+            if group is None or group.is_quarantined:
+                say(
+                    f"What the quarantined copy at {peer['name']} holds is lost, unless "
+                    f"`export {object_id.hex()} FILE` has taken it out."
+                )
+            else:
+                say(f"No quarantined copy is at {peer['name']}: this will be refused.")
             if as_json or not is_terminal(sys.stdin):
                 raise click.UsageError("nobody can be asked here: give --yes to go on")
-            text = f"Remove the quarantined copy of {object_id.hex()} for good?"
-            click.confirm(text, abort=True, err=True)
+            click.confirm("Remove it for good?", abort=True, err=True)
         with spinner("discard", quiet=as_json):
-            store.discard(object_id)
+            _ask_this(store, "discard", object_id, peer)
     if as_json:
-        show({"discarded": object_id}, as_json=True)
+        show({"discarded": object_id, "peer": peer["name"]}, as_json=True)
     else:
-        echo(f"discarded the copy of {object_id.hex()}")
+        echo(
+            f"discarded the copy of {object_id.hex()} at {peer['name']}; where its group "
+            "lacks one it is made within minutes, at once by `replicate`"
+        )
 
 
 @click.command("import")

@@ -97,6 +97,21 @@ class Replicating(ABC):
     def request(self, operation: str, /, **parameters: Any) -> Any:
         """Ask the peer itself."""
 
+    @abstractmethod
+    def _home(self) -> ids.PeerId:
+        """Return the id of the connected peer."""
+
+    def _ask_here(self, operation: str, obj: Any) -> tuple[ObjectId, Any]:
+        """Ask the connected peer about its own copy, and no other one that goes on for it.
+
+        Returns:
+            Which object it is, and the answer.
+        """
+        peer_id = self._home()
+        object_id, _ = self.identify(obj)
+        told = self.request(operation, object_id=object_id, peer_id=peer_id)
+        return object_id, told
+
     def _group_of(self, told: Any, where: str) -> Group:
         groups = importlib.import_module("activestore.client.groups")
         found: Group = groups.group_of(told, where)
@@ -163,11 +178,10 @@ class Replicating(ABC):
         there: it can be exported, and is never merged.
 
         Raises:
-            ObjectNotFoundError: the connected peer has no copy.
-            InvalidRequestError: it leads with a majority, so there is nothing to force.
+            InvalidRequestError: the connected peer has no copy, or one without a state,
+                or a quarantined one; or another peer was asked as it was lost meanwhile.
         """
-        object_id, _ = self.identify(obj)
-        return self._group_of(self.request("force", object_id=object_id), "force")
+        return self._group_of(self._ask_here("force", obj)[1], "force")
 
     def discard(self, obj: Any) -> None:
         """Remove the connected peer's quarantined copy of an object, for good.
@@ -175,8 +189,7 @@ class Replicating(ABC):
         Raises:
             InvalidRequestError: it has none; one that may still count is not removed.
         """
-        object_id, _ = self.identify(obj)
-        self.request("discard", object_id=object_id)
+        self._ask_here("discard", obj)
 
     def export(self, obj: Any) -> bytes:
         """Return the connected peer's copy of an object, also a quarantined one.
@@ -187,8 +200,7 @@ class Replicating(ABC):
             ObjectNotFoundError: the connected peer has no copy.
         """
         exporting = importlib.import_module("activestore.client.exporting")
-        object_id, _ = self.identify(obj)
-        told = self.request("export", object_id=object_id)
+        object_id, told = self._ask_here("export", obj)
         data: bytes = exporting.packed(told, object_id)
         return data
 
@@ -198,6 +210,10 @@ class BringingBack(Replicating):
 
     _connection: Any
     _placing: Placing
+
+    def _home(self) -> ids.PeerId:
+        found: ids.PeerId = self._connection.connected_peer()
+        return found
 
     @abstractmethod
     def _send(self, make: Any, where: str, timeout_s: float = 0.0) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from activestore.core import groups
+from activestore.core import groups, refusals
 from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
 from activestore.core.lead_endings import LeadEndings
@@ -212,7 +212,7 @@ class Leaders(LeadEndings):
             self.depose(message.object_id)
             return
         if message.reason in FINAL and self._is_learning(lead, peer_id):
-            self._give_up_learner(lead, message.text or message.reason.name.lower())
+            self._give_up_learner(lead, refusals.text_of(message))
             return
         lead.on_nack(peer_id, message)
         self._note_lagging(lead)

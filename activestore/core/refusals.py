@@ -21,7 +21,8 @@ UNREACHABLE = "it cannot be reached"
 _TEXTS = {
     Reason.PROMISED: "it has promised a newer epoch to another leader",
     Reason.SPACE: "its disk is full, or failed",
-    Reason.LINEAGE: "its copy is of another lineage: the group was forced",
+    Reason.LINEAGE: "a copy of another lineage is there, for the group was forced; "
+    "`discard` it there",
     Reason.STRANGER: "it knows a group in which this peer is not",
     Reason.UNKNOWN: "it has no vote: nothing of the object is there, or it is damaged",
     Reason.REQUIREMENT: "it lacks what the class needs",
@@ -29,6 +30,12 @@ _TEXTS = {
 }
 # Who only promises has not kept a state yet.
 _OF_STATES = (Reason.SPACE, Reason.REQUIREMENT)
+
+
+def text_of(message: Nack) -> str:
+    """Return a refusal in words."""
+    default = _TEXTS.get(message.reason, message.reason.name.lower())
+    return f"{default}: {message.text}" if message.text else default
 
 
 class Refusals:
@@ -39,11 +46,9 @@ class Refusals:
 
     def note(self, peer_id: PeerId, message: Nack) -> None:
         """Take a refusal."""
-        default = _TEXTS.get(message.reason)
-        if default is not None:
-            text = f"{default}: {message.text}" if message.text else default
+        if message.reason in _TEXTS:
             words = self._words.setdefault(message.object_id, {})
-            words[peer_id] = message.reason, text
+            words[peer_id] = message.reason, text_of(message)
 
     def stored(self, me: PeerId, object_id: ObjectId, event: Stored) -> None:
         """Take whether this peer's own disk has kept what it ordered itself."""

@@ -507,7 +507,9 @@ class Replication:
         if register.is_deleted:
             return "it is deleted"
         if register.is_quarantined:
-            return "this copy is quarantined: the group was forced elsewhere"
+            return (
+                "this copy is quarantined: the group was forced elsewhere; `export` it"
+            )
         if self._acceptor.is_busy(object_id) or object_id in self._forced:
             return "it is being written: try again"
         return ""

@@ -25,7 +25,7 @@ from activestore.ids import ObjectId
 from activestore.peer.loop import PeerLoop
 from activestore.peer.moving import in_memory
 from activestore.peer.publishing import as_error
-from activestore.peer.requests import Origin, Requests, object_id_of
+from activestore.peer.requests import Origin, Requests, check_meant, object_id_of
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import Engine
 from activestore.wire.state import (
@@ -52,6 +52,7 @@ class Exporting:
     def _do_export(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
         settings = self._loop.settings
+        check_meant(parameters, settings.peer_id)
 
         def read(engine: Engine) -> dict[str, Any]:
             snapshot = engine.snapshot(object_id, "register")
@@ -76,6 +77,7 @@ class Exporting:
 
     def _do_discard(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
+        check_meant(parameters, self._loop.settings.peer_id)
         replicating = self._loop.replicating
         try:
             replicating.core.discard(object_id)

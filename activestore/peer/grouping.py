@@ -15,6 +15,7 @@ Source: design section 8; schemas/protocol.md section 6.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from activestore.ids import ObjectId, PeerId
 from activestore.peer import shipping
 from activestore.peer.loop import PeerLoop
 from activestore.peer.repairing import Repairing
-from activestore.peer.requests import Origin, Requests, object_id_of
+from activestore.peer.requests import Origin, Requests, check_meant, object_id_of
 from activestore.peer.suiting import suits
 from activestore.peer.table import Growing
 from activestore.storage.engine import Engine, Head
@@ -43,6 +44,8 @@ from activestore.wire.limits import REPLICAS_SINCE
 from activestore.wire.replicas import NOBODY
 
 MIB = 1 << 20
+# How the core names a peer in texts.
+ID_SHOWN = re.compile(r"\b[0-9a-f]{8}\b")
 
 
 class Grouping:
@@ -155,7 +158,7 @@ class Grouping:
                     candidates,
                     tuple(leaving),
                 ),
-                then,
+                lambda why: then(self._with_names(why)),
             )
 
         too_old = [one for one in peers if self._is_too_old(one)]
@@ -171,6 +174,13 @@ class Grouping:
             then("")
             return
         self._replicating.share(object_id, shared)
+
+    def _with_names(self, why: str) -> str:
+        """Return a text of the core, which knows ids only, with the names of peers."""
+        cluster = self._loop.cluster
+        known = map(PeerId, cluster.membership.members) if why else ()
+        names = {one.hex()[:8]: cluster.name_of(one) for one in known}
+        return ID_SHOWN.sub(lambda found: names.get(found[0], found[0]), why)
 
     def _is_too_old(self, peer_id: PeerId) -> bool:
         record = self._loop.cluster.membership.record_of(peer_id)
@@ -377,6 +387,7 @@ class Grouping:
 
     def _do_force(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
+        check_meant(parameters, self._loop.settings.peer_id)
         if self._replicating.core.register_of(object_id) is None:
             raise InvalidRequestError(
                 "no copy of a replica group is here; ask a peer that `group` lists",
@@ -385,8 +396,9 @@ class Grouping:
 
         def then(why: str) -> None:
             if why:
+                # None that a client tries again elsewhere: there is another copy.
                 where = f"object {object_id.hex()}"
-                self._requests.refuse(origin, UnavailableError(where, why))
+                self._requests.refuse(origin, InvalidRequestError(why, where))
             else:
                 self._tell_group(origin, object_id)
 

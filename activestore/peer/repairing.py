@@ -32,8 +32,11 @@ OPEN_MAX = 16
 UNKNOWN_S = 15.0
 # Rows that are told of at once.
 ROWS_MAX = 100
-# One that could not be mended is looked at again after this, in seconds.
+# One that could not be mended is tried again after this, in seconds; twice as long each
+# time, up to the other, while the same peers are there: who refuses a copy is sent the
+# whole state each time, and each time is written to the disks of the group.
 AGAIN_S = 10.0
+AGAIN_S_MAX = 320.0
 
 
 SetGroup = Callable[
@@ -64,6 +67,8 @@ class Repairing:
         self._open: set[ObjectId] = set()
         self._failed_s: dict[ObjectId, float] = {}
         self._why: dict[ObjectId, str] = {}
+        self._tries: dict[ObjectId, int] = {}
+        self._live: frozenset[bytes] = frozenset()
         self.repaired_count = 0
         self._rollcall = Rollcall(loop)
 
@@ -97,9 +102,15 @@ class Repairing:
             if self._core.is_led(one)
         }
         self._why = {one: self._why[one] for one in self._failed_s}
+        self._tries = {one: self._tries.get(one, 0) for one in self._failed_s}
 
     def _look_at_peers(self, now_s: float) -> None:
         cluster = self._loop.cluster
+        if self._failed_s:
+            live = frozenset(one.peer_id for one in cluster.membership.live())
+            if live != self._live:
+                self._live = live
+                self._tries.clear()
         for peer_id in list(cluster.membership.members):
             if cluster.is_reachable(PeerId(peer_id)):
                 self._gone_s.pop(PeerId(peer_id), None)
@@ -123,7 +134,9 @@ class Repairing:
         leaving = [
             one for one in gone if now_s - self._gone_s.get(one, now_s) >= after_s
         ]
-        is_due = now_s - self._failed_s.get(object_id, -AGAIN_S) >= AGAIN_S
+        failed_s = self._failed_s.get(object_id)
+        again_s = min(AGAIN_S * 2 ** self._tries.get(object_id, 0), AGAIN_S_MAX)
+        is_due = failed_s is None or now_s - failed_s >= again_s
         is_wrong = lacks or _exceeds(register)  # A change of it was cut short.
         if (is_wrong or leaving) and is_due and object_id not in self._open:
             self._mend(object_id, register, leaving)
@@ -144,11 +157,13 @@ class Repairing:
         def then(why: str) -> None:
             self._open.discard(object_id)
             if why:
+                if object_id in self._failed_s:
+                    self._tries[object_id] = self._tries.get(object_id, 0) + 1
                 self._failed_s[object_id] = self._loop.clock()
                 self._why[object_id] = why
                 return
-            self._failed_s.pop(object_id, None)
-            self._why.pop(object_id, None)
+            for table in (self._failed_s, self._why, self._tries):
+                table.pop(object_id, None)
             self.repaired_count += 1
             names = ", ".join(map(self._loop.cluster.name_of, leaving)) or "none"
             self._loop.note(

@@ -515,7 +515,7 @@ def _is_object_id(value: object) -> bool:
 
 
 def check_meant(parameters: dict[str, Any], me: bytes) -> None:
-    """Refuse what ends a peer where another peer was meant.
+    """Refuse what is about one peer, or its own copy, where another peer was meant.
 
     A client whose peer dies before it answered asks the next one.
 
@@ -528,7 +528,7 @@ def check_meant(parameters: dict[str, Any], me: bytes) -> None:
     name = meant.hex() if isinstance(meant, bytes) else repr(meant)
     reason = f"is {name}, which was lost before it answered; this is {me.hex()}"
     advice = "see `activestore-node peers` for whether it is gone"
-    raise InvalidRequestError(f"{reason}, which goes on: {advice}", "peer_id")
+    raise InvalidRequestError(f"{reason}, where nothing was done: {advice}", "peer_id")
 
 
 def object_id_of(parameters: dict[str, Any]) -> ObjectId:

@@ -223,7 +223,7 @@ def test_force_with_yes_asks_nothing(fake: FakePeer, run: Any) -> None:
 
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.json["epoch"] == 4
-    assert asked(fake, "force") == {"object_id": OBJECT}
+    assert asked(fake, "force") == {"object_id": OBJECT, "peer_id": PEER}
 
 
 def test_force_where_all_answer_says_what_to_do_instead(
@@ -247,14 +247,31 @@ def test_force_can_be_asked_for_where_nobody_tells_of_the_group(
     assert "nobody answers that" in refused.err
 
 
+def test_force_of_a_quarantined_copy_says_that_it_will_be_refused(
+    fake: FakePeer, run: Any
+) -> None:
+    fake.answers["group"] = {**GROUP, "is_quarantined": True}
+
+    assert "edge-1's is quarantined, so this will be refused" in run("force", REF).err
+
+
 def test_discard_is_asked_for_twice(fake: FakePeer, run: Any) -> None:
     fake.answers["discard"] = None
+    fake.answers["group"] = {**GROUP, "is_quarantined": True}
 
     refused, done = run("discard", REF), run("discard", REF, "--yes")
 
     assert (refused.code, done.code) == (2, 0)
+    assert f"edge-1 holds is lost, unless `export {REF} FILE`" in refused.err
     assert "give --yes" in refused.err
-    assert asked(fake, "discard") == {"object_id": OBJECT}
+    assert "at edge-1; where its group lacks one" in done.out
+    assert asked(fake, "discard") == {"object_id": OBJECT, "peer_id": PEER}
+
+
+def test_discard_where_nothing_is_quarantined_says_that_it_will_be_refused(
+    run: Any,
+) -> None:
+    assert "No quarantined copy is at edge-1" in run("discard", REF).err
 
 
 # -- export, import --------------------------------------------------------------------
@@ -265,10 +282,14 @@ def test_exported_file_is_imported_as_a_new_object(
 ) -> None:
     path = str(tmp_path / "copy")
 
+    fake.answers["export"] = {
+        **fake.answers["export"], "peer": "edge-2", "is_quarantined": True,  # type: ignore[dict-item]
+    }  # fmt: skip
     exported = run("export", REF, path)
     imported = run("import", path, "--alias", "again", "--replicas", "3")
 
     assert (exported.code, imported.code) == (0, 0)
+    assert exported.out.startswith("the quarantined copy at edge-2: ")
     (persist,) = fake.wait_for(Persist)
     (named,) = decode_states(persist.body, persist.buffers)
     assert named.object_id.hex() == imported.out.strip() != REF

@@ -197,9 +197,10 @@ def test_replicate_says_what_is_wrong_before_it_asks(
 def test_group_and_force_name_the_object(peer: FakePeer, store: Store):
     assert store.group(REF) == store.force(REF)
 
-    for operation in ("group", "force"):
-        (request,) = peer.wait_for(Request, operation=operation)
-        assert parameters(request) == {"object_id": OBJECT}
+    (request,) = peer.wait_for(Request, operation="group")
+    assert parameters(request) == {"object_id": OBJECT}
+    (request,) = peer.wait_for(Request, operation="force")
+    assert parameters(request) == {"object_id": OBJECT, "peer_id": PEER}
 
 
 def test_group_with_a_dead_member_is_not_whole(store: Store):

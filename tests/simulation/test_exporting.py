@@ -7,6 +7,7 @@ import pytest
 from activestore import ActiveObject, activemethod
 from activestore.client.exporting import packed, unpacked
 from activestore.errors import InvalidRequestError, ObjectNotFoundError, TooLargeError
+from activestore.ids import ObjectId
 from activestore.testing import Simulation
 from activestore.testing.peers import PeerSettings
 from activestore.wire import values
@@ -84,6 +85,68 @@ def test_quarantined_copy_is_exported_and_then_discarded() -> None:
         assert first.get(object_id).numbers() == [*b"bf"]
         with pytest.raises(InvalidRequestError, match="can be discarded"):
             second.discard(object_id)
+
+
+def quarantined(sim: Simulation) -> ObjectId:
+    """Return an object that was forced at peer-2 while peer-1, which has it, was down."""
+    sim.run(5.0)
+    box = sim.client("peer-1").create(LETTERBOX, replicas=2)
+    object_id, _ = sim.client("peer-1").identify(box)
+    sim.crash("peer-1")
+    sim.run(15.0)
+    sim.client("peer-2").force(object_id)
+    sim.restart("peer-1")
+    sim.run(15.0)
+    return object_id
+
+
+def test_force_of_a_quarantined_copy_is_refused_and_forces_no_other_one() -> None:
+    """Its client knows of both peers, and would ask the other one where it may."""
+    with Simulation(seed=1, peers=2, classes=[Letterbox]) as sim:
+        object_id = quarantined(sim)
+        first, second = sim.client("peer-1"), sim.client("peer-2")
+        before = second.group(object_id)
+
+        with pytest.raises(InvalidRequestError, match="this copy is quarantined"):
+            first.force(object_id)
+        sim.run(5.0)
+
+        assert second.group(object_id).lineage == before.lineage
+        assert first.group(object_id).is_quarantined
+
+
+@pytest.mark.parametrize("operation", ["force", "export", "discard"])
+def test_order_about_the_copy_of_one_peer_is_refused_by_another(operation: str) -> None:
+    with Simulation(seed=1, peers=2, classes=[Letterbox]) as sim:
+        object_id = quarantined(sim)
+        before = sim.client("peer-2").group(object_id)
+        meant = sim.peers["peer-2"].peer_id
+
+        with pytest.raises(InvalidRequestError, match="where nothing was done"):
+            sim.client("peer-1").request(operation, object_id=object_id, peer_id=meant)
+
+        assert sim.client("peer-1").group(object_id).is_quarantined
+        assert sim.client("peer-2").group(object_id).lineage == before.lineage
+
+
+def test_peer_with_a_quarantined_copy_is_asked_ever_less_to_take_another() -> None:
+    """Each time the whole state is sent to it, and configs are written to disks."""
+    settings = PeerSettings(repair_after_s=10.0)
+    with Simulation(seed=1, peers=2, classes=[Letterbox], settings=settings) as sim:
+        object_id = quarantined(sim)
+        second = sim.client("peer-2")
+
+        def written_by(run_s: float) -> int:
+            before = second.group(object_id).number
+            sim.run(run_s)
+            return second.group(object_id).number - before
+
+        sim.run(60.0)
+        assert written_by(300.0) < 10
+        (row,) = second.request("replication")["objects"]
+        assert "peer-1: a copy of another lineage is there" in row["reason"]
+        sim.client("peer-1").discard(object_id)
+        assert second.replicate(object_id, 2).copies == 2
 
 
 def test_copy_beyond_a_message_is_refused_with_both_numbers() -> None:
