@@ -27,7 +27,14 @@ from activestore.testing import (
 from tests.simulation.clusters import CASES, COUNTER, join
 from tests.simulation.large_models import Chest
 from tests.simulation.models import Author, Counter, Journal, Ledger, Relay
-from tests.simulation.replica_authors import AUTHOR, JOURNAL, Editor, check_unmixed
+from tests.simulation.replica_authors import (
+    AUTHOR,
+    JOURNAL,
+    MEANWHILE,
+    Editor,
+    check_unmixed,
+    play_deposed,
+)
 from tests.simulation.replica_clusters import (
     Book,
     Caller,
@@ -514,5 +521,6 @@ HISTORIES = {
     "large": Kind(play_large, ("calm", "cut_off", "dying", "refusing")),
     "streams": Kind(play_streams, ("calm", *KINDS)),
     "forced": Kind(play_forced, ("calm", *KINDS)),
-    "authors": Kind(play_authors, ("calm", *KINDS)),
+    "deposed": Kind(play_deposed, tuple(MEANWHILE)),
+    "authors": Kind(play_authors, ("calm", "cut_off", "standing_still", "all")),
 }

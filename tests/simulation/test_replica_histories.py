@@ -18,7 +18,10 @@ from tests.simulation.replica_histories import HISTORIES
 
 SEEDS = os.environ.get("ACTIVESTORE_SEEDS", "")
 # Of each kind and case; of those that are costly, or vary less, fewer.
-COUNTS = {"decay": 1, "set_back": 3, "large": 1, "streams": 1, "forced": 1}
+COUNTS = {
+    "decay": 1, "set_back": 3, "large": 1, "streams": 1, "forced": 1, "deposed": 1,
+    "authors": 1,
+}  # fmt: skip
 pytestmark = [pytest.mark.scaled, pytest.mark.slow]
 
 
