@@ -328,7 +328,7 @@ class Acceptor(Standing):
         object_id = message.object_id
         self._desk.send(sender, Accepted(object_id, message.epoch, number))
         self._hooks.on_led_by(object_id, message.epoch)
-        self._hear(object_id, message.epoch, message.committed, is_vouch=False)
+        self._hear(object_id, message.epoch, message.committed)
 
     # Reading, and what is committed
 
@@ -344,7 +344,7 @@ class Acceptor(Standing):
         elif register.promised == message.epoch:
             object_id, epoch = message.object_id, message.epoch
             self._desk.send(sender, Confirmed(object_id, epoch, message.round))
-            self._hear(object_id, epoch, message.committed, is_vouch=False)
+            self._hear(object_id, epoch, message.committed)
         elif register.promised.counter < message.epoch.counter:
             self._nack(sender, message, Reason.BASE, register)
         else:
@@ -354,15 +354,21 @@ class Acceptor(Standing):
         """Note what a leader says is committed."""
         if sender == message.epoch.leader:
             object_id = message.object_id
-            self._hear(object_id, message.epoch, message.number, is_vouch=True)
+            at_s = self._desk.now_s - message.age_ms / 1000
+            self._hear(object_id, message.epoch, message.number, vouched_s=at_s)
 
     def _hear(
-        self, object_id: ObjectId, epoch: Ballot, committed: int, *, is_vouch: bool
+        self,
+        object_id: ObjectId,
+        epoch: Ballot,
+        committed: int,
+        *,
+        vouched_s: float | None = None,
     ) -> None:
         """Note that a majority had this number when its leader said so.
 
-        A number that is told again with an Accept or a Confirm proves nothing new: the
-        leader may be cut off.
+        `vouched_s`: since when, None where it came with something else: then nobody
+        knows, as the leader may be cut off and teach those that are with it.
         """
         register = self.registers.get(object_id)
         if register is None or register.epoch != epoch:
@@ -371,8 +377,8 @@ class Acceptor(Standing):
         is_same = heard is not None and heard.epoch == epoch
         known = heard.committed if heard is not None and is_same else 0
         at_s = heard.at_s if heard is not None else None
-        if register.number >= committed and (is_vouch or committed > known):
-            at_s = self._desk.now_s
+        if vouched_s is not None and register.number >= committed:
+            at_s = vouched_s if at_s is None else max(at_s, vouched_s)
         self.was_heard(object_id, Heard(epoch, max(known, committed), at_s))
 
     def on_fetch(self, sender: PeerId, message: Fetch) -> None:

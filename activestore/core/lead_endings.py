@@ -24,10 +24,7 @@ from activestore.core.replication_effects import (
 )
 from activestore.core.replication_events import LeadHandedOver, RoomLacked
 from activestore.ids import ObjectId, PeerId
-from activestore.wire.replicas import (
-    NOBODY,
-    Committed,
-)
+from activestore.wire.replicas import NOBODY
 
 
 class _Hand:
@@ -171,8 +168,7 @@ class LeadEndings(LedObjects, ABC):
         self.depose(lead.object_id, successor)
 
     def _tell_handed(self, lead: Lead, target: PeerId) -> None:
-        message = Committed(lead.object_id, lead.ballot, lead.committed, True)
-        self._desk.send(target, message)
+        self._desk.send(target, lead.told(is_handed=True))
 
     # Ending
 

@@ -11,6 +11,8 @@ Source: reliability.md 3.4 R2 to R6; decision 11.
 
 from __future__ import annotations
 
+import math
+
 from activestore.core.lead_members import NOTHING, Entry, Member, Mode
 from activestore.core.register import electorate, reach
 from activestore.core.replication_desk import Desk, Wake
@@ -302,6 +304,9 @@ class Lead:
             member.mode = Mode.LIVE
             member.sent = member.acked
         member.sent = max(member.sent, member.acked)
+        if is_new and member.acked <= self.committed:
+            member.told = NOTHING  # Since when was not said with it.
+            self.arm_committed()
         self._mind_gap(member)
         self.offer(peer_id)
         self.trim()
@@ -540,10 +545,17 @@ class Lead:
                 self._desk.config.committed_s, Wake.COMMITTED, self.object_id
             )
 
+    def told(self, *, is_handed: bool) -> Committed:
+        """Return what members are told of what is committed, and since when."""
+        newest_s = self._desk.now_s if self.newest_s is None else self.newest_s
+        age_ms = math.ceil((self._desk.now_s - newest_s) * 1000)
+        number = self.committed
+        return Committed(self.object_id, self.ballot, number, is_handed, age_ms)
+
     def tell_committed(self) -> None:
         """Tell members what is committed that have not heard of it."""
         self.is_telling = False
-        message = Committed(self.object_id, self.ballot, self.committed)
+        message = self.told(is_handed=False)
         for peer_id, member in self.members.items():
             if member.told < self.committed and member.acked > NOTHING:
                 member.told = self.committed

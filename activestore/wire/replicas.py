@@ -167,12 +167,14 @@ class Committed(NamedTuple):
     """This number is committed: for reads of followers; may be lost.
 
     `is_handed`: the receiver has everything, and shall lead now in the sender's place.
+    `age_ms`: how long ago this was the newest for sure, when the message was made.
     """
 
     object_id: ObjectId
     epoch: Ballot
     number: int
     is_handed: bool = False
+    age_ms: int = 0
 
 
 class Fetch(NamedTuple):
@@ -297,7 +299,7 @@ def decode_entries(
         for row in rows:
             cls, readers = _KINDS[row[0]]
             values = [read(v) for read, v in zip(readers, row[1:], strict=False)]
-            if len(values) < len(readers):
+            if len(values) < len(readers) - _LATER.get(cls, 0):
                 raise ValueError(f"{cls.__name__} has {len(values)} fields")
             if cls in _WITH_CHANGE and values[-1] is not None:
                 content, count = values[-1]
@@ -415,7 +417,7 @@ _KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
     5: (Nack, (*_OC, _number, _reason, _ballot, _no_or(config_of), _text)),
     6: (Confirm, (*_OC, _number, _number)),
     7: (Confirmed, (*_OC, _number)),
-    8: (Committed, (*_OC, _number, _flag)),
+    8: (Committed, (*_OC, _number, _flag, _number)),
     9: (Fetch, (*_OC, _point)),
     10: (State, (*_OC, _point, config_of, _flag, _change)),
     11: (Drop, (*_OC, config_of)),
@@ -424,4 +426,6 @@ _KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
     14: (Told, (*_OC, _point, _no_or(config_of), _flag)),
 }
 _NUMBERS: dict[type, int] = {cls: kind for kind, (cls, _) in _KINDS.items()}
+# How many of the last fields may be missing, for there were none at first.
+_LATER: dict[type, int] = {Committed: 1}
 _WITH_CHANGE = frozenset({Accept, State})

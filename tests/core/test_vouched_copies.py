@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from activestore.core.lead_members import Entry
+from activestore.core.leading import Lead
 from activestore.core.register import (
     Heard,
     Register,
@@ -21,7 +23,8 @@ from activestore.core.register import (
     vouch_of,
 )
 from activestore.core.replication import Replication
-from activestore.core.replication_effects import Store
+from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
+from activestore.core.replication_effects import Send, Store
 from activestore.core.replication_events import MessageCame, PeerSeen, Stored
 from activestore.core.vouches import SETTLE_S
 from activestore.ids import ObjectId, PeerId
@@ -158,6 +161,44 @@ def test_states_that_came_one_behind_the_other_are_each_as_old_as_they_came() ->
     follower.written(second)
 
     assert follower.shown() == (True, 1.0)
+
+
+def test_word_of_a_leader_is_as_old_as_it_says() -> None:
+    follower = Follower(FIVE, Heard(EPOCH, 7, 60.0))
+
+    follower.hear(Committed(OBJECT, EPOCH, 7, age_ms=15_000))
+    assert follower.shown() == (True, 15.0)
+
+    follower.hear(Committed(OBJECT, EPOCH, 7, age_ms=70_000))
+    assert follower.shown() == (True, 15.0), "something better is known"
+
+
+def test_leader_that_heard_from_no_majority_lately_says_since_when() -> None:
+    """It may be cut off, and another lead; who comes back to it learns from it."""
+    desk = Desk(A, ReplicationConfig(), lambda: 0.5)
+    lead = Lead(desk, OBJECT, Ballot(4, A), 7, FIVE, is_deleted=False)
+    lead.know_members(set())
+    lead.add(Entry(7, FIVE, "delta", is_deleted=False, size=0))
+    desk.now_s = 1.0
+    lead.settle(7, is_refused=False)
+    for peer_id in (B, C):
+        lead.on_accepted(peer_id, 7)
+    lead.reach_committed()
+    desk.now_s = 1.05
+    lead.tell_committed()
+    desk.take()
+
+    desk.now_s = 60.0
+    lead.restart(E)
+    lead.on_accepted(E, 7)
+    lead.tell_committed()
+
+    whole, told = desk.take()
+    assert whole.message.committed == 7, "which says nothing of when"
+    assert told == Send(E, Committed(OBJECT, Ballot(4, A), 7, False, 59_000))
+    wakes = iter(desk.pop_due, None)
+    desk.now_s = 60.05
+    assert [what for what, _ in wakes].count(Wake.COMMITTED) == 2, "it is told of soon"
 
 
 def test_state_that_was_known_to_be_behind_as_it_came_is_not_vouched_for() -> None:

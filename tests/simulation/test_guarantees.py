@@ -316,6 +316,29 @@ def test_five_copies_keep_what_is_heard_later_with_the_next_write(
         assert info.age_s >= 30.0
 
 
+def test_five_copies_tell_the_age_of_what_a_leader_knew_that_is_cut_off() -> None:
+    """It teaches a copy that comes back to it; the others have gone on."""
+    with Simulation(28, peers=5, classes=[Counter]) as sim:
+        object_id = make(sim, 5)
+        sim.run(CALM_S)
+        sim.crash("peer-5")
+        assert at(sim, "peer-1", object_id).add(3) == 3
+        sim.run(CALM_S)
+        client = sim.client("peer-2")
+        others = ["peer-2", "peer-3", "peer-4", client.name]
+        sim.partition(["peer-1", "peer-5"], others)
+        assert client.get(object_id).add(1) == 4
+        sim.run(30.0)
+        sim.restart("peer-5")
+        sim.run(CALM_S)
+
+        counter = sim.client("peer-5").get(object_id)
+        value, info = counter.peek.options(staleness_s=600.0).with_info()
+
+        assert (value, info.peer) == (3, "peer-5")
+        assert info.age_s >= 30.0
+
+
 # -- two copies ------------------------------------------------------------------------
 
 
