@@ -421,7 +421,7 @@ class Acceptor(Standing):
 
     def note_refusal(self, sender: PeerId, message: Nack) -> None:
         """Keep a voter's refusal, for what is told people."""
-        register = self.latest(message.object_id)
+        register = self.registers.get(message.object_id)
         if register is not None and sender in electorate(register.config):
             self._desk.refusals.note(sender, message)
 

@@ -444,7 +444,8 @@ class Replication:
         register = self._acceptor.latest(message.object_id)
         if register is None:
             return
-        self._desk.refusals.promised(sender, message)
+        if message.object_id in self.registers:
+            self._desk.refusals.promised(sender, message)
         if register.config.lineage == message.config.lineage:
             self._takeovers.on_promise(sender, message)
         else:
