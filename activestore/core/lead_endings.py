@@ -59,6 +59,25 @@ class LeadEndings(LedObjects, ABC):
     def _go_on(self, lead: Lead) -> None:
         """Go on with what is planned for a group; see `leaders`."""
 
+    @abstractmethod
+    def _give_up_learner(self, lead: Lead, why: str) -> None:
+        """Send the state to nobody that is to become a member now; see `leaders`."""
+
+    # Learners
+
+    def on_peer_lost(self, peer_id: PeerId) -> None:
+        """Teach another one in the place of a learner that does not answer.
+
+        Where there is no other, it may come back in time: the plan would end without it.
+        """
+        for object_id, plans in list(self._plans.items()):
+            lead, plan = self.leads[object_id], plans[0]
+            if plan.learner != peer_id:
+                continue
+            others = {one for one in plan.candidates if self._desk.is_reachable(one)}
+            if others - plan.leaving - set(lead.config.voters):
+                self._give_up_learner(lead, "out of reach")
+
     # Handing over
 
     def let_go(self, event: LeadHandedOver | RoomLacked) -> None:

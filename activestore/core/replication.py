@@ -347,6 +347,7 @@ class Replication:
             if event.is_reachable:
                 self._on_peer_back(event.peer_id, is_lost=False)
             else:
+                self._leaders.on_peer_lost(event.peer_id)
                 self._takeovers.on_peer_lost(event.peer_id)
         elif isinstance(event, LinkReady):
             self._on_peer_back(event.peer_id, is_lost=True)

@@ -72,6 +72,39 @@ def test_draining_one_while_another_is_dead_leaves_the_object_served() -> None:
         assert x.add() == 3
 
 
+def test_another_learner_is_taught_as_soon_as_the_first_is_suspect() -> None:
+    """Whoever makes objects just after a peer died waits for the suspicion, not for 5 s."""
+    with Simulation(0, peers=5, classes=[Counter]) as sim:
+        join(sim)
+        sim.run(20.0)
+        client = sim.client("peer-1")
+        client.create(COUNTER)
+        sim.crash("peer-3")
+        began_s = sim.now_s
+
+        made = [client.create(COUNTER, replicas=3) for _ in range(8)]
+
+        assert sim.now_s - began_s < 3.0
+        assert [client.group(one).copies for one in made] == [3] * 8
+
+
+def test_last_learner_that_is_suspect_may_come_back() -> None:
+    """Without another one to teach, nothing is gained by giving it up."""
+    with Simulation(0, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        sim.run(20.0)
+        client = sim.client("peer-1")
+        client.create(COUNTER)
+        sim.crash("peer-3")
+        made: list[Any] = []
+        task = sim.spawn(lambda: made.append(client.create(COUNTER, replicas=3)))
+        sim.run(2.5)
+        sim.restart("peer-3")
+        sim.run_until(lambda: task.is_over, timeout_s=10.0)
+
+        assert client.group(made[0]).copies == 3
+
+
 def test_learner_that_refuses_after_the_delete_harms_nobody() -> None:
     with Simulation(1, peers=2, classes=[Counter]) as sim:
         join(sim)
