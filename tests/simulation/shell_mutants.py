@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from activestore.core import replication_events as happened
+from activestore.core.fences import Fence, Fences
 from activestore.peer import mending, repairing, shipping, starts
 from activestore.peer.copying import Copying
 from activestore.peer.mending import Mending
+from activestore.peer.outgoing import Outgoing
 from activestore.peer.reading import Reading
 from activestore.peer.replicating import Replicating
 from activestore.storage import reading as stored
@@ -200,6 +202,20 @@ def _send_damaged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shipping, "read_whole", read_any)
 
 
+def _take_what_came_late(patch: pytest.MonkeyPatch) -> None:
+    admits = Fences.admits
+
+    def admits_all(self: Fences, fence: Fence) -> bool:
+        admits(self, fence)
+        return True
+
+    patch.setattr(Fences, "admits", admits_all)
+
+
+def _forget_fences(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outgoing, "_fences", lambda *_: ())
+
+
 def _repair_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(repairing.Repairing, "_mend", lambda *_: None)
 
@@ -286,6 +302,14 @@ MUTANTS = (
         _send_damaged,
     ),
     Mutant(
+        "fences", "take_what_came_late", "takes calls of leaders whose successors called",
+        _take_what_came_late,
+    ),
+    Mutant(
+        "fences", "forget_fences", "keeps in memory alone under which epochs it was called",
+        _forget_fences,
+    ),
+    Mutant(
         "repair", "repair_nothing", "leaves groups without the copies that they lack",
         _repair_nothing,
     ),
@@ -308,6 +332,7 @@ REASONS = (
     (" counts ", "lost or doubled"),
     ("add returned", "lost or doubled"),
     (": read ", "older read"),
+    ("is mixed with", "mixed runs"),
     ("is quarantined", "quarantine"),
     ("is led by", "no one leader"),
     ("damaged", "damaged"),

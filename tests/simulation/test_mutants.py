@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS, PAGE, Mutant, reason_of, recorded, row_of
 from tests.simulation.register_histories import CASES, history_of, run
 
-# R7 is the invocation core's, R11 (leases) is not built, R12 is about speed.
+# R7 is broken in shell_mutants, R11 (leases) is not built, R12 is about speed.
 WRITE_ANEW = (
     "no history near the recorded one notices it any more: find and write others "
     "with PYTHONPATH=. python -m tests.simulation.mutants"

@@ -121,6 +121,22 @@ def test_reply_that_its_client_has_is_refused_not_forgotten(reopen):
     assert again.reply(oid(1), SessionId(b"t" * 16), 3) is None
 
 
+def test_fences_are_kept_with_a_change_and_replaced_by_the_next(reopen):
+    """They are an answer of nobody's session: the object's own id, sequence 0."""
+    engine = reopen()
+    engine.commit([new(1), new(2)])
+    for number, body in enumerate([b"one", b"two"], 2):
+        kept = dataclasses.replace(reply(0, body), session=SessionId(oid(1)))
+        step = changed(1, number, delta(value=body), reply=reply(number))
+        engine.commit([dataclasses.replace(step, replies=(kept,))])
+
+    again = reopen()
+
+    assert again.reply(oid(1), SessionId(oid(1)), 0) == kept
+    assert again.reply(oid(2), SessionId(oid(2)), 0) is None
+    assert len(again.replies_of(oid(1))) == 3
+
+
 def test_reply_is_refused_by_the_list_of_those_that_are_open(reopen):
     engine = reopen()
     told = dataclasses.replace(reply(8), first_unacked=2, still_open=(2, 5))
