@@ -533,6 +533,21 @@ class Acceptor(Standing):
                 self.remove(object_id, message)
         self._desk.send(sender, self.told(object_id))
 
+    def learn_deleted(self, object_id: ObjectId, lineage: int) -> None:
+        """Let a copy go whose object was deleted while nobody knew of the copy.
+
+        Of another lineage it is kept: as history, or as what an operator wanted to stay.
+        """
+        register = self.latest(object_id)
+        if register is None or register.is_quarantined or self.is_busy(object_id):
+            return
+        if lineage != register.config.lineage:
+            self.meet_lineage(object_id, lineage)
+            return
+        self._hooks.on_overtaken(object_id, register.promised)
+        self._desk.emit(Remove(object_id, True))
+        self.release(object_id, Forget(object_id, register.promised, register.number))
+
     def meet_lineage(self, object_id: ObjectId, lineage: int) -> None:
         """Take note of a lineage: where it is newer, the copy here is history.
 

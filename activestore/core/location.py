@@ -159,6 +159,8 @@ class Location:
         """
         place = self.place_of(object_id)
         self.witnessed.discard(object_id)
+        if is_gone:
+            self.guests.discard(object_id)  # It may have been led here at last.
         if self.followed.pop(object_id, None) is None or is_gone or place is None:
             return
         if home_of(object_id) == self.me:

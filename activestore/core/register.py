@@ -24,6 +24,9 @@ from activestore.wire.replicas import (
     Reason,
 )
 
+# A lineage: how often the group was forced, and chance below it. Source: decision 11.
+LINEAGE_CHANCE_BITS = 48
+
 
 class Register(NamedTuple):
     """What one peer has on disk of the register of one object.
@@ -111,6 +114,12 @@ def electorate(config: Config) -> tuple[PeerId, ...]:
     if not config.before:
         return config.voters
     return tuple(dict.fromkeys((*config.voters, *config.before)))
+
+
+def next_lineage(lineage: int, chance: float) -> int:
+    """Return the lineage that begins where a group is forced; `chance`: from 0 up to 1."""
+    generation = (lineage >> LINEAGE_CHANCE_BITS) + 1
+    return (generation << LINEAGE_CHANCE_BITS) + int(chance * 2**LINEAGE_CHANCE_BITS)
 
 
 def _reach_of(voters: tuple[PeerId, ...], reached: Callable[[PeerId], int]) -> int:

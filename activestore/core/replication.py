@@ -25,6 +25,7 @@ from activestore.core.register import (
     RegisterCounts,
     RegisterState,
     electorate,
+    next_lineage,
 )
 from activestore.core.registers import Unkept
 from activestore.core.replication_desk import Desk, ReplicationConfig, Wake
@@ -35,6 +36,7 @@ from activestore.core.replication_effects import (
     StateReplaced,
 )
 from activestore.core.replication_events import (
+    DeletedFound,
     ForceOrdered,
     GroupFound,
     GroupWanted,
@@ -74,9 +76,6 @@ from activestore.wire.replicas import (
     State,
     Told,
 )
-
-# A lineage: how often the group was forced, and chance below it. Source: decision 11.
-LINEAGE_CHANCE_BITS = 48
 
 
 def _no_plain_object(_object_id: ObjectId) -> int | None:
@@ -361,6 +360,8 @@ class Replication:
             self._leaders.let_go(event)
         elif isinstance(event, GroupFound):
             self._takeovers.on_told(event.leader, event.told, is_found=True)
+        elif isinstance(event, DeletedFound):
+            self._acceptor.learn_deleted(event.object_id, event.lineage)
         else:
             self._leaders.on_state_lost(event.object_id)
             self._acceptor.on_message(self._me, event)
@@ -450,13 +451,12 @@ class Replication:
         if register.config.lineage == message.config.lineage:
             self._takeovers.on_promise(sender, message)
         else:
-            lineage = message.config.lineage
-            self._acceptor.hear_lineage(sender, message.object_id, lineage)
+            self._acceptor.hear_lineage(sender, message.object_id, message.config)
 
     def _on_nack(self, sender: PeerId, message: Nack) -> None:
         object_id, config = message.object_id, message.config
         if config is not None and message.reason is Reason.LINEAGE:
-            self._acceptor.hear_lineage(sender, object_id, config.lineage)
+            self._acceptor.hear_lineage(sender, object_id, config)
         elif config is not None:
             self._acceptor.hear_config(sender, object_id, config)
         self._acceptor.note_refusal(sender, message)
@@ -486,14 +486,12 @@ class Replication:
             self._desk.emit(GroupDone(request, object_id, error))
             return
         self._leaders.depose(object_id)
-        generation = (register.config.lineage >> LINEAGE_CHANCE_BITS) + 1
-        chance = int(self._desk.random() * 2**LINEAGE_CHANCE_BITS)
         config = register.config._replace(
             version=register.config.version + 1,
             members=(self._me,),
             witness=NOBODY,
             before=(),
-            lineage=(generation << LINEAGE_CHANCE_BITS) + chance,
+            lineage=next_lineage(register.config.lineage, self._desk.random()),
         )
         ballot = Ballot(register.promised.counter + 1, self._me)
         new = register._replace(

@@ -49,9 +49,13 @@ class Store(NamedTuple):
 
 
 class Remove(NamedTuple):
-    """Remove register and state: the object is not here any more, nor to be kept."""
+    """Remove register and state: the object is not here any more, nor to be kept.
+
+    `is_deleted`: nowhere else either.
+    """
 
     object_id: ObjectId
+    is_deleted: bool = False
 
 
 class Led(NamedTuple):

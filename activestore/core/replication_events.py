@@ -91,6 +91,13 @@ class GroupFound(NamedTuple):
     told: Told
 
 
+class DeletedFound(NamedTuple):
+    """Those who keep where an object is know that it was deleted, in this lineage."""
+
+    object_id: ObjectId
+    lineage: int
+
+
 class StateLost(NamedTuple):
     """The state of the copy here is damaged on disk; its register is not.
 
@@ -121,6 +128,7 @@ RareEvent: TypeAlias = (
     | ForceOrdered
     | LeadHandedOver
     | GroupFound
+    | DeletedFound
     | StateLost
     | RoomLacked
 )

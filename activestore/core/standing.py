@@ -7,7 +7,7 @@
 A config that changed while this peer was away may have none of those that it knows. Who is
 introduced is believed all the same, or a group whose only survivors do not know each
 other could never go on. So this keeps out who is confused; it is no proof against members
-that lie.
+that lie. Where an operator forced the group, one of another forced lineage is heard, too.
 
 Rules of this file: it changes no register. Who has no say is told what was expected.
 
@@ -70,17 +70,23 @@ class Standing(Registers, ABC):
         if _is_newer(config, register.config) and config.version > known.version:
             self._told[object_id] = config
 
-    def hear_lineage(self, sender: PeerId, object_id: ObjectId, lineage: int) -> None:
+    def hear_lineage(self, sender: PeerId, object_id: ObjectId, config: Config) -> None:
         """Take what one of the group says of its lineage."""
         register = self.latest(object_id)
-        if register is not None and self._is_known(sender, object_id, register):
-            self.meet_lineage(object_id, lineage)
+        if register is None:
+            return
+        is_known = self._is_known(sender, object_id, register)
+        if is_known or _is_apart(sender, register, config):
+            self.meet_lineage(object_id, config.lineage)
 
     def believes(self, sender: PeerId, message: Drop | Forget | Told) -> bool:
         """Return whether the sender has a say in the object; else that is told."""
         register = self.latest(message.object_id)
         if register is None or self._is_known(sender, message.object_id, register):
             return True  # Where nothing is here it could harm nothing.
+        config = None if isinstance(message, Forget) else message.config
+        if config is not None and _is_apart(sender, register, config):
+            return True
         self._refuse(sender, message, register)
         return False
 
@@ -89,7 +95,8 @@ class Standing(Registers, ABC):
 
         It must have this peer too: else the sender needs nothing from here.
         """
-        if sender in electorate(register.config):
+        is_voter = sender in electorate(register.config)
+        if is_voter or _is_apart(sender, register, message.config):
             return True
         voters = electorate(message.config)
         is_group = sender in voters and self._me in voters
@@ -101,7 +108,8 @@ class Standing(Registers, ABC):
         Two configs of one version may be here and there, of which one is not committed:
         whoever leads has found out which.
         """
-        if self._is_known(sender, message.object_id, register):
+        is_known = self._is_known(sender, message.object_id, register)
+        if is_known or _is_apart(sender, register, message.config):
             return True
         config, known = message.config, register.config
         voters = electorate(config)
@@ -151,6 +159,16 @@ class Standing(Registers, ABC):
         object_id = message.object_id
         nack = Nack(object_id, message.epoch, number, reason, promised, config, text)
         self._desk.send(sender, nack)
+
+
+def _is_apart(sender: PeerId, register: Register, config: Config) -> bool:
+    """Return whether two parts of a group were forced, and a sender is of the other one.
+
+    Who forced it knows nobody any more of those who were in the group before; all that
+    comes of another lineage is that the older one is set aside.
+    """
+    ours, theirs = register.config.lineage, config.lineage
+    return ours != 0 and theirs not in (0, ours) and sender in electorate(config)
 
 
 def _is_newer(config: Config, than: Config) -> bool:

@@ -169,7 +169,7 @@ class Between:
         )
 
     def _do_keeps(self, origin: Origin, parameters: dict[str, Any]) -> None:
-        """Tell a former keeper whether what it keeps of an object is known here."""
+        """Tell whether the place of an object is known here, and whether it was deleted."""
         self._requests.asker(origin, "keeps")
         object_id, epoch = object_id_of(parameters), _number(parameters, "epoch")
         location, me = self._loop.location, self._loop.settings.peer_id
@@ -177,7 +177,9 @@ class Between:
         def answer(found: tuple[bool, bool]) -> object:
             is_known, is_nothing = found
             is_home = home_of(object_id) == me and location.is_here(object_id)
-            return {"is_known": is_known, "is_gone": is_home and is_nothing}
+            lineage = self._loop.places.graves.lineage_of(object_id)
+            is_gone = is_home and is_nothing
+            return {"is_known": is_known, "is_gone": is_gone, "deleted": lineage}
 
         self._requests.read(
             origin, lambda engine: is_kept(engine, object_id, epoch), answer

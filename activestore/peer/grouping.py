@@ -255,7 +255,9 @@ class Grouping:
             if why:
                 error = NoQuorumError(f"object {object_id.hex()}", why)
                 self._requests.refuse(origin, error)
-            else:
+            elif not self._requests.is_elsewhere(
+                origin, "replicate", object_id, parameters
+            ):  # Else this peer was to leave: who leads now finds it done.
                 self._tell_group(origin, object_id)
 
         def found(head: Any, error: BaseException | None) -> None:

@@ -17,6 +17,7 @@ from activestore.core.location import Place
 from activestore.errors import ActiveStoreError, CorruptRecordError
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, home_of
 from activestore.peer.cluster import Cluster
+from activestore.peer.graves import Graves
 from activestore.peer.publishing import as_error
 from activestore.peer.relays import Relays
 from activestore.peer.table import Table
@@ -24,7 +25,8 @@ from activestore.storage.engine import ZERO_ID, Change, Engine, Head, Row
 from activestore.wire import packing
 from activestore.wire.gossip import OTHERS_MAX
 
-# Where an object is that was deleted; its id is never used again.
+# Where an object is that was deleted; its id is never used again. The version of the
+# group of such a place is the lineage in which it was deleted.
 NOWHERE = PeerId(bytes(PEER_ID_BYTES))
 EPOCH_MAX = 2**62
 # Objects that are told of in one look.
@@ -52,9 +54,11 @@ class Places:
         self._told: dict[ObjectId, set[PeerId]] = {}
         self._asked: set[ObjectId] = set()
         self._version = -1
+        self.graves = Graves(table.wall_clock)
 
     def restore(self, engine: Engine) -> None:
         """Read from disk what was kept for others."""
+        self.graves.restore(engine)
         for key, value in engine.rows("place"):
             object_id, place = ObjectId(key), unpacked_place(value)
             if not self._is_older(engine, object_id, place):
@@ -194,25 +198,30 @@ class Places:
             if not told.issuperset(keepers):
                 self._untold[object_id] = place
 
-    def note_delete(self, object_id: ObjectId) -> None:
+    def note_delete(self, object_id: ObjectId, lineage: int = 0) -> None:
         """An object that others were told of is being deleted: tell its keepers."""
+        me = self._table.settings.peer_id
 
         def then(head: Head | None, error: BaseException | None) -> None:
             if head is None and error is None:
                 self.left(object_id)
-                self._untold[object_id] = Place(NOWHERE, EPOCH_MAX)
+                self._untold[object_id] = Place(NOWHERE, EPOCH_MAX, (), lineage)
                 self._tell(object_id)
+                if me in self._cluster.keepers(home_of(object_id)):
+                    self._forget(object_id, lineage, lambda _: None)
 
         # After the delete, which was ordered before.
         self._table.storage.write(lambda engine: engine.head(object_id), then)
 
-    def _forget(self, object_id: ObjectId, then: Then) -> None:
-        """Forget, as home or buddy, where an object was that is deleted."""
-        change = Change(ZERO_ID, rows=[Row("place", object_id, None)])
+    def _forget(self, object_id: ObjectId, lineage: int, then: Then) -> None:
+        """Forget, as home or buddy, where an object was, and remember that it is gone."""
+        rows = [Row("place", object_id, None), *self.graves.bury(object_id, lineage)]
+        change = Change(ZERO_ID, rows=rows)
 
-        def done(_results: Any, error: BaseException | None) -> None:
+        def done(results: Any, error: BaseException | None) -> None:
+            refused = error if error is not None else results[0]
             self._location.forget_place(object_id, EPOCH_MAX)
-            then(None if error is None else as_error(error))
+            then(None if refused is None else as_error(refused))
 
         self._table.storage.write(lambda engine: engine.commit([change]), done)
 
@@ -222,7 +231,7 @@ class Places:
         An old word may come late, after the object itself: what is here is newer.
         """
         if place.peer_id == NOWHERE:
-            self._forget(object_id, then)
+            self._forget(object_id, place.group_version, then)
             return
         row = Row("place", object_id, packed_place(place))
         change = Change(ZERO_ID, rows=[row])

@@ -403,7 +403,7 @@ class Replicating:
         register = self.core.register_of(object_id)
         if register is not None and register.is_deleted and register.number <= number:
             self._deleted.add(object_id)
-            self._places.note_delete(object_id)
+            self._places.note_delete(object_id, register.config.lineage)
 
     # -- this disk as a member's -------------------------------------------------------
 
@@ -414,7 +414,7 @@ class Replicating:
 
     def _do_remove(self, effect: wanted.Remove) -> None:
         object_id = effect.object_id
-        is_gone = object_id in self._deleted
+        is_gone = effect.is_deleted or object_id in self._deleted
         self._deleted.discard(object_id)
         rows = self._places.rows_after(object_id, is_gone=is_gone)
         self._location.unfollow(object_id, is_gone=is_gone)
@@ -433,13 +433,14 @@ class Replicating:
         return self._place(NOBODY, register.promised.counter, register.config)
 
     def _do_led(self, effect: wanted.Led) -> None:
-        object_id = effect.object_id
+        object_id, config = effect.object_id, effect.config
         self._location.hold(object_id)
-        self._places.came(
-            object_id, self._place(self._me, effect.counter, effect.config)
-        )
-        lineage = effect.config.lineage
-        self._table.step(events.ObjectLed(object_id, lineage, effect.counter))
+        if object_id in self._deleted:  # Who led it may not have told its keepers.
+            self._places.note_delete(object_id, config.lineage)
+        else:
+            place = self._place(self._me, effect.counter, config)
+            self._places.came(object_id, place)
+        self._table.step(events.ObjectLed(object_id, config.lineage, effect.counter))
         self.on_led(object_id)
         self._table.doubt_sessions()
         self._release(object_id)

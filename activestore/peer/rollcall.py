@@ -6,11 +6,13 @@ ask. So each copy is looked after now and then: whoever has the object is asked 
 its group.
 
     a copy here -> where the object was heard to be, else its home -> (moved ...) -> group
+                   nobody leads it, nor has it there -> its keepers -> it was deleted
 
-Rules of this file: a copy goes by the core's word only, which compares epochs; a few are
-asked after at a time, each once in a long while.
+Rules of this file: a copy goes by the core's word only, which compares epochs and lineages,
+and never for want of an answer; a few are asked after at a time, each once in a long
+while.
 
-Source: reliability.md 3.4 R8; decision 11.
+Source: reliability.md 3.4 R8, R10; decision 11.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from activestore.core.register import Register
-from activestore.core.replication_events import GroupFound
+from activestore.core.replication_events import DeletedFound, GroupFound
 from activestore.errors import ActiveStoreError, MovedError
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.loop import PeerLoop
@@ -61,7 +63,7 @@ class Rollcall:
                 self._ask_after(object_id, register)
 
     def _ask_after(self, object_id: ObjectId, register: Register) -> None:
-        if register.is_quarantined or register.is_deleted:
+        if register.is_quarantined:
             return
         place = self._loop.location.place_of(object_id)
         target = home_of(object_id) if place is None else place.peer_id
@@ -69,6 +71,7 @@ class Rollcall:
 
     def _ask(self, object_id: ObjectId, target: PeerId, redirects: int) -> None:
         if target in {self._me, NOBODY}:
+            self._ask_keepers(object_id)
             return
         self._open_count += 1
 
@@ -78,8 +81,34 @@ class Rollcall:
                 self._judge(object_id, target, answer)
             elif isinstance(error, MovedError) and redirects:
                 self._ask(object_id, PeerId(bytes(error.peer_id)), redirects - 1)
+            else:
+                self._ask_keepers(object_id)
 
         self._loop.relays.ask(target, "group", {"object_id": object_id}, then)
+
+    def _ask_keepers(self, object_id: ObjectId) -> None:
+        """Ask who would know whether an object was deleted that nobody seems to lead."""
+        if self._core.leader_of(object_id) is not None:
+            return
+        keepers = set(self._loop.cluster.keepers(home_of(object_id)))
+        if self._me in keepers:
+            self._learn_deleted(
+                object_id, self._loop.places.graves.lineage_of(object_id)
+            )
+
+        def then(answer: Any, error: ActiveStoreError | None) -> None:
+            self._open_count -= 1
+            if error is None and type(answer) is dict:
+                self._learn_deleted(object_id, answer.get("deleted"))
+
+        parameters = {"object_id": object_id, "epoch": 0}
+        for keeper in sorted(keepers - {self._me}):
+            self._open_count += 1
+            self._loop.relays.ask(keeper, "keeps", parameters, then)
+
+    def _learn_deleted(self, object_id: ObjectId, lineage: object) -> None:
+        if type(lineage) is int and self._core.leader_of(object_id) is None:
+            self._loop.replicating.step(DeletedFound(object_id, lineage))
 
     def _judge(self, object_id: ObjectId, target: PeerId, answer: Any) -> None:
         """Have the core know a group in which this peer is not."""

@@ -33,8 +33,10 @@ EPOCH_MAX = 2**63 - 1
 # What rows tell: where an object that left its home is; who claims an alias; that a copy is
 # not the object (keyed by its id); that an object moved from here, until those who must
 # know it do; what a peer of a cluster must remember over a restart; what a replica
-# promised and accepted of an object (keyed by its id).
-ROW_KINDS = frozenset({"place", "name", "staged", "forward", "cluster", "register"})
+# promised and accepted of an object (keyed by its id); that an object was deleted.
+ROW_KINDS = frozenset(
+    {"place", "name", "staged", "forward", "cluster", "register", "grave"}
+)
 # The longest alias fits, and with its kind it fits what LMDB takes as a key.
 ROW_KEY_BYTES_MAX = 500
 # Rows are facts, not states: a whole kind may be read into memory at a start.

@@ -23,7 +23,12 @@ from activestore.core.replication_effects import (
     SendWhole,
     Store,
 )
-from activestore.core.replication_events import GroupFound, MessageCame, Stored
+from activestore.core.replication_events import (
+    DeletedFound,
+    GroupFound,
+    MessageCame,
+    Stored,
+)
 from activestore.ids import PeerId
 from activestore.wire.replicas import (
     Accept,
@@ -208,6 +213,48 @@ def test_group_that_was_found_by_its_place_is_believed() -> None:
     effects = core.step(GroupFound(D, told), 1.0)
 
     assert of(effects, Remove) == [Remove(OBJECT)]
+
+
+def test_copy_goes_whose_object_was_deleted() -> None:
+    core = follower()
+
+    effects = core.step(DeletedFound(OBJECT, 0), 1.0)
+
+    assert of(effects, Remove) == [Remove(OBJECT, is_deleted=True)]
+    assert core.register_of(OBJECT) is None
+
+
+def test_copy_of_a_later_lineage_than_that_of_the_delete_stays() -> None:
+    core = follower(THREE._replace(lineage=1 << 50))
+    before = core.register_of(OBJECT)
+
+    assert core.step(DeletedFound(OBJECT, 0), 1.0) == []
+    assert core.register_of(OBJECT) == before
+
+
+def test_copy_of_an_older_lineage_than_that_of_the_delete_is_set_aside() -> None:
+    core = follower()
+
+    effects = core.step(DeletedFound(OBJECT, 1 << 50), 1.0)
+
+    assert of(effects, Remove) == []
+    (store,) = of(effects, Store)
+    assert store.register.is_quarantined
+
+
+@pytest.mark.parametrize("kind", [Drop, Told])
+def test_two_forced_parts_of_a_group_meet_though_neither_knows_the_other(
+    kind: type,
+) -> None:
+    """Two operators forced two copies: the config of each has nobody else any more."""
+    core = follower(Config(9, (A,), lineage=1 << 49))
+    message: Any = Drop(OBJECT, HIGH, FORCED)
+    if kind is Told:
+        message = Told(OBJECT, HIGH, Point(99, 9), FORCED, True)
+
+    (store,) = of(core.step(MessageCame(D, message), 1.0), Store)
+
+    assert store.register.is_quarantined
 
 
 def candidate() -> tuple[Replication, Ballot]:

@@ -113,7 +113,7 @@ def test_row_that_no_table_can_hold_is_not_found(engine, key):
 
 
 def test_kind_that_nobody_knows_is_refused(engine):
-    with pytest.raises(InvalidRequestError, match="cluster, forward, name"):
+    with pytest.raises(InvalidRequestError, match="cluster, forward, grave, name"):
         engine.row("nonsense", b"key")
     with pytest.raises(InvalidRequestError, match="nonsense"):
         list(engine.rows("nonsense"))
