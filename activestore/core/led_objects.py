@@ -7,6 +7,7 @@ Source: reliability.md 3.4 R5, R6; decision 11.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from activestore.core.acceptor import Acceptor
@@ -34,7 +35,7 @@ class LedObjects:
         # Who must hear that it is no member any more, or that nothing is to be kept.
         self._leaving: dict[ObjectId, dict[PeerId, Drop | Forget]] = {}
         self._lagging: dict[PeerId, dict[ObjectId, None]] = {}
-        self._catching: dict[tuple[PeerId, ObjectId], bool] = {}
+        self._catching: OrderedDict[tuple[PeerId, ObjectId], bool] = OrderedDict()
 
     def find(self, object_id: ObjectId, ballot: Ballot) -> Lead | None:
         """Return the lead under this epoch, None where it is over."""
@@ -145,8 +146,7 @@ class LedObjects:
 
     def _catch_up(self) -> None:
         for _ in range(min(CATCH_UP_COUNT, len(self._catching))):
-            peer_id, object_id = key = next(iter(self._catching))
-            is_lost = self._catching.pop(key)
+            (peer_id, object_id), is_lost = self._catching.popitem(last=False)
             lead = self.leads.get(object_id)
             if lead is None:
                 continue

@@ -14,6 +14,7 @@ Source: reliability.md R3 and R12; CASPaxos (arXiv:1802.07000); decision 11.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,7 @@ class TakeOvers(Followings):
         self._recommit = recommit
         self._searches: dict[ObjectId, Search] = {}
         self._stuck: dict[ObjectId, None] = {}
-        self._queue: dict[ObjectId, None] = {}
+        self._queue: OrderedDict[ObjectId, None] = OrderedDict()
         self._background: set[ObjectId] = set()
         self._is_pumping = False
 
@@ -113,8 +114,8 @@ class TakeOvers(Followings):
         config = self._desk.config
         count = max(1, round(config.background_per_s * PUMP_S))
         while self._queue and count and len(self._background) < config.background_max:
-            object_id = next(iter(self._queue))
-            del self._queue[object_id]
+            # Not by `next(iter())`, which steps over all that were taken before.
+            object_id, _ = self._queue.popitem(last=False)
             count -= 1
             known = self.leaders.get(object_id)
             is_led = known is not None and known.leader == self._desk.me

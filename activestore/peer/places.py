@@ -55,6 +55,10 @@ class Places:
         self._asked: set[ObjectId] = set()
         self._version = -1
         self.graves = Graves(table.wall_clock)
+        # Who keeps what is at home there, of all that is here; and what is to be looked
+        # at as that has changed.
+        self._homes: dict[PeerId, list[PeerId]] = {}
+        self._walk: dict[ObjectId, None] = {}
 
     def restore(self, engine: Engine) -> None:
         """Read from disk what was kept for others."""
@@ -149,7 +153,7 @@ class Places:
         if place.peer_id != NOWHERE:
             self._cluster.tell(object_id, place)
         told = self._told.setdefault(object_id, set())
-        left = [one for one in self._keepers(object_id) if one not in told]
+        left = [one for one in self._to_tell(home_of(object_id)) if one not in told]
         asked = [one for one in left if self._cluster.is_reachable(one)]
         if not left:
             del self._untold[object_id]
@@ -174,29 +178,51 @@ class Places:
                 lambda _, error, keeper=keeper: answered(keeper, error),  # type: ignore[misc]
             )  # fmt: skip
 
-    def _keepers(self, object_id: ObjectId) -> list[PeerId]:
-        """Return who is to know where an object is: all that may come back, but us."""
+    def _to_tell(self, home: PeerId) -> list[PeerId]:
+        """Return who is to know where objects are now, and look at them if that changes."""
+        keepers = self._keepers(home)
+        if keepers != self._homes.get(home):
+            self._homes[home] = []  # It may be others again by the next look.
+        return keepers
+
+    def _keepers(self, home: PeerId) -> list[PeerId]:
+        """Return who is to know where objects are: all that may come back, but us."""
         me = self._table.settings.peer_id
-        keepers = self._cluster.keepers(home_of(object_id))
         return [
             one
-            for one in keepers
+            for one in self._cluster.keepers(home)
             if one != me and self._cluster.state_of(one) is not None
         ]
 
     def _look_at_members(self) -> None:
-        """Where others are keepers now, they have not been told."""
+        """Where others are keepers now, they have not been told: a few in one look."""
         version = self._cluster.membership.version
-        if version == self._version:
-            return
-        self._version = version
-        for object_id, place in self._held.items():
-            keepers = self._keepers(object_id)
+        if version != self._version:
+            self._version = version
+            self._look_at_homes()
+        for _ in range(min(TOLD_MAX, len(self._walk))):
+            object_id, _ = self._walk.popitem()
+            place = self._held.get(object_id)
+            if place is None:
+                continue
+            keepers = self._keepers(home_of(object_id))
             told = self._told.get(object_id, set())
             # Who is a keeper no more lets go of it; see `collecting`.
             told.intersection_update(keepers)
             if not told.issuperset(keepers):
                 self._untold[object_id] = place
+
+    def _look_at_homes(self) -> None:
+        """Have looked at what is at home where other peers are the keepers now."""
+        changed = set()
+        for home, before in self._homes.items():
+            keepers = self._keepers(home)
+            if keepers != before:
+                self._homes[home] = keepers
+                changed.add(home)
+        if changed:
+            found = (one for one in self._held if home_of(one) in changed)
+            self._walk.update(dict.fromkeys(found))
 
     def note_delete(self, object_id: ObjectId, lineage: int = 0) -> None:
         """An object that others were told of is being deleted: tell its keepers."""
