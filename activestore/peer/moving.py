@@ -250,7 +250,9 @@ class Moving:
         """Commit that the object is not here any more: the moment of the move."""
         object_id = leaving.object_id
         given = Given(place, leaving.token)
-        rows = [Row("forward", object_id, _packed_given(given))]
+        # Of a group that it had once a full disk may have kept the register.
+        rows = [Row("register", object_id, None)]
+        rows.append(Row("forward", object_id, _packed_given(given)))
         if home_of(object_id) == self._table.settings.peer_id:
             rows.append(Row("place", object_id, packed_place(place)))
         change = Change(object_id, is_delete=True, forgets_replies=True, rows=rows)

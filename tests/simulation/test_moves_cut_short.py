@@ -16,9 +16,14 @@ import pytest
 
 from activestore import remote
 from activestore.core.location import Place
+from activestore.core.register import Register
 from activestore.errors import BusyError
+from activestore.ids import PeerId
 from activestore.peer import moving
+from activestore.peer.shipping import register_row
+from activestore.storage.engine import Change
 from activestore.testing import Simulation
+from activestore.wire.replicas import Ballot, Config
 from tests.simulation.clusters import (
     COUNTER,
     Mover,
@@ -222,3 +227,30 @@ def test_requests_beyond_those_that_may_wait_for_a_copy_are_told_so(
 
         with pytest.raises(BusyError, match="2 requests wait for its move"):
             add(1)
+
+
+def test_register_that_a_full_disk_kept_goes_with_the_object() -> None:
+    """With it the peer would lead, at its next start, what has long been elsewhere."""
+    with Simulation(SEED, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client(OTHER)
+        counter = client.create(COUNTER, replicas=2)
+        assert counter.add(3) == 3
+        object_id = remote.id_of(counter)
+        assert object_id is not None
+        client.replicate(object_id, 1)
+        settle(sim)
+        (holder,) = (one for one in sim.peers.values() if has_object(one, object_id))
+        me = PeerId(holder.peer_id)
+        kept = Register(Ballot(2, me), Ballot(2, me), 5, Config(5, (me,)))
+        rows = (register_row(object_id, kept),)
+        holder.engine.commit([Change(object_id, is_copy=True, rows=rows)])
+
+        client.move(object_id, TARGET if holder.name != TARGET else SOURCE)
+        sim.crash(holder.name)
+        sim.restart(holder.name)
+        settle(sim)
+
+        assert client.get(object_id).add(1) == 4
+        assert holder.engine.row("register", object_id) is None
+        assert holder.loop.replicating.core.register_of(object_id) is None
