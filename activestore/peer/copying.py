@@ -17,7 +17,7 @@ from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
 from activestore.core.register import vouch_of
 from activestore.core.registers import Unkept
-from activestore.errors import StorageFullError
+from activestore.errors import CorruptRecordError, StorageFullError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
 from activestore.peer.table import Table
@@ -29,6 +29,8 @@ STEPS_MAX = 256
 UNKEPT_MAX = 16
 # Of a reason in a message to another peer.
 TEXT_CHARS_MAX = 500
+# Stands for a register that cannot be read: a copy goes with that too.
+_DAMAGED = b"damaged"
 
 
 class Copying:
@@ -74,7 +76,10 @@ class Copying:
         """Remove a copy, unless it is another one than that of this register by now."""
 
         def remove(engine: Engine) -> bytes | None:
-            known = engine.row("register", object_id)
+            try:
+                known = engine.row("register", object_id)
+            except CorruptRecordError:
+                known = _DAMAGED
             if register is not None and known != register:
                 return None
             try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId
 from activestore.storage.engine import Damage
 from activestore.testing import Simulation
@@ -160,6 +161,9 @@ def _make_anew(sim: Simulation, name: str, damage: Damage) -> None:
     if object_id is None or core.register_of(object_id) is not None:
         return
     client = sim.client(*sim.peers)
-    wanted = client.group(object_id).wanted
-    client.replicate(object_id, wanted - 1)
-    client.replicate(object_id, wanted)
+    try:
+        wanted = client.group(object_id).wanted
+        client.replicate(object_id, wanted - 1, leaving=[name])
+        client.replicate(object_id, wanted)
+    except ActiveStoreError:
+        pass  # The operator looks again.

@@ -14,6 +14,7 @@ from activestore.errors import CorruptRecordError, NoQuorumError
 from activestore.ids import ObjectId
 from activestore.storage.engine import Damage
 from activestore.testing import Simulation
+from activestore.testing.peers import SimPeer
 from tests.simulation.clusters import COUNTER, SETTLE_S, Player, join
 from tests.simulation.models import Counter
 from tests.simulation.test_replicas import id_of, leaders
@@ -138,6 +139,25 @@ def test_damaged_register_is_written_anew(shared: Any) -> None:
         assert damages(sim, name) == []
         assert told["repaired_count"] == 1
     assert leaders(sim, object_id) == ["peer-1"]
+
+
+def test_copy_with_a_damaged_register_goes_when_it_is_to_go(shared: Any) -> None:
+    sim, object_id = shared
+    leaver = sim.peers["peer-2"]
+
+    def spoil_late(peer: SimPeer) -> None:
+        is_out = leaver.loop.replicating.core.register_of(object_id) is None
+        if is_out and leaver.engine.head(object_id) is not None:
+            spoil(sim, "peer-2", object_id, "facts")
+            sim.checks.remove(spoil_late)
+
+    sim.checks.append(spoil_late)
+    sim.client("peer-1").replicate(object_id, 2, leaving=["peer-2"])
+    sim.run(2.0)
+
+    assert sim.checks == []
+    assert damages(sim, "peer-2") == []
+    assert leaver.engine.head(object_id) is None
 
 
 def test_answer_of_a_delete_is_at_every_member(shared: Any) -> None:
