@@ -36,8 +36,13 @@ from activestore.wire.replicas import (
 class Outbox:
     """Messages to members that have not left yet."""
 
-    def __init__(self, table: Table, cluster: Cluster, relays: Relays) -> None:
+    def __init__(
+        self, table: Table, cluster: Cluster, relays: Relays,
+        met: Callable[[ActiveStoreError], ActiveStoreError],
+    ) -> None:  # fmt: skip
+        """Begin empty; `met` is told of errors of this disk."""
         self._table = table
+        self._met = met
         self._relays = relays
         self._cluster = cluster
         self._waiting: dict[PeerId, list[ReplicaMessage]] = {}
@@ -111,6 +116,8 @@ class Outbox:
             "warning", f"a copy was not sent object={object_id.hex()} "
             f"peer={self._cluster.name_of(peer_id)} reason={reason}",
         )  # fmt: skip
+        if isinstance(error, ActiveStoreError):
+            self._met(error)
 
     def flush(self) -> None:
         """Send what has gathered, in as few messages as they fit in."""

@@ -93,7 +93,7 @@ class Replicating:
         self._is_carrying = False
         self._is_distrusted = False
         self.mending = Mending(table, self)
-        self._outbox = Outbox(table, cluster, relays)
+        self._outbox = Outbox(table, cluster, relays, self.mending.met)
         # Commits whose writes a majority must have, by token; and by object, in order.
         self._orders: dict[int, GroupOrder] = {}
         # those that are not on this disk yet, and those that no majority has.

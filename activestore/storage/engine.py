@@ -341,7 +341,8 @@ class Engine(Protocol):
         """Return every reply that is kept of an object, with its buffers.
 
         Raises:
-            CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
+            CorruptRecordError: one is damaged; it goes with the next `expire_replies`, but
+                where a register tells that others have it.
         """
 
     def snapshot(self, object_id: ObjectId, kind: str) -> Snapshot:

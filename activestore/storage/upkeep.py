@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from activestore.errors import CorruptRecordError
+from activestore.ids import OBJECT_ID_BYTES
+from activestore.storage.facts import has_row
 from activestore.storage.records import decode_document, decode_reply
 from activestore.wire import packing
 
@@ -31,7 +33,10 @@ def put(transaction: Any, table: Any, rows: Mapping[bytes, bytes]) -> None:
 def old_replies(
     transaction: Any, tables: Tables, after: bytes, written_before_s: float, limit: int
 ) -> tuple[list[bytes], bytes]:
-    """Return the old ones of the next `limit` replies, and where to go on: b"" anew."""
+    """Return the old ones of the next `limit` replies, and where to go on: b"" anew.
+
+    A damaged one is old, but where others keep the object: it is had from them again.
+    """
     cursor = transaction.cursor(db=tables["replies"])
     old: list[bytes] = []
     if not cursor.set_range(after or b"\x00"):
@@ -42,7 +47,9 @@ def old_replies(
         try:
             is_old = decode_reply(bytes(key), value).written_s < written_before_s
         except CorruptRecordError:
-            is_old = True
+            object_id = bytes(key[:OBJECT_ID_BYTES])
+            facts = tables["facts"]
+            is_old = not has_row(transaction, facts, "register", object_id)
         if is_old:
             old.append(bytes(key))
     return old, b""

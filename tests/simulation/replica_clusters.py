@@ -218,6 +218,8 @@ def why_not_whole(sim: Simulation, object_id: ObjectId, wanted: int) -> str:
     wanted = wanted or config.wanted
     if len(config.members) != wanted or config.before:
         return f"{name} has {len(config.members)} copies of {wanted}: {config}"
+    if not set(config.voters) <= {PeerId(peer.peer_id) for peer in sim.peers.values()}:
+        return f"{name} has a copy at a peer that is no more: {config}"
     if bool(config.witness) != config.wants_witness:
         return f"{name} has no witness"
     unlike = [_why_unlike(leader, one, object_id) for one in sim.peers.values()]

@@ -68,8 +68,8 @@ class Decay(Weather):
     """Weather in which disks forget too.
 
     "rot": a bit of a copy, "rot_register": of its register; "scrub": a peer reads all that
-    it has. "set_back": the disk of a peer of `losers` goes back to what it was a while ago,
-    once.
+    it has. "set_back": the disk of a peer goes back to what it was a while ago, once, where
+    there are `losers`.
     """
 
     rot_count = 0
@@ -113,16 +113,36 @@ class Decay(Weather):
             self.sim.peers[name].loop.scrubbing.begin()
 
     def _set_back(self, _name: str) -> None:
+        """Have a disk go back, when the others that had the same are away."""
         if not self.losers:
             return
-        name, self.losers = self.sim.rng.choice(self.losers), []
-        backup = copy.deepcopy(self.sim.peers[name].disk)
-        self.sim.restart(name)  # So that there is a later start than the backup's.
+        sim, rng = self.sim, self.sim.rng
+        name, behind, away = rng.sample(list(sim.peers), 3)
+        self.losers = []
+        backup = copy.deepcopy(sim.peers[name].disk)
+        sim.restart(name)  # So that there is a later start than the backup's.
+        sim.sleep(3.0)
+        others = [one for one in sim.peers if one != behind]
+        is_cut = rng.random() < 0.5
+        if is_cut:
+            sim.partition([behind], others)
+        else:
+            sim.crash(behind)
         self._lasting(6.0)
-        self.sim.crash(name)
-        self.sim.peers[name].disk = backup
-        self.sim.restart(name)
+        sim.pause(away)
+        sim.crash(name)
+        sim.peers[name].disk = backup
         self._backup_of = name
+        if is_cut:
+            sim.heal([behind], others)
+        else:
+            sim.restart(behind)
+        sim.restart(name)
+        if rng.random() < 0.5:
+            sim.sleep(2.0)
+            sim.restart(name)  # What it was told then it must remember.
+        sim.sleep(8.0)
+        sim.resume(away)
 
     def end(self) -> None:
         """Have all be well again: an operator gives who was set back an empty disk."""
@@ -131,6 +151,18 @@ class Decay(Weather):
             self.sim.run(20.0)
             self.sim.crash(self._backup_of, disk=False)
             self.sim.restart(self._backup_of)
+
+
+def check_disk(peer: SimPeer) -> None:
+    """Assert that a disk is not behind what its peer says; for `Simulation.checks`."""
+    for object_id, register in peer.loop.replicating.core.registers.items():
+        on_disk = register_at(peer, object_id)
+        if on_disk is not None:
+            is_there = on_disk.point >= register.point
+            is_promised = on_disk.promised.counter >= register.promised.counter
+            told = f"the disk of {peer.name} is behind: {on_disk}, known {register}"
+            assert is_there, told
+            assert is_promised, told
 
 
 def check_undamaged(sim: Simulation) -> None:

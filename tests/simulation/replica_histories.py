@@ -46,7 +46,7 @@ from tests.simulation.replica_clusters import (
     check_whole,
     id_of,
 )
-from tests.simulation.replica_damage import Decay, check_undamaged
+from tests.simulation.replica_damage import Decay, check_disk, check_undamaged
 from tests.simulation.replica_forced import LEDGER, Forcer, Marks, Scribe
 
 FAULTY_S = 10.0
@@ -306,10 +306,14 @@ DECAYS = {
     "rotting_cut_off": ("rot", "scrub", "cut", "halves", "pause"),
     "rotting_registers": ("rot_register", "rot_register", "scrub", "cut", "full"),
     "rotting_registers_dying": ("rot_register", "rot_register", "scrub", "crash"),
+    "rotting_changing": ("rot",),
     "rotting_all": (
         "rot", "rot", "rot_register", "scrub", "cut", "halves", "pause", "full", "break",
     ),
 }  # fmt: skip
+
+
+SET_BACKS = {"alone": ("set_back",), "stormy": ("set_back", "crash", "cut")}
 
 
 def play_decay(case: str, seed: int) -> None:
@@ -318,31 +322,43 @@ def play_decay(case: str, seed: int) -> None:
     with Simulation(
         seed, peers=3 + seed % 3, classes=[Counter, Chest], settings=settings
     ) as sim:
-        sim.checks.append(check_cores)
+        sim.checks += [check_cores, check_disk]
         join(sim)
         groups = [one for one in GROUPS if 1 < one.voters <= len(sim.peers)]
         made = make(sim, sim.rng.choices(groups, k=2))
         made |= make_chests(sim, [Copies(3)], CHEST_BYTES[seed % 2])
         books = {one: Book(one.hex()[:16]) for one in made}
-        play_storm(sim, books, DECAYS[case], 1 + seed % 2, sky=Decay)
+        many = [one for one, copies in made.items() if copies.replicas >= 3]
+        operator = Operator(sim, sim.rng.sample(list(sim.peers), 2), many, least=3)
+        others = (
+            [sim.spawn(operator.play, 10, 1.5)] if case == "rotting_changing" else []
+        )
+        play_storm(sim, books, DECAYS[case], 1 + seed % 2, sky=Decay, others=others)
         check_undamaged(sim)
-        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
+        wanted = {one: copies.replicas for one, copies in made.items()}
+        check_end(sim, books, dict.fromkeys(books, 0) if others else wanted)
 
 
-def play_set_back(_case: str, seed: int) -> None:
+def play_set_back(case: str, seed: int) -> None:
     """A disk goes back to what it was; its peer has no vote, and is given another."""
     settings = settings_of(seed, repair_after_s=5.0)
     with Simulation(
-        seed, peers=4 + seed % 3, classes=[Counter], settings=settings
+        seed, peers=3 + seed % 3, classes=[Counter], settings=settings
     ) as sim:
         sim.checks.append(check_cores)
         join(sim)
         names = list(sim.peers)
-        groups = [one for one in (Copies(3), Copies(5)) if one.voters <= len(names)]
-        made = make(sim, sim.rng.choices(groups, k=2))
+        made = make(sim, [Copies(3), Copies(3), Copies(5 if len(names) > 4 else 3)])
         books = {one: Book(one.hex()[:16]) for one in made}
-        kinds = ("set_back", "set_back", "crash", "cut", "power")
-        play_storm(sim, books, kinds, 1 + seed % 2, losers=names, sky=Decay)
+        play_storm(
+            sim,
+            books,
+            SET_BACKS[case],
+            1,
+            losers=names,
+            sky=Decay,
+            calls=2 * BUSY_CALLS,
+        )
         check_end(sim, books, dict.fromkeys(books, 0))
 
 
@@ -408,6 +424,30 @@ class Streamer(Caller):
             return True
 
         self.books[object_id].add_many(number, stream)
+
+
+def play_readers(case: str, seed: int) -> None:
+    """Few write, and not where the others read: a leader that is none hears of nothing."""
+    with Simulation(
+        seed, peers=3 + seed % 3, classes=[Counter], settings=settings_of(seed)
+    ) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        names = list(sim.peers)
+        made = make(sim, [Copies(3), Copies(2, True)])
+        books = {one: Book(one.hex()[:16]) for one in made}
+        writers = [
+            Caller(sim, [name], books, is_direct=False, reads=0.0)
+            for name in sim.rng.sample(names, 2)
+        ]
+        readers = [
+            Caller(sim, [name], books, is_direct=True, reads=1.0, stale_s=number % 2)
+            for number, name in enumerate(names)
+        ]
+        others = [sim.spawn(one.play, 40, 0.5) for one in writers]
+        others += [sim.spawn(one.play, 200, 0.1) for one in readers]
+        play_storm(sim, books, KINDS[case], 1, others=others, calls=0)
+        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
 
 
 def play_streams(case: str, seed: int) -> None:
@@ -517,8 +557,9 @@ HISTORIES = {
     "relays": Kind(play_relays, ("calm", "cut_off", "dying", "all")),
     "names": Kind(play_names, ("calm", "cut_off", "dying", "refusing")),
     "decay": Kind(play_decay, tuple(DECAYS)),
-    "set_back": Kind(play_set_back, ("disks",)),
+    "set_back": Kind(play_set_back, tuple(SET_BACKS)),
     "large": Kind(play_large, ("calm", "cut_off", "dying", "refusing")),
+    "readers": Kind(play_readers, ("cut_off", "standing_still")),
     "streams": Kind(play_streams, ("calm", *KINDS)),
     "forced": Kind(play_forced, ("calm", *KINDS)),
     "deposed": Kind(play_deposed, tuple(MEANWHILE)),

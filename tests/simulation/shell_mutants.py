@@ -1,18 +1,22 @@
-"""What peers do around their cores, broken on purpose: whole histories must notice it.
+"""What peers do around their cores, broken on purpose: histories or tests must notice.
 
 The rules of replication are decided in the core and kept in the shell too: what is
 written before what is said, what goes with a state, whose copy may answer. Each mutant
 breaks one of these in one place, in the test's own process only. The first history of
-`replica_histories` that kills it is recorded in the second table of
-docs/explanation/consistency-mutants.md, which
-`PYTHONPATH=. python -m tests.simulation.shell_mutants [name]` writes anew.
+`replica_histories` that kills it, or the one test that does where chance meets it too
+seldom, is recorded in the second table of docs/explanation/consistency-mutants.md, which
+`PYTHONPATH=. python -m tests.simulation.shell_mutants [name]` writes anew. As a plugin of
+pytest this module applies the mutant that $ACTIVESTORE_MUTANT names.
 
 Source: reliability.md 3.2, 3.4; decision 11.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -152,8 +156,8 @@ def _forget_quarantine(patch: pytest.MonkeyPatch) -> None:
     read = shipping.registers_of
 
     def forgotten(engine: Any) -> Any:
-        for object_id, known in read(engine):
-            yield object_id, known and known._replace(is_quarantined=False)
+        for object_id, known, *rest in read(engine):
+            yield object_id, known and known._replace(is_quarantined=False), *rest
 
     patch.setattr(shipping, "registers_of", forgotten)
 
@@ -318,13 +322,15 @@ MUTANTS = (
 
 # -- the record ------------------------------------------------------------------------
 
-# Of each kind and case so many are tried before a mutant counts as alive.
+ROOT = Path(__file__).parents[2]
+# So many are tried before a mutant counts as alive.
 SEEDS_MAX = 100
 HEADER = (
     "| what | mutant of the shell | what it does | killed by | kind | case | seed |"
 )
 # What an error says, and what that means; the first that fits.
 REASONS = (
+    ("is behind", "disk behind"),
     ("two adds returned", "doubled"),
     ("is there twice", "doubled"),
     ("is nowhere", "lost"),
@@ -337,19 +343,53 @@ REASONS = (
     ("is led by", "no one leader"),
     ("damaged", "damaged"),
     ("copies of", "copies missing"),
+    ("is no more", "copies missing"),
     (" has ", "unequal copies"),
     ("register at", "unequal copies"),
     ("keeps", "left over"),
 )
 
 
+# The kind of what is no history but a test, whose name is the case.
+TEST = "test"
+MUTANT_VARIABLE = "ACTIVESTORE_MUTANT"
+TEST_S_MAX = 120.0
+
+
 class Kill(NamedTuple):
-    """A history that notices a mutant."""
+    """A history that notices a mutant, or a test."""
 
     by: str
     kind: str
     case: str
     seed: int
+
+
+def pytest_configure() -> None:
+    """Break what the environment names, for all tests of this process."""
+    for mutant in MUTANTS:
+        if mutant.name == os.environ.get(MUTANT_VARIABLE):
+            mutant.apply(pytest.MonkeyPatch())
+
+
+def is_failing(test: str, mutant: str) -> bool:
+    """Return whether a test fails in a process of its own; `mutant`: "" for none."""
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        __spec__.name,
+        test,
+    ]
+    done = subprocess.run(
+        [sys.executable, *command], check=False, capture_output=True, text=True,
+        timeout=TEST_S_MAX, cwd=ROOT, env={**os.environ, MUTANT_VARIABLE: mutant},
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return bool(done.returncode)
 
 
 def reason_of(error: BaseException) -> str:
@@ -362,6 +402,8 @@ def reason_of(error: BaseException) -> str:
 
 def killed(mutant: Mutant, kind: str, case: str, seed: int) -> str:
     """Return what notices a mutant in a history, "" where nothing does."""
+    if kind == TEST:
+        return "fails" if is_failing(case, mutant.name) else ""
     with pytest.MonkeyPatch.context() as patch:
         mutant.apply(patch)
         try:
@@ -371,15 +413,13 @@ def killed(mutant: Mutant, kind: str, case: str, seed: int) -> str:
     return ""
 
 
-def first_kill(mutant: Mutant) -> Kill:
-    """Play histories, one of each kind and case after the other, until one notices."""
+def first_kill(mutant: Mutant, kind: str, case: str) -> Kill:
+    """Play histories of a kind and case until one notices the mutant."""
     for seed in range(SEEDS_MAX):
-        for kind, played in HISTORIES.items():
-            for case in played.cases:
-                by = killed(mutant, kind, case, seed)
-                if by:
-                    return Kill(by, kind, case, seed)
-    raise LookupError(f"{mutant.name} lives after {SEEDS_MAX} seeds of each case")
+        by = killed(mutant, kind, case, seed)
+        if by:
+            return Kill(by, kind, case, seed)
+    raise LookupError(f"{mutant.name} lives after {SEEDS_MAX} seeds of {kind} {case}")
 
 
 def row_of(mutant: Mutant, kill: Kill) -> str:
@@ -399,11 +439,12 @@ def recorded(mutant: Mutant) -> Kill:
 
 
 def main(names: list[str]) -> None:
-    """Find first kills anew, of all or of those named, and write them into the page."""
+    """Find first kills anew, of all or of those named, in the cases that the page says."""
     rows = []
     for mutant in MUTANTS:
-        is_wanted = not names or mutant.name in names
-        kill = first_kill(mutant) if is_wanted else recorded(mutant)
+        kill = recorded(mutant)
+        if not names or mutant.name in names:
+            kill = first_kill(mutant, kill.kind, kill.case)
         rows.append(row_of(mutant, kill))
         print(rows[-1], flush=True)
     before, _, after = PAGE.read_text(encoding="utf-8").partition(HEADER)

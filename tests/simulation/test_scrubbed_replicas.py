@@ -5,6 +5,7 @@ Source: reliability.md 4.2 (scrub, repair from peers), 3.7.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -26,9 +27,13 @@ def spoil(
     sim: Simulation, name: str, object_id: ObjectId, table: str = "heads"
 ) -> None:
     """Flip a bit of what a disk has of an object."""
+    key = bytes(object_id) if table == "heads" else b"register\x00" + object_id
+    spoil_row(sim, name, table, key)
+
+
+def spoil_row(sim: Simulation, name: str, table: str, key: bytes) -> None:
     engine = sim.peers[name].engine
     rows = sim.peers[name].disk.tables[table]
-    key = bytes(object_id) if table == "heads" else b"register\x00" + object_id
     spoilt = bytearray(rows[key])
     spoilt[len(spoilt) // 2] ^= 1
     rows[key] = bytes(spoilt)
@@ -139,6 +144,29 @@ def test_damaged_register_is_written_anew(shared: Any) -> None:
         assert damages(sim, name) == []
         assert told["repaired_count"] == 1
     assert leaders(sim, object_id) == ["peer-1"]
+
+
+def test_damage_that_is_met_when_a_copy_is_made_is_brought_back() -> None:
+    """Else no copy could be made before the next scrubbing, in a week perhaps."""
+    with Simulation(15, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=2, witness=False)
+        assert counter.add() == 1
+        object_id = id_of(counter)
+        (leader,) = leaders(sim, object_id)
+        peer = sim.peers[leader]
+        key = next(k for k in peer.disk.tables["replies"] if k.startswith(object_id))
+        spoil_row(sim, leader, "replies", key)
+
+        client = sim.client("peer-1")
+        with contextlib.suppress(NoQuorumError):  # Another one leads meanwhile.
+            client.replicate(object_id, 3)
+        client.replicate(object_id, 3)
+        sim.run(5.0)
+
+        assert [damages(sim, name) for name in ALL] == [[], [], []]
+        tables = [one.engine.replies_of(object_id) for one in sim.peers.values()]
+        assert tables[0] == tables[1] == tables[2]
 
 
 def test_copy_with_a_damaged_register_goes_when_it_is_to_go(shared: Any) -> None:

@@ -16,6 +16,7 @@ from activestore.peer.shipping import (
     apply_copies,
     apply_copy,
     claim_name,
+    mend_register,
     pack_change,
     read_whole,
     register_row,
@@ -458,3 +459,16 @@ def test_damaged_register_is_named_and_written_anew_by_the_whole(
     whole = shipped(Change(oid(1), 2, state(value=b"\x02")))
     assert apply_copy(engine, oid(1), at(1, 2), None, whole, False) == ""
     assert (oid(1), at(1, 2), None) in registers_of(engine)
+
+
+def test_register_that_was_written_since_its_damage_was_seen_stays(
+    engine: Engine,
+) -> None:
+    """What is known in memory is older than a write that comes to the disk meanwhile."""
+    keep(engine, 1)
+    step = shipped(changed(1, 2, delta(value=b"\x02")))
+    assert apply_copy(engine, oid(1), at(1, 2), Point(1, 1), step, False) == ""
+
+    mend_register(engine, oid(1), at(1, 1))
+
+    assert register_of(engine, oid(1)) == at(1, 2)

@@ -285,6 +285,20 @@ def test_damaged_reply_is_told_and_goes_with_the_old_ones(engine):
     assert [one.sequence for one in engine.replies_of(oid(1))] == [2]
 
 
+def test_damaged_reply_that_others_have_stays_until_it_is_brought_back(engine):
+    """Its request would be run again by whoever asks for it once more."""
+    register = Row("register", oid(1), b"register")
+    engine.commit([new(1, replies=[reply(1, b"one" * 9)], rows=[register])])
+    damage(engine, "replies", oid(1) + SESSION + (1).to_bytes(8, "big"))
+
+    assert engine.expire_replies(0.0) == 0
+    with pytest.raises(CorruptRecordError, match="reply 1"):
+        engine.replies_of(oid(1))
+    brought = [reply(1, b"one" * 9)]
+    engine.commit([Change(oid(1), forgets_replies=True, replies=brought)])
+    assert engine.replies_of(oid(1)) == brought
+
+
 def test_moved_object_goes_with_its_files_and_replies_and_leaves_rows(reopen):
     engine = reopen()
     large = os.urandom(2 * MIB)
