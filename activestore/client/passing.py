@@ -2,8 +2,9 @@
 
 A peer that works names what it has not answered every 2 s. Where it does not, the
 request or its answer was lost on the way, or whoever has it is cut off from the others,
-or stands still. The same request then goes by another peer, as its next attempt; the
-first one may still answer, and the object's record of answers has it done once.
+or stands still; or it says itself that it hears nobody who could answer. The same request
+then goes by another peer, as its next attempt; the first one may still answer, and the
+object's record of answers has it done once.
 
 Rules of this file: it chooses, the session sends. Only requests whose attempts are
 counted are asked again, and none that is large, or a stream.
@@ -13,9 +14,13 @@ Source: reliability.md sections 2.2 and 3.7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from activestore.client.links import Link, Links
 from activestore.client.requests import Request
 from activestore.errors import ActiveStoreError, NoQuorumError, UnavailableError
+from activestore.wire.limits import UNHEARD
 from activestore.wire.messages import bytes_count
 
 # Named by its peer every 2 s; the rest is for the way, and for peers that are busy.
@@ -28,13 +33,24 @@ PASS_BYTES_MAX = 1 << 20
 _KNOWN_BETTER = (NoQuorumError, UnavailableError)
 
 
+def named(requests: Mapping[int, Request], beat: Any, link: Link, now_s: float) -> bool:
+    """Take that a peer still has requests; return whether others may reach further."""
+    is_unheard = bool(beat[1]) and beat[1].get(UNHEARD) is True
+    for sequence in beat[0]:
+        known = requests.get(sequence)
+        if known is not None:
+            known.heard_s = now_s
+            known.is_unheard = is_unheard and known.link is link
+    return is_unheard
+
+
 def is_due(request: Request, links: Links, now_s: float) -> bool:
     """Return whether it is time to ask by another peer, and may be done."""
     if links.is_looking:
         return False
     # One that came back from a peer that is not reached goes on to the next.
-    is_back = request.link in request.tried and request.refusal is None
-    wait_s = 0.0 if is_back else PASS_S
+    is_back = request.link in request.tried or request.is_unheard
+    wait_s = 0.0 if is_back and request.refusal is None else PASS_S
     if now_s - max(request.heard_s, request.sent_s) < wait_s:
         return False
     if not request.is_sent or request.is_stream or request.passes >= PASSES_MAX:
@@ -55,6 +71,7 @@ def next_link(
     Whoever gets it there shall forward it. `is_silent`: nothing is heard by its own link.
     """
     tried = request.tried
+    request.is_unheard = False
     if is_silent and request.link not in tried:
         tried.append(request.link)
     if request.link not in tried or request.is_stream:

@@ -48,9 +48,10 @@ class Request:
 
     __slots__ = (
         "attempt", "deadline_s", "error", "first_sent_s", "heard_s", "is_counted",
-        "is_done", "is_forwarded", "is_sent", "is_stream", "items", "link", "message",
-        "next_item", "on_done", "owed_credit", "passes", "redirects", "refusal", "reply",
-        "retry_s", "sent_s", "sequence", "timeout_s", "tried", "waiter", "where",
+        "is_done", "is_forwarded", "is_sent", "is_stream", "is_unheard", "items", "link",
+        "message", "next_item", "on_done", "owed_credit", "passes", "redirects",
+        "refusal", "reply", "retry_s", "sent_s", "sequence", "timeout_s", "tried",
+        "waiter", "where",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class Request:
         self.deadline_s = now_s + timeout_s if timeout_s else 0.0
         self.retry_s = 0.0
         self.is_stream = False
+        self.is_unheard = False  # Its peer says that it hears nobody who can answer it.
         self.items: list[Item] = []
         self.next_item = 0
         self.owed_credit = 0

@@ -179,7 +179,7 @@ class Session:
         more_ended, more_out = self._take(message, now_s, link)
         return [*ended, *more_ended], [*out, *more_out]
 
-    def _take(  # noqa: C901, PLR0912 - one branch per message kind
+    def _take(  # noqa: C901 - one branch per message kind
         self, message: Any, now_s: float, link: Link
     ) -> tuple[Ended, Out]:
         kind = type(message)
@@ -195,10 +195,8 @@ class Session:
                 passing.answered(request, self.links, link)
             return [request], []
         if kind is Beat:
-            for sequence in message[0]:
-                known = self.requests.get(sequence)
-                if known is not None:
-                    known.heard_s = now_s
+            if passing.named(self.requests, message, link, now_s):
+                self._next_tick_s = now_s
             return [], []
         if kind is Item:
             return self._take_item(message, now_s, link)

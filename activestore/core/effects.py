@@ -282,10 +282,14 @@ class SendItem(NamedTuple):
 
 
 class SendBeat(NamedTuple):
-    """Tell a client which of its requests are queued or running."""
+    """Tell a client which of its requests are queued or running.
+
+    `is_unheard`: too few of those are heard of who must answer before they are.
+    """
 
     session: SessionId
     sequences: Sequence[int]
+    is_unheard: bool = False
 
 
 class Note(NamedTuple):

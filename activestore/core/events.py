@@ -346,6 +346,12 @@ class ObjectDeposed(NamedTuple):
     is_unanswered: bool = False
 
 
+class ObjectUnanswered(NamedTuple):
+    """No majority has answered for long what is asked of the object, or is in reach."""
+
+    object_id: ObjectId
+
+
 class ObjectUnavailable(NamedTuple):
     """The object cannot be led now, by anybody: what waits for it is refused."""
 
@@ -414,6 +420,7 @@ Event: TypeAlias = (
     | ObjectLed
     | ObjectUnshared
     | ObjectDeposed
+    | ObjectUnanswered
     | ObjectUnavailable
     | LeadConfirmed
     | StateReplaced

@@ -84,6 +84,7 @@ class InvocationCore(Arrivals, Endings, Leads, Supervision):
             events.ObjectLed: self._on_object_led,
             events.ObjectUnshared: self._on_object_unshared,
             events.ObjectDeposed: self._on_object_deposed,
+            events.ObjectUnanswered: self._on_object_unanswered,
             events.ObjectUnavailable: self._on_object_unavailable,
             events.LeadConfirmed: self._on_lead_confirmed,
             events.StateReplaced: self._on_state_replaced,

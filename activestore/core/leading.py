@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 
 from activestore.core.lead_members import NOTHING, Entry, Member, Mode
-from activestore.core.register import electorate, reach
+from activestore.core.register import electorate, has_quorum, reach
 from activestore.core.replication_desk import Desk, Wake
-from activestore.core.replication_effects import SendWhole
+from activestore.core.replication_effects import SendWhole, Unanswered
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
     Accept,
@@ -398,6 +398,8 @@ class Lead:
         """
         self.is_resending = False
         desk, config = self._desk, self._desk.config
+        if self._is_unanswered():
+            desk.emit(Unanswered(self.object_id))
         waiting = [p for p in self.lagging() if desk.is_reachable(p)]
         waiting = [p for p in waiting if self.members[p].mode is not Mode.FULL]
         for peer_id in waiting:
@@ -410,6 +412,15 @@ class Lead:
         else:
             self.resend_s = config.resend_s
         return bool(waiting or self.rounds)
+
+    def _is_unanswered(self) -> bool:
+        """Whether somebody waits for a majority, for long or for one out of reach."""
+        desk, oldest_s = self._desk, self.oldest_s
+        if oldest_s is None:
+            return False
+        reachable = desk.reachable(electorate(self.config)) | {desk.me}
+        is_long = desk.now_s - oldest_s >= desk.config.unanswered_s
+        return is_long or not has_quorum(self.config, reachable)
 
     def arm_resend(self) -> None:
         """Look after a while whether members answered."""

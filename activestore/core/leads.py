@@ -240,7 +240,18 @@ class Leads(Moves):
         box.known_replies.clear()
         box.fences = None
 
-    # -- not led by anybody ------------------------------------------------------------
+    # -- not answered, or led, by anybody ----------------------------------------------
+
+    def _on_object_unanswered(self, event: events.ObjectUnanswered) -> None:
+        """Tell clients: they may reach who leads by now where this peer is cut off."""
+        box = self.boxes.boxes.get(event.object_id)
+        waiting: dict[SessionId, list[int]] = {}
+        for _, effect, _ in box.unreplied if box is not None else ():
+            origin = effect.origin
+            if type(origin) is Client and type(effect) is not Withheld:
+                waiting.setdefault(origin.session, []).append(origin.sequence)
+        for session, sequences in waiting.items():
+            self._emit(effects.SendBeat(session, sequences, is_unheard=True))
 
     def _on_object_unavailable(self, event: events.ObjectUnavailable) -> None:
         box = self.boxes.boxes.get(event.object_id)

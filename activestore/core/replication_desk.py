@@ -21,6 +21,9 @@ class ReplicationConfig(NamedTuple):
 
     # A write or a read that no majority answered is in doubt after this.
     quorum_wait_s: float = 5.0
+    # Who asked hears that none does after this, and may ask other peers: it takes no longer
+    # in a group that is well, but on the slowest disks.
+    unanswered_s: float = 1.0
     # Who is i-th in line to take over waits i times the step, and a part of the jitter:
     # a message is there, promised and answered within a step. Source: reliability.md R12.
     rank_step_s: float = 0.2

@@ -105,6 +105,12 @@ class ReadDone(NamedTuple):
     round: int
 
 
+class Unanswered(NamedTuple):
+    """No majority has answered for long what the leader here asks, or is in reach."""
+
+    object_id: ObjectId
+
+
 class NoQuorum(NamedTuple):
     """The object can not be led here now: what waits for it is refused.
 
@@ -163,6 +169,7 @@ ReplicationEffect: TypeAlias = (
     | WriteDone
     | ReadDone
     | NoQuorum
+    | Unanswered
     | GroupDone
     | GroupChanged
     | Refused

@@ -256,7 +256,7 @@ class Outgoing(Table):
     def _do_send_beat(self, effect: effects.SendBeat) -> None:
         session = self.sessions.get(effect.session)
         if session is not None:
-            self.beat(session, list(effect.sequences))
+            self.beat(session, list(effect.sequences), is_unheard=effect.is_unheard)
 
     def _do_send_away(self, effect: effects.SendAway) -> None:
         self.relays.depart(effect)

@@ -31,12 +31,11 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.cluster import Cluster
-from activestore.peer.links import ASK_S as ASK_SIGN_S
 from activestore.peer.links import Link, Links
 from activestore.peer.routing import Routing, why_leaderless
 from activestore.peer.table import Session, Table
-from activestore.peer.travelling import Travelling, opened, place_in
-from activestore.peer.trips import Then, Trip, Wait, in_time, until_s
+from activestore.peer.travelling import UNHEARD_S, Travelling, opened, place_in
+from activestore.peer.trips import Then, Trip, Wait, asked_before, in_time, until_s
 from activestore.wire import values
 from activestore.wire.messages import (
     Beat,
@@ -66,9 +65,6 @@ ASK_S = 10.0
 UNNAMED_S = 7.0
 # A peer that was heard so lately would have named it. Others are asked for a sign.
 HEARD_S = 2.0
-# Who has a request with a deadline, and is asked for a sign, and gives none for so long, will
-# not tell how it ended: that is done here.
-UNHEARD_S = 1.0
 
 _NIL = b"\xc0"
 
@@ -169,7 +165,7 @@ class Relays(Travelling):
                 return  # It was refused at its deadline.
             if error is None and session.session_id in self._table.sessions:
                 left = in_time(message, wait.until_s, self._table.clock())
-                self._table.receive(session, left)
+                self._receive_again(session, left)
             elif error is not None:
                 self._refuse(wait, error)
 
@@ -179,6 +175,14 @@ class Relays(Travelling):
             return False
         self._look_by(wait.told_s)
         return True
+
+    def _receive_again(self, session: Session, message: Any) -> None:
+        """Take a request that has waited here: its client may have the answer by now.
+
+        It is looked up, and what it tells is no word of who leads now.
+        """
+        self._table.receive(session, asked_before(message))
+        session.doubt()
 
     def _refuse(self, wait: Wait, error: ActiveStoreError) -> None:
         """End a request that waited for a leader."""
@@ -380,6 +384,7 @@ class Relays(Travelling):
             elif now_s - max(trip.named_s, moved_s) >= UNNAMED_S:
                 self._mend(trip, trip.link, now_s)
         self._tell_moving(now_s)
+        self._tell_unheard(now_s)
         self._end_waits(now_s)
         for trip in self._trips.values():
             if trip.told_s > now_s:
@@ -407,21 +412,10 @@ class Relays(Travelling):
 
         Who has it says so itself, if it is there.
         """
-        if now_s < trip.told_s - UNHEARD_S or not self.routing.has_others(
-            trip.object_id
-        ):
+        is_soon = now_s >= trip.told_s - UNHEARD_S
+        if not (is_soon and self.routing.has_others(trip.object_id)):
             return False
-        link = trip.link
-        if link is None:
-            return now_s >= trip.told_s
-        link = self._cluster.reach(trip.target) or link
-        if link.is_up and now_s - max(link.heard_s, link.asked_s) >= ASK_SIGN_S:
-            link.asked_s = now_s
-            self._links.send(link, Ping(0))
-        if now_s < trip.told_s:
-            return False
-        is_asked = link.asked_s > link.heard_s
-        return not link.is_up or (is_asked and now_s - link.heard_s >= UNHEARD_S)
+        return self._is_unheard(trip, now_s) and now_s >= trip.told_s
 
     def _why_late(self, trip: Trip) -> ActiveStoreError:
         if trip.target:
@@ -529,7 +523,8 @@ class Relays(Travelling):
             return
         self._drop(trip)
         if trip.session is not None:
-            self._table.receive(trip.session, trip.in_time(self._table.clock()))
+            left = trip.in_time(self._table.clock())
+            self._receive_again(trip.session, left)
         elif trip.again is not None:
             trip.again()
         elif trip.then is not None:

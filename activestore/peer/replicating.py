@@ -90,8 +90,7 @@ class Replicating:
         self.core = core
         self._due_s = float("inf")
         self._to_do: deque[Any] = deque()
-        self._is_carrying = False
-        self._is_distrusted = False
+        self._is_carrying = self._is_distrusted = False
         self.mending = Mending(table, self)
         self._outbox = Outbox(table, cluster, relays, self.mending.met)
         # Commits whose writes a majority must have, by token; and by object, in order.
@@ -128,6 +127,7 @@ class Replicating:
             wanted.WriteDone: self._do_write_done,
             wanted.ReadDone: self._do_read_done,
             wanted.NoQuorum: self._do_no_quorum,
+            wanted.Unanswered: lambda e: table.step(events.ObjectUnanswered(e[0])),
             wanted.GroupDone: self._do_group_done,
             wanted.GroupChanged: self._do_group_changed,
             wanted.Refused: lambda e: spoke_for_others(table, cluster, e),

@@ -18,7 +18,7 @@ from activestore.peer.classes import Classes
 from activestore.wire import codec
 from activestore.wire.chunks import AT_ONCE, Lanes
 from activestore.wire.gossip import PeerRecord
-from activestore.wire.limits import BEAT_SEQUENCES_MAX
+from activestore.wire.limits import BEAT_SEQUENCES_MAX, UNHEARD
 from activestore.wire.messages import (
     Beat,
     Call,
@@ -312,14 +312,20 @@ class Table:
         else:
             self.send(route, message)
 
-    def beat(self, session: Session, sequences: Sequence[int]) -> None:
-        """Tell a session that its requests are still under way, each by its own way."""
+    def beat(
+        self, session: Session, sequences: Sequence[int], *, is_unheard: bool = False
+    ) -> None:
+        """Tell a session that its requests are still under way, each by its own way.
+
+        `is_unheard`: but that nothing is heard of who is to answer them.
+        """
+        extra = {UNHEARD: True} if is_unheard else None
         ways: dict[tuple[bytes, bool], list[int]] = {}
         for sequence in sequences:
             ways.setdefault(self._way_back(session, sequence), []).append(sequence)
         for (route, is_relayed), named in ways.items():
             for start in range(0, len(named), BEAT_SEQUENCES_MAX):
-                beat = Beat(named[start : start + BEAT_SEQUENCES_MAX])
+                beat = Beat(named[start : start + BEAT_SEQUENCES_MAX], extra)
                 self._tell_by(route, session, beat, is_relayed=is_relayed)
 
     def look_by(self, at_s: float) -> None:

@@ -26,7 +26,7 @@ from activestore.errors import (
 )
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, SessionId
 from activestore.peer.doubts import in_doubt
-from activestore.peer.links import Link, Links
+from activestore.peer.links import ASK_S, Link, Links
 from activestore.peer.table import Session, Table
 from activestore.peer.trips import Trip
 from activestore.wire import codec, values
@@ -38,6 +38,7 @@ from activestore.wire.messages import (
     Credit,
     Failure,
     Message,
+    Ping,
     Relay,
     Relayed,
     whole,
@@ -45,6 +46,9 @@ from activestore.wire.messages import (
 
 # How often a client is told of a request that is long on its way, or its answer is.
 BEAT_S = 2.0
+# Who has a request, and is asked for a sign, and gives none for so long, is not waited for:
+# a client is told so, and at a deadline it is told how it ended.
+UNHEARD_S = 1.0
 
 
 class Travelling:
@@ -113,6 +117,31 @@ class Travelling:
                 moving.setdefault(trip.session, []).append(trip.sequence)
         for session, sequences in moving.items():
             self._table.beat(session, sequences)
+
+    def _tell_unheard(self, now_s: float) -> None:
+        """Tell clients once of what nobody has who is heard: others may reach who leads."""
+        unheard: dict[Session, list[int]] = {}
+        for trip in self._trips.values():
+            if trip.session is None or trip.is_told or trip.is_stream:
+                continue
+            if now_s - trip.began_s >= UNHEARD_S and self._is_unheard(trip, now_s):
+                trip.is_told = True
+                unheard.setdefault(trip.session, []).append(trip.sequence)
+        for session, sequences in unheard.items():
+            self._table.beat(session, sequences, is_unheard=True)
+
+    def _is_unheard(self, trip: Trip, now_s: float) -> bool:
+        """Whether nobody has a trip who gives signs of life when asked for them."""
+        link = trip.link
+        if link is None:
+            return True
+        link = self._links.best(trip.target) or link
+        heard_s = max(link.heard_s, self._moved_s(trip))
+        if link.is_up and now_s - max(heard_s, link.asked_s) >= ASK_S:
+            link.asked_s = now_s
+            self._links.send(link, Ping(0))
+        is_asked = link.asked_s > heard_s
+        return not link.is_up or (is_asked and now_s - heard_s >= UNHEARD_S)
 
     def _moved_s(self, trip: Trip) -> float:
         """Return when a part of something large last went over the link of a trip."""

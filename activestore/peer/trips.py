@@ -40,8 +40,8 @@ class Trip:
 
     __slots__ = (
         "again", "asked", "attempt", "began_s", "call_id", "due_s", "is_again", "is_parked",
-        "is_resting", "link", "message", "named_s", "object_id", "passed", "redirects",
-        "sequence", "session", "session_id", "target", "then", "until_s",
+        "is_resting", "is_told", "link", "message", "named_s", "object_id", "passed",
+        "redirects", "sequence", "session", "session_id", "target", "then", "until_s",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Trip:
         self.is_again = False  # it may have arrived: the next time is another attempt
         self.is_parked = False  # it waits here for somebody to lead the object
         self.is_resting = False  # asked again with the next look
+        self.is_told = False  # its client knows that nothing is heard of who has it
         # When it was sent, or its peer last told that it has it; of a client's also when
         # the client was told so because a large message got on.
         self.named_s = now_s
@@ -108,3 +109,11 @@ def in_time(message: Any, until_s: float, now_s: float) -> Any:
     if not until_s:
         return message
     return message._replace(deadline_ms=max(1, round((until_s - now_s) * 1000)))
+
+
+def asked_before(message: Any) -> Any:
+    """Return a client's message that has waited as a later attempt: it is looked up.
+
+    Meanwhile its client may have asked another peer, and have the answer.
+    """
+    return message if message.attempt else message._replace(attempt=1)

@@ -58,6 +58,9 @@ OPEN_TOLD_EVERY = 64
 
 # Sequence numbers in one Beat, so that its header stays under HEADER_BYTES_MAX.
 BEAT_SEQUENCES_MAX = 400
+# What a Beat carries in its `extra` of requests whose answer its peer does not expect soon: who
+# has them, or must agree, is not heard.
+UNHEARD = "unheard"
 
 # Names of classes, methods, aliases: in characters.
 NAME_CHARS_MAX = 256

@@ -16,6 +16,7 @@ from activestore.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
+from activestore.wire.limits import UNHEARD
 from activestore.wire.messages import (
     Beat,
     Cancel,
@@ -118,6 +119,45 @@ def test_request_that_its_peer_does_not_name_goes_by_another_too(pair):
 
     assert pair.ended == [request]
     assert pair.session.endpoint == A, "it was slow, no more"
+
+
+def test_request_that_its_peer_hears_nobody_answer_goes_by_another_at_once(pair):
+    """Once for each word; and only of the peer that it was asked by last."""
+    request, other = pair.call(), pair.call()
+    unheard = Beat([request.sequence], {UNHEARD: True})
+
+    pair.come(A, unheard)
+    pair.pass_time(0.01)
+    pair.greet(B)
+    pair.come(A, unheard)
+    pair.pass_time(0.01)
+
+    assert pair.calls(B) == [(1, 1, True)]
+    assert request.passes == 1
+    assert not other.is_unheard
+
+
+def test_word_that_nobody_is_heard_changes_nothing_where_no_other_peer_is_known(world):
+    request = world.call()
+
+    world.come(A, Beat([request.sequence], {UNHEARD: True}))
+    world.pass_time(1.0)
+
+    assert world.calls(A) == [(1, 0, False)]
+    assert not request.is_done
+
+
+def test_what_was_refused_already_waits_for_the_second_peer(pair):
+    """Who takes over may need a moment; the refusal is the answer only after silence."""
+    request = pair.call()
+    pair.come(A, failure(1, NoQuorumError("add", "1 of 3")))
+    pair.pass_time(0.2)
+    pair.greet(B)
+
+    pair.come(B, Beat([1], {UNHEARD: True}))
+    pair.pass_time(0.5)
+
+    assert not request.is_done
 
 
 def test_peer_that_answers_what_the_connected_one_did_not_is_asked_first(pair):

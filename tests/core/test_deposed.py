@@ -265,6 +265,24 @@ def test_what_waits_for_an_object_that_nobody_can_lead_is_refused(led: Stage) ->
     assert only(led.call(1, attempt=2), effects.LookUpReply), "decided: look it up"
 
 
+def test_clients_hear_that_no_majority_answers_what_has_ended(led: Stage) -> None:
+    """What has not ended is for nobody else to answer; a method has no other way."""
+    Group(led)
+    led.end(led.run(1), change=delta())
+    led.end(led.run(2, "peek", session=2))
+    led.call(3)
+
+    out = led.step(events.ObjectUnanswered(OBJECT))
+
+    assert only(out, effects.SendBeat) == [
+        effects.SendBeat(client(1).session, [1], is_unheard=True),
+        effects.SendBeat(client(2, 2).session, [2], is_unheard=True),
+    ]
+    led.step(events.ObjectUnavailable(OBJECT, NO_QUORUM))
+    assert only(led.step(events.ObjectUnanswered(OBJECT)), effects.SendBeat) == []
+    assert led.step(events.ObjectUnanswered(OTHER)) == []
+
+
 def test_refused_for_good_after_no_quorum_is_told_once(led: Stage) -> None:
     written = led.end(led.run(1), change=delta())
     led.step(events.ObjectUnavailable(OBJECT, NO_QUORUM))

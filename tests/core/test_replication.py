@@ -22,6 +22,7 @@ from activestore.core.replication_effects import (
     Send,
     SendWhole,
     Store,
+    Unanswered,
     Unshared,
     WriteDone,
 )
@@ -186,6 +187,26 @@ def test_calls_after_an_idle_hour_are_waited_for_from_then_on() -> None:
     assert of(pass_time(core, now_s + 5.1), Deposed) == [
         Deposed(OBJECT, is_unanswered=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("is_reached", "not_before_s", "told_s"), [(False, 0.0, 0.5), (True, 1.0, 1.5)]
+)
+def test_who_waits_for_a_majority_is_told_that_none_answers(
+    is_reached: bool, not_before_s: float, told_s: float
+) -> None:
+    """At once where too few are in reach; a slow disk gets a second."""
+    core, epoch = leader()
+    core.begin_write(OBJECT, "delta")
+    for peer in () if is_reached else (B, C):
+        core.step(PeerSeen(peer, False), 1.0)
+
+    core.step(WriteStored(OBJECT, 8), 1.0)
+
+    assert of(pass_time(core, 1.0 + not_before_s - 0.01), Unanswered) == []
+    assert of(pass_time(core, 1.0 + told_s + 0.01), Unanswered) == [Unanswered(OBJECT)]
+    core.step(MessageCame(B, Accepted(OBJECT, epoch, 8)), 3.0)
+    assert of(pass_time(core, 9.0), Unanswered) == []
 
 
 def test_a_pair_needs_both() -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from activestore.client.links import REACH_S
 from activestore.client.passing import PASS_S
-from activestore.testing import Simulation
+from activestore.peer.links import LOOK_S
+from activestore.peer.travelling import UNHEARD_S
+from activestore.testing import ExecutorSpeed, Latency, PeerSettings, Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
 from tests.simulation.test_replicas import id_of
@@ -49,6 +51,62 @@ def test_connected_peer_does_not_hear_the_leader(connected: str, reached: str) -
             assert counter.add.options(direct=False)() == total
 
         assert sim.now_s - began_s < 1.0, "who answered is asked first from then on"
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("connected", ["peer-2", "peer-5"])
+def test_connected_peer_says_that_it_does_not_hear_the_leader(
+    connected: str, after_s: float
+) -> None:
+    """The client does not wait until it is silent: it is not."""
+    with Simulation(4, peers=5, classes=[Counter]) as sim:
+        object_id = id_of(replicated(sim))
+        counter = sim.client(connected).get(object_id)
+        sim.partition(connected, [name for name in ALL if name != connected])
+        sim.run(after_s)
+        began_s = sim.now_s
+
+        assert counter.add.options(direct=False)() == 2
+        assert sim.now_s - began_s < UNHEARD_S + 2 * LOOK_S
+        sim.heal()
+        sim.run(30.0)
+        assert counter.peek() == 2
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.0, 10.0])
+def test_connected_peer_leads_and_hears_no_majority(after_s: float) -> None:
+    """It has the call on its disk, and says that others may lead by now."""
+    for seed in (4, 5, 6):
+        with Simulation(seed, peers=5, classes=[Counter]) as sim:
+            counter = replicated(sim)
+            sim.partition("peer-1", ALL[1:])
+            sim.run(after_s)
+            began_s = sim.now_s
+
+            assert counter.add() == 2
+            assert sim.now_s - began_s < PASS_S, "before what it has is in doubt"
+            sim.heal()
+            sim.run(30.0)
+            assert counter.peek() == 2
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_call_that_takes_long_is_asked_by_no_other_peer(is_copied: bool) -> None:
+    """Nobody is cut off: who has it gives signs of life when it is asked for them."""
+    runs = {"*": Latency(0.001, 0.001), "add_slowly": Latency(20.0, 20.0)}
+    settings = PeerSettings(executor=ExecutorSpeed(runs=runs))
+    with Simulation(4, peers=5, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        made = sim.client("peer-1").create(COUNTER, replicas=3 if is_copied else 1)
+        client = sim.client("peer-5")
+        slow = client.get(id_of(made)).add_slowly
+
+        assert slow.options(direct=False)() == 1
+        assert slow() == 2
+
+        endpoints = {one.endpoint for one in client.session.links.by_route.values()}
+        assert endpoints <= {sim.peers[name].endpoint for name in ("peer-1", "peer-5")}
+        assert client.session.endpoint == sim.peers["peer-5"].endpoint
 
 
 @pytest.mark.parametrize("connected", ["peer-1", "peer-2"])

@@ -20,6 +20,7 @@ from activestore.testing.network import SimTransport
 from activestore.wire import codec, messages, values
 from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from activestore.wire.state import encode_states
+from tests.simulation.clusters import join
 from tests.simulation.models import Counter
 
 COUNTER = "tests.simulation.models.Counter"
@@ -368,3 +369,47 @@ def test_copy_that_was_overtaken_on_its_first_way_is_not_run_where_it_is_forward
         sim.run(10.0)
 
         assert counter.peek() == 4
+
+
+@pytest.mark.parametrize("is_relayed", [False, True])
+def test_request_that_waited_while_another_peer_answered_it_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, is_relayed: bool
+) -> None:
+    """The later one tells that the first is answered, and was sent no later for that."""
+    with Simulation(1, peers=2, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-2")
+        counter = client.create(COUNTER)
+        mine = remote.id_of(counter)
+        assert mine is not None
+        loop = sim.peers["peer-1"].loop
+        released: list[Any] = []
+        with monkeypatch.context() as nobody_leads:
+            nobody_leads.setattr(loop.relays.routing, "is_leaderless", lambda _: True)
+            nobody_leads.setattr(
+                loop.relays,
+                "replicas_wanted",
+                lambda _, then: released.append(then) or True,
+            )
+            waits = Raw(sim, "peer-1")
+            waits.send(HELLO)
+            if is_relayed:
+                next(
+                    one
+                    for one in loop.sessions.values()
+                    if one.session_id == HELLO.session
+                ).is_relayed = True
+            waits.send(call(mine, 1), call(mine, 2))
+        assert len(released) == 2
+        other = Raw(sim, "peer-2")
+        other.send(HELLO, call(mine, 1, attempt=1), call(mine, 2, attempt=1))
+        assert counter.peek() == 2
+        client.move(counter, "peer-1")
+
+        for session in loop.sessions.values():
+            session.doubt()  # As where this peer leads from now on.
+        for decided in released:
+            decided(None)
+        sim.run(1.0)
+
+        assert counter.peek() == 2
