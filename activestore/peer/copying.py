@@ -21,7 +21,7 @@ from activestore.errors import CorruptRecordError, StorageFullError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
 from activestore.peer.table import Table
-from activestore.storage.engine import Engine, Row
+from activestore.storage.engine import ZERO_ID, Change, Engine, Row
 
 # Steps that are written in one commit: it bounds how long the first waits.
 STEPS_MAX = 256
@@ -49,11 +49,14 @@ class Copying:
         self._is_writing = False
         # Copies that are to go, and which this disk refused to let go of.
         self._left: dict[ObjectId, tuple[Sequence[Row], bytes]] = {}
+        # Registers that it did not let go of, of objects that are plain ones again.
+        self._shared: dict[ObjectId, tuple[int, bytes]] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or is being written."""
-        return not (self._waiting or self._is_writing or self._left)
+        left = self._left or self._shared
+        return not (self._waiting or self._is_writing or left)
 
     def add(self, effect: wanted.Store) -> None:
         """Have a step written; `Stored` is told once it is on disk, or refused."""
@@ -64,11 +67,40 @@ class Copying:
         """Have a copy and its register go; `rows`: what is kept in their stead."""
         self._remove(object_id, rows, None)
 
+    def make_plain(self, object_id: ObjectId, counter: int) -> None:
+        """Have the register of an object go that only this peer has; the object stays."""
+        self._make_plain(object_id, counter, None)
+
     def remove_again(self) -> None:
         """Have go what a full disk has kept; called now and then."""
         left, self._left = self._left, {}
         for object_id, (rows, register) in left.items():
             self._remove(object_id, rows, register)
+        shared, self._shared = self._shared, {}
+        for object_id, (counter, known) in shared.items():
+            self._make_plain(object_id, counter, known)
+
+    def _make_plain(
+        self, object_id: ObjectId, counter: int, register: bytes | None
+    ) -> None:
+        """Remove a register, unless it is another one than this by now."""
+
+        def write(engine: Engine) -> bytes | None:
+            known = engine.row("register", object_id)
+            if known is None or (register is not None and known != register):
+                return None
+            rows = [shipping.register_row(object_id, None)]
+            change = Change(object_id, epoch=counter, rows=rows)
+            if engine.head(object_id) is None:  # It was deleted meanwhile.
+                change = Change(ZERO_ID, rows=rows)
+            (refused,) = engine.commit([change])
+            return known if isinstance(refused, StorageFullError) else None
+
+        def then(kept: Any, _error: BaseException | None) -> None:
+            if kept is not None:
+                self._shared[object_id] = (counter, kept)
+
+        self._table.storage.write(write, then)
 
     def _remove(
         self, object_id: ObjectId, rows: Sequence[Row], register: bytes | None

@@ -217,7 +217,9 @@ class Moving:
         state: ObjectState,
         replies: list[ReplyRecord],
     ) -> None:
-        object_id, epoch = leaving.object_id, head.epoch + 1
+        object_id = leaving.object_id
+        # Above what was told, which a full disk may have refused: see `Copying`.
+        epoch = max(head.epoch, self._places.epoch_alone(object_id) or 0) + 1
         body, buffers = encode_states([NamedState(object_id, head.alias, state)])
         blocks = [bytes(b) for b in buffers]  # type: ignore[arg-type]  # read, all of them
         size = len(body) + sum(map(len, blocks))

@@ -475,11 +475,7 @@ class Replicating:
 
     def _do_unshared(self, effect: wanted.Unshared) -> None:
         object_id = effect.object_id
-        rows = [shipping.register_row(object_id, None)]
-        change = Change(object_id, epoch=effect.counter, rows=rows)
-        self._table.storage.write(
-            lambda engine: engine.commit([change]), lambda *_: None
-        )
+        self.copying.make_plain(object_id, effect.counter)
         self._places.came(object_id, Place(self._me, effect.counter))
         self._table.step(events.ObjectUnshared(object_id))
         self._release(object_id)
@@ -544,9 +540,12 @@ class Replicating:
             then(None)
             return
 
+        # What was told may not be on disk yet: see `Copying.make_plain`.
+        told = self._places.epoch_alone(object_id) or 0
+
         def read(engine: Engine) -> int:
             head = engine.head(object_id)
-            return 0 if head is None else head.epoch
+            return 0 if head is None else max(head.epoch, told)
 
         def begin(epoch: Any, error: BaseException | None) -> None:
             if error is not None or not epoch or self.is_moving(object_id):

@@ -9,7 +9,7 @@ import pytest
 
 from activestore.core.register import Register
 from activestore.core.replication import Replication
-from activestore.core.replication_effects import Followed
+from activestore.core.replication_effects import Followed, Unshared
 from activestore.core.replication_events import MessageCame, Touched
 from activestore.core.troubles import TroubleKind
 from activestore.errors import CancelledError, NoQuorumError, StorageFullError
@@ -164,6 +164,47 @@ def test_copy_that_nobody_told_to_go_goes_after_a_while() -> None:
         sim.run(30.0)
         assert register_at(sim.peers["peer-4"], object_id) is not None
         check_whole(sim, {object_id: 3})
+
+
+@pytest.mark.parametrize("then", ["move", "grow", "delete"])
+def test_register_that_a_full_disk_kept_leads_no_other_group(then: str) -> None:
+    with Simulation(10, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client, peer = sim.client("peer-1"), sim.peers["peer-1"]
+        counter = client.create(COUNTER, replicas=2)
+        object_id = id_of(counter)
+        assert counter.add() == 1
+        carry_out = peer.loop.replicating._effects[Unshared]
+
+        told: list[int] = []
+
+        def refuse(effect: Unshared) -> None:
+            told.append(effect.counter)
+            sim.refuse_commits("peer-1", 1)
+            carry_out(effect)
+
+        peer.loop.replicating._effects[Unshared] = refuse
+        client.replicate(counter, 1)
+        sim.run(0.2)
+        assert register_at(peer, object_id) is not None
+        if then == "move":
+            client.move(counter, "peer-3")
+            assert client.locate(counter)["epoch"] > told[0]
+        elif then == "grow":
+            group = client.replicate(counter, 2)
+            assert group.config_version > 4, "versions grow over all registers"
+        else:
+            client.delete(counter)
+        sim.run(5.0)
+        sim.crash("peer-1")
+        sim.restart("peer-1")
+        if then != "grow":
+            assert sim.peers["peer-1"].engine.row("register", object_id) is None
+        sim.run(15.0)
+
+        if then != "delete":
+            assert sim.client("peer-2").get(object_id).add() == 2
+            assert len(leaders(sim, object_id)) == 1
 
 
 def test_copy_that_a_full_disk_kept_goes_when_there_is_room() -> None:
