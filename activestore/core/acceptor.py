@@ -462,7 +462,8 @@ class Acceptor(Standing):
         if not self.believes(sender, message):
             return
         if register is not None:
-            epoch, config = message.epoch, message.config
+            # It is committed: who is named in it as one of before is so to believe it.
+            epoch, config = message.epoch, message.config._replace(before=())
             self.learn_config(sender, object_id, epoch, config, is_drop=True)
         # A drop that waits for the disk is answered when its leader says it again.
         self._desk.send(sender, self.told(object_id))
@@ -505,7 +506,7 @@ class Acceptor(Standing):
     def remove(self, object_id: ObjectId, left: Forget | int) -> None:
         """Remove everything of an object; late messages do not bring it back."""
         assert object_id not in self._busy
-        self._desk.emit(Remove(object_id))
+        self._desk.emit(Remove(object_id, is_deleted=isinstance(left, Forget)))
         self.release(object_id, left)
 
     def release(self, object_id: ObjectId, left: Forget | int) -> None:
@@ -528,8 +529,11 @@ class Acceptor(Standing):
         if register is not None:
             if self._defer(sender, message):
                 return
-            is_over = register.epoch.counter >= message.epoch.counter
-            if register.is_deleted and is_over and not register.is_quarantined:
+            # Who was replaced before has a state that is older than the delete.
+            is_older = register.point <= Point(message.epoch.counter, message.number)
+            is_over = register.is_deleted or is_older
+            is_same = message.lineage == register.config.lineage
+            if is_over and is_same and not register.is_quarantined:
                 self.remove(object_id, message)
         self._desk.send(sender, self.told(object_id))
 
@@ -545,8 +549,8 @@ class Acceptor(Standing):
             self.meet_lineage(object_id, lineage)
             return
         self._hooks.on_overtaken(object_id, register.promised)
-        self._desk.emit(Remove(object_id, True))
-        self.release(object_id, Forget(object_id, register.promised, register.number))
+        left = Forget(object_id, register.promised, register.number, lineage)
+        self.remove(object_id, left)
 
     def meet_lineage(self, object_id: ObjectId, lineage: int) -> None:
         """Take note of a lineage: where it is newer, the copy here is history.

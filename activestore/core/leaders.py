@@ -499,6 +499,8 @@ class Leaders(LeadEndings):
 
     def _drop(self, lead: Lead, peer_id: PeerId, config: Config) -> None:
         lead.dropped[peer_id] = config.version
+        if config.lineage:  # Another part of the group may not know who was forced.
+            config = config._replace(before=(peer_id,))
         order = Drop(lead.object_id, lead.ballot, config)
         self._tell_leaving(lead.object_id, peer_id, order)
 
@@ -539,7 +541,7 @@ class Leaders(LeadEndings):
             return
         # Who left before, and has not said so, is told when it asks.
         self._leaving.pop(object_id, None)
-        order = Forget(object_id, lead.ballot, number)
+        order = Forget(object_id, lead.ballot, number, lead.config.lineage)
         for peer_id in sorted({*voters, *lead.learners} - {self._desk.me}):
             self._tell_leaving(object_id, peer_id, order)
         if object_id not in self._leaving:
@@ -552,7 +554,8 @@ class Leaders(LeadEndings):
         number = self._deleted[object_id]
         self._end(object_id)
         self._desk.emit(Remove(object_id))
-        self._acceptor.release(object_id, Forget(object_id, lead.ballot, number))
+        left = Forget(object_id, lead.ballot, number, lead.config.lineage)
+        self._acceptor.release(object_id, left)
 
     # Time, and peers that come back
 

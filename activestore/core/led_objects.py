@@ -132,6 +132,10 @@ class LedObjects:
             if not objects:
                 del self._lagging[peer_id]
 
+    def has_told(self, peer_id: PeerId, object_id: ObjectId) -> bool:
+        """Return whether a peer is to answer that it is out of the group."""
+        return peer_id in self._leaving.get(object_id, {})
+
     def on_peer_back(self, peer_id: PeerId, *, is_lost: bool) -> None:
         """Send a peer that came back what it missed, not all at once.
 

@@ -439,6 +439,8 @@ class Replication:
         elif isinstance(message, Ask):
             self._acceptor.on_ask(sender, message)
         else:
+            if self._leaders.has_told(sender, message.object_id):
+                self._acceptor.hear_answer(message)
             self._takeovers.on_told(sender, message)
             self._leaders.on_told(sender, message)
 
@@ -451,14 +453,13 @@ class Replication:
         if register.config.lineage == message.config.lineage:
             self._takeovers.on_promise(sender, message)
         else:
-            self._acceptor.hear_lineage(sender, message.object_id, message.config)
+            self._acceptor.hear_lineage(sender, message)
 
     def _on_nack(self, sender: PeerId, message: Nack) -> None:
-        object_id, config = message.object_id, message.config
-        if config is not None and message.reason is Reason.LINEAGE:
-            self._acceptor.hear_lineage(sender, object_id, config)
-        elif config is not None:
-            self._acceptor.hear_config(sender, object_id, config)
+        if message.reason is Reason.LINEAGE:
+            self._acceptor.hear_lineage(sender, message)
+        else:
+            self._acceptor.hear_config(sender, message)
         self._acceptor.note_refusal(sender, message)
         self._leaders.on_nack(sender, message)
         self._takeovers.on_nack(sender, message)

@@ -7,7 +7,7 @@
 A config that changed while this peer was away may have none of those that it knows. Who is
 introduced is believed all the same, or a group whose only survivors do not know each
 other could never go on. So this keeps out who is confused; it is no proof against members
-that lie. Where an operator forced the group, one of another forced lineage is heard, too.
+that lie. So is who tells that the group was forced, and names this peer as one of it.
 
 Rules of this file: it changes no register. Who has no say is told what was expected.
 
@@ -34,6 +34,7 @@ from activestore.wire.replicas import (
     Forget,
     Nack,
     Prepare,
+    Promise,
     Reason,
     Told,
 )
@@ -61,42 +62,57 @@ class Standing(Registers, ABC):
         is_told = told is not None and _is_newer(told, register.config)
         return told is not None and is_told and peer in electorate(told)
 
-    def hear_config(self, sender: PeerId, object_id: ObjectId, config: Config) -> None:
+    def hear_config(self, sender: PeerId, message: Promise | Nack | Told) -> None:
         """Take what one of the group says of the group: its word makes others known."""
+        object_id, config = message.object_id, message.config
         register = self.latest(object_id)
-        if register is None or not self._is_known(sender, object_id, register):
+        if register is None or config is None:
+            return
+        if not self._is_known(sender, object_id, register):
             return
         known = self._told.get(object_id, register.config)
         if _is_newer(config, register.config) and config.version > known.version:
             self._told[object_id] = config
 
-    def hear_lineage(self, sender: PeerId, object_id: ObjectId, config: Config) -> None:
+    def hear_lineage(self, sender: PeerId, message: Promise | Nack) -> None:
         """Take what one of the group says of its lineage."""
+        object_id, config = message.object_id, message.config
         register = self.latest(object_id)
-        if register is None:
+        if register is None or config is None:
             return
-        is_known = self._is_known(sender, object_id, register)
-        if is_known or _is_apart(sender, register, config):
+        if self._is_known(sender, object_id, register):
             self.meet_lineage(object_id, config.lineage)
+
+    def hear_answer(self, message: Told) -> None:
+        """Take what one says that was told to drop its copy: its lineage may be later."""
+        if message.is_led and message.config is not None:
+            self.meet_lineage(message.object_id, message.config.lineage)
 
     def believes(self, sender: PeerId, message: Drop | Forget | Told) -> bool:
         """Return whether the sender has a say in the object; else that is told."""
         register = self.latest(message.object_id)
         if register is None or self._is_known(sender, message.object_id, register):
             return True  # Where nothing is here it could harm nothing.
-        config = None if isinstance(message, Forget) else message.config
-        if config is not None and _is_apart(sender, register, config):
+        if isinstance(message, Drop) and self._is_forced(sender, message, register):
             return True
         self._refuse(sender, message, register)
         return False
+
+    def _is_forced(self, sender: PeerId, message: Drop, register: Register) -> bool:
+        """Return whether a group with this peer was forced; it may not know by whom.
+
+        Its config may be older than that of who was forced, or be of another force.
+        """
+        config = message.config
+        is_other = config.lineage not in (0, register.config.lineage)
+        return is_other and sender in config.voters and self._me in config.before
 
     def _may_ask(self, sender: PeerId, message: Prepare, register: Register) -> bool:
         """Return whether a candidate is a voter, or brings a newer config.
 
         It must have this peer too: else the sender needs nothing from here.
         """
-        is_voter = sender in electorate(register.config)
-        if is_voter or _is_apart(sender, register, message.config):
+        if sender in electorate(register.config):
             return True
         voters = electorate(message.config)
         is_group = sender in voters and self._me in voters
@@ -108,8 +124,7 @@ class Standing(Registers, ABC):
         Two configs of one version may be here and there, of which one is not committed:
         whoever leads has found out which.
         """
-        is_known = self._is_known(sender, message.object_id, register)
-        if is_known or _is_apart(sender, register, message.config):
+        if self._is_known(sender, message.object_id, register):
             return True
         config, known = message.config, register.config
         voters = electorate(config)
@@ -159,16 +174,6 @@ class Standing(Registers, ABC):
         object_id = message.object_id
         nack = Nack(object_id, message.epoch, number, reason, promised, config, text)
         self._desk.send(sender, nack)
-
-
-def _is_apart(sender: PeerId, register: Register, config: Config) -> bool:
-    """Return whether two parts of a group were forced, and a sender is of the other one.
-
-    Who forced it knows nobody any more of those who were in the group before; all that
-    comes of another lineage is that the older one is set aside.
-    """
-    ours, theirs = register.config.lineage, config.lineage
-    return ours != 0 and theirs not in (0, ours) and sender in electorate(config)
 
 
 def _is_newer(config: Config, than: Config) -> bool:

@@ -234,7 +234,7 @@ class TakeOvers(Followings):
         if config is not None:
             if not is_found and not self._acceptor.believes(sender, message):
                 return
-            self._acceptor.hear_config(sender, object_id, config)
+            self._acceptor.hear_config(sender, message)
         if message.is_led and config is not None:
             self._acceptor.learn_config(sender, object_id, message.promised, config)
             register = self._acceptor.latest(object_id)
@@ -427,7 +427,7 @@ class TakeOvers(Followings):
             return
         is_new = sender in search.asked and sender not in search.promises
         if message.epoch == search.ballot and is_new:
-            self._acceptor.hear_config(sender, message.object_id, message.config)
+            self._acceptor.hear_config(sender, message)
             search.promises[sender] = message
             self._go_on(message.object_id, search)
 

@@ -114,7 +114,8 @@ class Rollcall:
         """Have the core know a group in which this peer is not."""
         roles = {PeerId(bytes(r["peer_id"])): r["role"] for r in answer["members"]}
         is_told = roles.get(target) == "primary" and not answer["is_quarantined"]
-        if self._me in roles or answer["is_joint"] or not is_told:
+        is_led = self._core.is_led(object_id)  # since it was asked
+        if self._me in roles or answer["is_joint"] or not is_told or is_led:
             return
         epoch = int(answer["epoch"])
         members = [one for one, role in roles.items() if role in {"primary", "replica"}]

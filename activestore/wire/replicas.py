@@ -205,11 +205,15 @@ class Drop(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """All have accepted that the object is deleted: nothing of it needs to be kept."""
+    """All have accepted that the object is deleted: nothing of it needs to be kept.
+
+    `epoch`, `number`: under which all have it; older states of this lineage are history.
+    """
 
     object_id: ObjectId
     epoch: Ballot
     number: int
+    lineage: int = 0
 
 
 class Ask(NamedTuple):
@@ -421,7 +425,7 @@ _KINDS: dict[int, tuple[Any, tuple[Callable[[Any], Any], ...]]] = {
     9: (Fetch, (*_OC, _point)),
     10: (State, (*_OC, _point, config_of, _flag, _change)),
     11: (Drop, (*_OC, config_of)),
-    12: (Forget, (*_OC, _number)),
+    12: (Forget, (*_OC, _number, _number)),
     13: (Ask, (_object_id,)),
     14: (Told, (*_OC, _point, _no_or(config_of), _flag)),
 }

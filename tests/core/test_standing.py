@@ -25,6 +25,7 @@ from activestore.core.replication_effects import (
 )
 from activestore.core.replication_events import (
     DeletedFound,
+    ForceOrdered,
     GroupFound,
     MessageCame,
     Stored,
@@ -215,6 +216,36 @@ def test_group_that_was_found_by_its_place_is_believed() -> None:
     assert of(effects, Remove) == [Remove(OBJECT)]
 
 
+def test_former_member_lets_its_copy_go_when_the_others_say_that_it_was_deleted() -> (
+    None
+):
+    """It was replaced before the delete, and nobody waits for its answer."""
+    core = follower()
+
+    effects = core.step(MessageCame(B, Forget(OBJECT, Ballot(4, C), 9)), 1.0)
+
+    assert of(effects, Remove) == [Remove(OBJECT, is_deleted=True)]
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        Forget(OBJECT, Ballot(3, B), 6),
+        Forget(OBJECT, Ballot(2, B), 99),
+        Forget(OBJECT, Ballot(4, C), 9, 1 << 50),
+    ],
+    ids=["earlier", "of an earlier epoch", "of another lineage"],
+)
+def test_copy_that_is_newer_than_a_delete_or_of_another_lineage_stays(
+    forget: Forget,
+) -> None:
+    core = follower()
+    before = core.register_of(OBJECT)
+
+    assert of(core.step(MessageCame(B, forget), 1.0), Remove) == []
+    assert core.register_of(OBJECT) == before
+
+
 def test_copy_goes_whose_object_was_deleted() -> None:
     core = follower()
 
@@ -242,19 +273,48 @@ def test_copy_of_an_older_lineage_than_that_of_the_delete_is_set_aside() -> None
     assert store.register.is_quarantined
 
 
-@pytest.mark.parametrize("kind", [Drop, Told])
-def test_two_forced_parts_of_a_group_meet_though_neither_knows_the_other(
-    kind: type,
-) -> None:
+def test_two_forced_parts_of_a_group_meet_though_neither_knows_the_other() -> None:
     """Two operators forced two copies: the config of each has nobody else any more."""
     core = follower(Config(9, (A,), lineage=1 << 49))
-    message: Any = Drop(OBJECT, HIGH, FORCED)
-    if kind is Told:
-        message = Told(OBJECT, HIGH, Point(99, 9), FORCED, True)
+    drop = Drop(OBJECT, HIGH, FORCED._replace(before=(A,)))
 
-    (store,) = of(core.step(MessageCame(D, message), 1.0), Store)
+    (store,) = of(core.step(MessageCame(D, drop), 1.0), Store)
 
     assert store.register.is_quarantined
+
+
+def test_member_is_set_aside_by_who_was_forced_and_is_newer_than_its_config() -> None:
+    core = follower()
+    drop = Drop(OBJECT, HIGH, FORCED._replace(before=(A,)))
+
+    (store,) = of(core.step(MessageCame(D, drop), 1.0), Store)
+
+    assert store.register.is_quarantined
+
+
+def test_who_is_forced_names_each_member_that_it_tells() -> None:
+    core = follower()
+    (store,) = of(core.step(ForceOrdered(1, OBJECT), 0.0), Store)
+
+    drops = sent(core.step(Stored(store.token), 0.0), Drop)
+
+    assert [(peer, drop.config.before) for peer, drop in drops] == [
+        (B, (B,)),
+        (C, (C,)),
+    ]
+
+
+def test_who_was_forced_is_set_aside_by_the_answer_of_a_later_lineage() -> None:
+    """It tells a member of its group, which is of another lineage since, and leads."""
+    core = follower()
+    (store,) = of(core.step(ForceOrdered(1, OBJECT), 0.0), Store)
+    core.step(Stored(store.token), 0.0)
+    later = Config(9, (B,), lineage=1 << 60)
+
+    told = Told(OBJECT, Ballot(5, B), Point(5, 9), later, True)
+    (aside,) = of(core.step(MessageCame(B, told), 1.0), Store)
+
+    assert aside.register.is_quarantined
 
 
 def candidate() -> tuple[Replication, Ballot]:
