@@ -180,7 +180,10 @@ def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[tuple[str, str]
             continue
         register = copy.register
         points[copy.object_id] = None if register.is_lost else register.point
-        changes.append(_change_with_row(copy, at))
+        if _is_left_over(engine, copy):
+            changes.append(_witnessed(copy))
+        else:
+            changes.append(_change_with_row(copy, at))
         ordered.append(index)
     for index, error in zip(ordered, engine.commit(changes), strict=True):
         found[index] = ("", "") if error is None else (problem_of(error), str(error))
@@ -209,6 +212,32 @@ def _follows(copy: Copy, at: Point | None) -> bool:
     register = copy.register
     has_state = register.has_state and not register.is_deleted
     return not has_state or at.number in {0, register.number}
+
+
+def _is_left_over(engine: Engine, copy: Copy) -> bool:
+    """Whether a state is here of when the witness was a member.
+
+    Until a config without the one before is accepted, the change that makes it the
+    witness may not be committed.
+    """
+    register = copy.register
+    is_witness = register.is_stateless and register.is_voter
+    if not is_witness or register.config.before or register.is_deleted:
+        return False
+    if copy.change is not None:
+        return False
+    try:
+        return engine.head(copy.object_id) is not None
+    except CorruptRecordError:
+        return True
+
+
+def _witnessed(copy: Copy) -> Change:
+    """Return what keeps a register and no state."""
+    rows = (register_row(copy.object_id, copy.register, copy.vouch),)
+    return Change(
+        copy.object_id, is_delete=True, is_copy=True, rows=rows, forgets_replies=True
+    )
 
 
 def _change_with_row(copy: Copy, at: Point | None) -> Change:

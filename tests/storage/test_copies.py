@@ -162,6 +162,25 @@ def test_same_state_under_a_new_epoch_tells_its_counter(engine: Engine) -> None:
     assert (head.epoch, head.version) == (6, 1)
 
 
+def test_member_that_is_the_witness_now_lets_its_state_go(engine: Engine) -> None:
+    object_id = keep(engine, 1, replies=(reply(1),))
+    joint = CONFIG._replace(before=CONFIG.members)
+    asked = at(2, 2, is_stateless=True)._replace(config=joint)
+    assert apply_copy(engine, object_id, asked, None, None, False) == ""
+    assert engine.head(object_id) is not None, "it may not come to be the witness"
+
+    witness = at(2, 3, is_stateless=True)
+    assert apply_copy(engine, object_id, witness, None, None, False) == ""
+
+    assert engine.head(object_id) is None
+    assert read_whole(engine, object_id) is None
+    assert unpack_register(engine.row("register", object_id) or b"") == witness
+    assert (
+        apply_copy(engine, object_id, at(2, 4, is_stateless=True), None, None, False)
+        == ""
+    )
+
+
 def test_witness_keeps_a_register_and_no_state(engine: Engine) -> None:
     for number in (1, 2):
         register = at(1, number)
