@@ -53,7 +53,7 @@ class Link:
 
     __slots__ = (
         "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "hello",
-        "is_open",
+        "is_open", "is_passed",
         "is_up", "number", "oldest_s", "opened_s", "peer", "probe", "probed", "route",
     )  # fmt: skip
 
@@ -69,6 +69,9 @@ class Link:
         self.peer: Peer | None = None
         self.is_open = True
         self.is_up = False  # welcomed, and not lost since
+        # Another was asked for what was sent here: what is sent now may stand still behind
+        # that, and come when others have answered it. So it is never a first attempt.
+        self.is_passed = False
         self.opened_s = now_s
         self.heard_s = now_s
         self.asked_s = 0.0

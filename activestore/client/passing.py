@@ -74,6 +74,7 @@ def next_link(
     request.is_unheard = False
     if is_silent and request.link not in tried:
         tried.append(request.link)
+        request.link.is_passed = True
     if request.link not in tried or request.is_stream:
         return None
     found = _other(tried, links, now_s)
@@ -102,6 +103,7 @@ def note_refusal(request: Request, error: ActiveStoreError, link: Link) -> None:
         request.refusal = error
         if link not in request.tried:
             request.tried.append(link)
+            link.is_passed = True
 
 
 def answered(request: Request, links: Links, link: Link) -> None:

@@ -182,10 +182,11 @@ class Request:
         message = self.message
         if not hasattr(message, "attempt"):
             return message  # type: ignore[no-any-return]  # a Request: asked anew
-        if self.attempt:
+        attempt = self.attempt or int(self.link.is_passed)
+        if attempt:
             extra = dict(message.extra or {})
             extra["age_ms"] = int((now_s - self.first_sent_s) * 1000)
-            message = message._replace(attempt=self.attempt, extra=extra)
+            message = message._replace(attempt=attempt, extra=extra)
         if self.deadline_s and hasattr(message, "deadline_ms"):
             left_ms = max(1, int((self.deadline_s - now_s) * 1000))
             message = message._replace(deadline_ms=left_ms)

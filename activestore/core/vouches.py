@@ -50,8 +50,7 @@ class Vouches:
             is_told = kept.committed >= register.number and kept.at_s is not None
             if is_told and at_s - (kept.at_s or 0.0) < KEEP_S:
                 return
-        self._lagging.pop(object_id, None)
-        self._lagging[object_id] = self._desk.now_s
+        self._lagging.setdefault(object_id, self._desk.now_s)
 
     def take(self, count: int) -> list[ObjectId]:
         """Return up to so many objects whose rows lag for long enough, once each."""

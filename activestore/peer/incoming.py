@@ -33,6 +33,7 @@ from activestore.peer.reading import STALENESS, Reading
 from activestore.peer.relays import Relays
 from activestore.peer.replicating import Replicating
 from activestore.peer.table import Session
+from activestore.peer.trips import asked_before
 from activestore.wire import codec
 from activestore.wire.chunks import CHUNKS
 from activestore.wire.limits import (
@@ -195,6 +196,7 @@ class Incoming(Making):
                 # What stood still on this way may have come by the other.
                 session.doubt()
             session.came_behind(link.route, inner)
+            inner = asked_before(inner)
         session.route = link.route
         session.is_relayed = True
         handler(session, inner)

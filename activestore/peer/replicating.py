@@ -410,6 +410,8 @@ class Replicating:
     def _do_store(self, effect: wanted.Store) -> None:
         if effect.register.is_deleted:
             self._deleted.add(effect.object_id)
+        else:  # A delete that no majority had is given up.
+            self._deleted.discard(effect.object_id)
         self.copying.add(effect)
 
     def _do_remove(self, effect: wanted.Remove) -> None:

@@ -127,6 +127,8 @@ class Session:
         before this process, or this session, began, or where the object was then: they
         are looked up until one tells that the answer to such a one has arrived, for
         that was sent after it. A peer asks for its own methods in order, by one way.
+        A later attempt proves nothing: its client asks several peers, and what it has
+        the answer to may have been answered by another. So is all that comes by a peer.
         """
         sequence = message.sequence
         if sequence > self.highest:
@@ -136,6 +138,8 @@ class Session:
             self.asking.add(self)
             if self.is_peer:
                 self.highest = sequence
+            elif message.attempt:
+                self.seen = max(self.seen, sequence)
             elif any(_has_answer_to(one, message) for one in self.doubted):
                 self.highest = max(self.seen, sequence)
                 if sequence > self.seen:

@@ -116,4 +116,5 @@ def asked_before(message: Any) -> Any:
 
     Meanwhile its client may have asked another peer, and have the answer.
     """
-    return message if message.attempt else message._replace(attempt=1)
+    is_first = getattr(message, "attempt", 1) == 0
+    return message._replace(attempt=1) if is_first else message

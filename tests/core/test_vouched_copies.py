@@ -299,6 +299,19 @@ def test_what_is_heard_later_is_written_once_beside_another_write() -> None:
     follower.core.check()
 
 
+def test_what_is_heard_all_the_time_is_written_too() -> None:
+    follower = Follower(FIVE)
+    follower.written(follower.accept(8))
+    kept = []
+    for _ in range(20):
+        follower.hear(Committed(OBJECT, EPOCH, 8))
+        follower.now_s += SETTLE_S / 4
+        follower.core.step(PeerSeen(C, True), follower.now_s)
+        kept += follower.core.take_unkept(16)
+
+    assert [one.heard.committed for one in kept] == [8]
+
+
 def test_what_came_with_its_state_is_not_written_again() -> None:
     follower = Follower(THREE)
     follower.written(follower.accept(8))

@@ -72,6 +72,18 @@ def test_request_after_a_doubt_is_looked_up_though_others_were_trusted() -> None
     assert doubted.numbered(call(3, first_unacked=3)).attempt == 0
 
 
+def test_later_attempt_is_no_proof_that_a_request_was_answered_here() -> None:
+    """Its client asks several peers: what stood still here, others have answered."""
+    session = session_of(table_of(), 1)
+    assert session.numbered(call(4, first_unacked=4)).attempt == 1
+
+    later = session.numbered(call(6, first_unacked=6)._replace(attempt=2))
+
+    assert later.attempt == 2
+    assert session.numbered(call(7, first_unacked=4)).attempt == 1
+    assert session.numbered(call(8, first_unacked=8)).attempt == 0
+
+
 def test_session_that_has_ended_is_kept_nowhere() -> None:
     table = table_of()
     session = session_of(table, 1)

@@ -102,6 +102,34 @@ def test_state_that_no_member_has_room_for_is_refused_and_the_object_lives_on() 
         check_nothing_left(sim)
 
 
+def test_object_lives_on_where_a_delete_was_given_up_and_its_peer_leaves() -> None:
+    with Simulation(1, peers=5, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER)
+        client.replicate(counter, 3, peers=["peer-1", "peer-2", "peer-3"])
+        counter.add()
+        other = sim.client("peer-4")
+        theirs = other.get(id_of(counter))
+        sim.partition(
+            ["peer-1", client.name], [name for name in sim.peers if name != "peer-1"]
+        )
+        with pytest.raises(NoQuorumError):
+            client.delete(counter)
+        sim.crash("peer-1")
+        sim.restart("peer-1")
+        sim.run(10.0)
+        assert theirs.add() == 2
+        sim.heal()
+        sim.run(30.0)
+
+        other.replicate(theirs, 2, leaving=["peer-1"])
+
+        sim.run(30.0)
+        found = [sim.client(name).get(id_of(counter)).peek() for name in sim.peers]
+        assert found == [2] * 5
+
+
 def test_member_that_is_to_leave_lets_its_copy_go() -> None:
     with Simulation(4, peers=3, classes=[Counter]) as sim:
         join(sim)
