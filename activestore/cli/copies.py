@@ -140,8 +140,8 @@ def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
     and are never merged.
     """
     with target.connected() as store:
+        peer = store.status()  # First: where it is cut off, another tells what REF is.
         object_id, _ = store.identify(ref)
-        peer = store.status()
         if not yes:
             _ask(group_of(store, object_id), peer, as_json=as_json)
         with spinner("force", quiet=as_json):
@@ -226,8 +226,8 @@ def discard(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
     that may still count is refused. Its group can have a copy at this peer again then.
     """
     with target.connected() as store:
+        peer = store.status()  # First: where it is cut off, another tells what REF is.
         object_id, _ = store.identify(ref)
-        peer = store.status()
         if not yes:
             group = group_of(store, object_id)
             if group is None or group.is_quarantined:

@@ -16,13 +16,13 @@ from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
 from activestore.core.leading import Lead
 from activestore.core.led_objects import LedObjects
-from activestore.core.register import Heard, electorate, has_quorum
+from activestore.core.register import Heard, electorate
 from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import (
     Deposed,
     GroupDone,
 )
-from activestore.core.replication_events import LeadHandedOver, RoomLacked
+from activestore.core.replication_events import LeadHandedOver
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import NOBODY
 
@@ -52,8 +52,6 @@ class LeadEndings(LedObjects, ABC):
         self._plans: dict[ObjectId, deque[Plan]] = {}
         self._hands: dict[ObjectId, _Hand] = {}
         self._deleted: dict[ObjectId, int] = {}
-        # Leads given away for want of room, and until when not again.
-        self._given_away: dict[ObjectId, float] = {}
 
     @abstractmethod
     def _go_on(self, lead: Lead) -> None:
@@ -80,14 +78,8 @@ class LeadEndings(LedObjects, ABC):
 
     # Handing over
 
-    def let_go(self, event: LeadHandedOver | RoomLacked) -> None:
-        """Let another lead: once nothing is under way, or now, for want of room here."""
-        if isinstance(event, RoomLacked):
-            self._on_room_lacked(event.object_id)
-        else:
-            self._on_handed_over(event)
-
-    def _on_handed_over(self, event: LeadHandedOver) -> None:
+    def hand_over(self, event: LeadHandedOver) -> None:
+        """Let another lead as soon as nothing is under way."""
         lead = self.leads.get(event.object_id)
         error = ""
         if lead is None or not lead.is_led:
@@ -154,37 +146,12 @@ class LeadEndings(LedObjects, ABC):
         lead = self.leads.get(object_id)
         if lead is None:
             return
-        self._give_away(lead, self._successor(lead))
-
-    def _on_room_lacked(self, object_id: ObjectId) -> None:
-        """Let another member lead, on whose disk there may be room.
-
-        Not where the others could not do without this peer, nor twice within a while:
-        where no disk has room for a write, each is tried once and the caller is told.
-        """
-        lead, now_s = self.leads.get(object_id), self._desk.now_s
-        if lead is None or not lead.is_led:
-            return
-        given = self._given_away
-        while given and next(iter(given.values())) <= now_s:
-            del given[next(iter(given))]
-        others = self._desk.reachable(electorate(lead.config)) - {self._desk.me}
-        successor = self._successor(lead)
-        is_able = successor in others and has_quorum(lead.config, others)
-        if is_able and object_id not in given:
-            given[object_id] = now_s + self._desk.config.room_lacked_s
-            self._give_away(lead, successor)
-
-    def _successor(self, lead: Lead) -> PeerId:
-        """Return the other member that has the most, NOBODY where none has enough."""
         others = [p for p in lead.committed_config.members if p != self._desk.me]
         others = [p for p in others if lead.reached(p) >= lead.committed]
-        return max(others, key=lead.reached, default=NOBODY)
-
-    def _give_away(self, lead: Lead, successor: PeerId) -> None:
+        successor = max(others, key=lead.reached, default=NOBODY)
         if successor:
             self._tell_handed(lead, successor)
-        self.depose(lead.object_id, successor)
+        self.depose(object_id, successor)
 
     def _tell_handed(self, lead: Lead, target: PeerId) -> None:
         self._desk.send(target, lead.told(is_handed=True))

@@ -46,7 +46,6 @@ from activestore.core.replication_events import (
     PeerSeen,
     RareEvent,
     ReplicationEvent,
-    RoomLacked,
     Stored,
     TimerFired,
     Touched,
@@ -356,8 +355,8 @@ class Replication:
             self._leaders.want(event)
         elif isinstance(event, ForceOrdered):
             self._force(event)
-        elif isinstance(event, LeadHandedOver | RoomLacked):
-            self._leaders.let_go(event)
+        elif isinstance(event, LeadHandedOver):
+            self._leaders.hand_over(event)
         elif isinstance(event, GroupFound):
             self._takeovers.on_told(event.leader, event.told, is_found=True)
         elif isinstance(event, DeletedFound):

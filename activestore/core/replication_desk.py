@@ -64,8 +64,6 @@ class ReplicationConfig(NamedTuple):
     learner_wait_s: float = 120.0
     # A target that does not lead after this does not want to.
     hand_over_s: float = 5.0
-    # A lead is given away for want of room once within these.
-    room_lacked_s: float = 10.0
 
 
 class Wake(enum.IntEnum):

@@ -109,12 +109,6 @@ class StateLost(NamedTuple):
     object_id: ObjectId
 
 
-class RoomLacked(NamedTuple):
-    """This disk had no room for a write of an object that is led here."""
-
-    object_id: ObjectId
-
-
 class TimerFired(NamedTuple):
     """The time that `deadline_s` named has come."""
 
@@ -130,7 +124,6 @@ RareEvent: TypeAlias = (
     | GroupFound
     | DeletedFound
     | StateLost
-    | RoomLacked
 )
 ReplicationEvent: TypeAlias = (
     MessageCame | Stored | WriteStored | RareEvent | TimerFired

@@ -1,8 +1,7 @@
-"""What this disk cannot keep of an object that others keep: had from them.
+"""What this disk forgot of an object that others keep: had from them again.
 
     state      -> StateLost: the core hands the lead over, and asks for the whole
     register   -> written anew, as it is known in memory
-    no room    -> RoomLacked: the core hands the lead over, where the others can go on
 
 Damage is found by scrubbing, or by a call that meets it. Such a call does not fail: it
 goes on where the object is led then.
@@ -15,21 +14,11 @@ Source: reliability.md 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from activestore.core.replication import Replication
-from activestore.core.replication_events import (
-    ReplicationEvent,
-    RoomLacked,
-    StateLost,
-)
-from activestore.errors import (
-    ActiveStoreError,
-    CorruptRecordError,
-    StorageFullError,
-    UnavailableError,
-)
+from activestore.core.replication_events import ReplicationEvent, StateLost
+from activestore.errors import ActiveStoreError, CorruptRecordError, UnavailableError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
 from activestore.peer.table import Table
@@ -78,17 +67,6 @@ class Mending:
         self._groups.step(StateLost(object_id))
         return True
 
-    def refused(
-        self, error: ActiveStoreError, written: Iterable[ObjectId]
-    ) -> ActiveStoreError:
-        """Return what is told of a refused write of objects that are led here."""
-        if type(error) is StorageFullError:
-            for object_id in written:
-                self._groups.step(RoomLacked(object_id))
-                if not self._groups.core.is_led(object_id):
-                    return self._led_elsewhere(object_id, "no room", error)
-        return self.met(error)
-
     def met(self, error: ActiveStoreError) -> ActiveStoreError:
         """Return what is told of an error of this disk: damage that others mend passes."""
         if type(error) is not CorruptRecordError or not error.object_id:
@@ -97,18 +75,13 @@ class Mending:
         damage = Damage(error.where, object_id, error.reason)
         if not self.state_lost(object_id, damage):
             return error
-        return self._led_elsewhere(object_id, "damaged on disk", error)
-
-    def _led_elsewhere(
-        self, object_id: ObjectId, what: str, error: ActiveStoreError
-    ) -> ActiveStoreError:
-        named = f"object {object_id.hex()}"
         self._table.note(
-            "error",
-            f"{what}, met in use object={object_id.hex()} reason={str(error)!r}",
-        )
+            "error", f"damaged on disk, met in use object={object_id.hex()} "
+            f"where={error.where!r} reason={error.reason!r}",
+        )  # fmt: skip
         return UnavailableError(
-            named, f"{what} at its leader; another member takes over"
+            f"object {object_id.hex()}",
+            "the copy here is damaged; another member takes over",
         )
 
 

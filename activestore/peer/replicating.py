@@ -345,7 +345,7 @@ class Replicating:
         order.is_stored = True
         if error is not None:
             self._refused(order)
-            told = self.mending.refused(error, order.writes)
+            told = self.mending.met(error)
             if not self._own.ended(token, told):
                 self._table.step(events.CommitRefused(token, told))
         elif order.children and (order.open or not order.writes):
@@ -408,10 +408,9 @@ class Replicating:
     # -- this disk as a member's -------------------------------------------------------
 
     def _do_store(self, effect: wanted.Store) -> None:
+        self._deleted.discard(effect.object_id)  # One without a majority is given up.
         if effect.register.is_deleted:
             self._deleted.add(effect.object_id)
-        else:  # A delete that no majority had is given up.
-            self._deleted.discard(effect.object_id)
         self.copying.add(effect)
 
     def _do_remove(self, effect: wanted.Remove) -> None:

@@ -35,7 +35,6 @@ from activestore.core.replication_events import (
     MessageCame,
     PeerSeen,
     ReplicationEvent,
-    RoomLacked,
     Stored,
     TimerFired,
     Touched,
@@ -300,8 +299,6 @@ class Node:
                 self._fail(order.object_id, problem)
             number = order.register.number
             self.step(WriteStored(order.object_id, number, bool(problem)))
-            if problem == "space":
-                self.step(RoomLacked(order.object_id))
         elif kind == "answer":
             order()
 
