@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from activestore.core.register import unpack_register
-from activestore.errors import CorruptRecordError, NoQuorumError
+from activestore.errors import CorruptRecordError, NoQuorumError, UnavailableError
 from activestore.ids import ObjectId
 from activestore.storage.engine import Damage
 from activestore.testing import Simulation
@@ -144,6 +144,21 @@ def test_damaged_register_is_written_anew(shared: Any) -> None:
         assert damages(sim, name) == []
         assert told["repaired_count"] == 1
     assert leaders(sim, object_id) == ["peer-1"]
+
+
+def test_copy_whose_register_is_damaged_at_a_start_is_not_taken_for_the_object(
+    shared: Any,
+) -> None:
+    sim, object_id = shared
+    spoil(sim, "peer-2", object_id, "facts")
+    sim.restart("peer-2")
+    client = sim.client("peer-2")
+    sim.partition(["peer-2", client.name], ["peer-1", "peer-3"])
+
+    with pytest.raises(UnavailableError):
+        client.get(object_id).add()
+
+    assert sim.client("peer-1").get(object_id).add() == 4
 
 
 def test_damage_that_is_met_when_a_copy_is_made_is_brought_back() -> None:
