@@ -11,7 +11,8 @@ Source: design section 8; reliability.md 3.5; issue 4, "It must hold".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from activestore.ids import ObjectId
@@ -92,6 +93,27 @@ def make(sim: Simulation, groups: list[Copies]) -> dict[ObjectId, Copies]:
     return made
 
 
+@contextmanager
+def joined(
+    seed: int, peers: int, classes: list[type], settings: PeerSettings
+) -> Iterator[Simulation]:
+    """Yield peers that see each other, and whose cores are checked at each step."""
+    with Simulation(seed, peers=peers, classes=classes, settings=settings) as sim:
+        sim.checks.append(check_cores)
+        join(sim)
+        yield sim
+
+
+def books_of(objects: Iterable[ObjectId]) -> dict[ObjectId, Book]:
+    """Begin to keep count of what each object was told."""
+    return {one: Book(one.hex()[:16]) for one in objects}
+
+
+def wanted_of(made: Mapping[ObjectId, Copies]) -> dict[ObjectId, int]:
+    """Return how many copies each object is to have in the end."""
+    return {one: copies.replicas for one, copies in made.items()}
+
+
 def play_faults(case: str, seed: int) -> None:
     link = LinkQuality(loss=0.02 if seed % 4 == 3 else 0.0)
     with Simulation(
@@ -106,7 +128,7 @@ def play_faults(case: str, seed: int) -> None:
         names = list(sim.peers)
         groups = [one for one in GROUPS if one.voters <= len(names)]
         made = make(sim, sim.rng.choices(groups, k=3))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         callers = [
             Caller(
                 sim, sim.rng.sample(names, 2), books, is_direct=number % 2 == 0,
@@ -120,7 +142,7 @@ def play_faults(case: str, seed: int) -> None:
         assert sim.run_until(lambda: all(t.is_over for t in tasks), timeout_s=600.0)
         if case == "calm":
             assert [error for one in callers for error in one.errors] == []
-        check_whole(sim, {one: copies.replicas for one, copies in made.items()})
+        check_whole(sim, wanted_of(made))
         check_nothing_left(sim)
         reader = sim.client(*names)
         for object_id, book in books.items():
@@ -167,16 +189,12 @@ def play_storm(
 
 
 def play_stormy(case: str, seed: int) -> None:
-    with Simulation(
-        seed, peers=3 + seed % 5, classes=[Counter], settings=settings_of(seed)
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 5, [Counter], settings_of(seed)) as sim:
         groups = [one for one in GROUPS if one.voters <= len(sim.peers)]
         made = make(sim, sim.rng.choices(groups, k=2))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         play_storm(sim, books, KINDS[case], 1 + seed % 2)
-        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
+        check_end(sim, books, wanted_of(made))
 
 
 def check_end(
@@ -193,15 +211,11 @@ def check_end(
 def play_changing(case: str, seed: int) -> None:
     """They grow, shrink, move, and get other members; nothing is lost meanwhile."""
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=3 + seed % 5, classes=[Counter], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 5, [Counter], settings) as sim:
         names = list(sim.peers)
         groups = [one for one in GROUPS if one.voters <= len(names)]
         made = make(sim, sim.rng.choices(groups, k=2))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         operators = [Operator(sim, sim.rng.sample(names, 2), list(made)) for _ in "12"]
         others = [sim.spawn(one.play, 10, 1.0) for one in operators]
         gusts = 0 if case == "calm" else 1 + seed % 2
@@ -211,15 +225,11 @@ def play_changing(case: str, seed: int) -> None:
 
 def play_lost(_case: str, seed: int) -> None:
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=4 + seed % 4, classes=[Counter], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 4 + seed % 4, [Counter], settings) as sim:
         names = list(sim.peers)
         groups = [one for one in (Copies(3), Copies(5)) if one.voters <= len(names)]
         made = make(sim, sim.rng.choices(groups, k=2))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         operator = Operator(sim, sim.rng.sample(names, 2), list(made), least=3)
         others = [sim.spawn(operator.play, 5, 2.0)] if seed % 2 else []
         kinds = ("disk", "crash", "cut", "power")
@@ -250,11 +260,7 @@ class RelayCaller(Caller):
 
 def play_relays(case: str, seed: int) -> None:
     """Plain objects and such with copies call each other, whoever leads them."""
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter, Relay], settings=settings_of(seed)
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter, Relay], settings_of(seed)) as sim:
         names, kinds = list(sim.peers), KINDS.get(case, ())
         made = make(sim, [Copies(3), Copies(1)])
         relays: dict[ObjectId, list[ObjectId]] = {one: [] for one in made}
@@ -263,7 +269,7 @@ def play_relays(case: str, seed: int) -> None:
                 maker = sim.client(sim.rng.choice(names))
                 relay = maker.create(RELAY, maker.get(counter), replicas=replicas)
                 relays[counter].append(id_of(relay))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         callers = [
             RelayCaller(sim, sim.rng.sample(names, 2), books, is_direct=True)
             for _ in range(4)
@@ -273,18 +279,13 @@ def play_relays(case: str, seed: int) -> None:
         others = [sim.spawn(one.play, 15, 0.4) for one in callers]
         gusts = 0 if case == "calm" else 1
         play_storm(sim, books, kinds, gusts, others=others, calls=10)
-        wanted = {one: copies.replicas for one, copies in made.items()}
-        check_end(sim, books, wanted)
+        check_end(sim, books, wanted_of(made))
 
 
 def play_names(case: str, seed: int) -> None:
     """What was deleted is gone at all peers, and its name free; what was made is there."""
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter], settings) as sim:
         names = list(sim.peers)
         makers = [Maker(sim, sim.rng.sample(names, 2), f"m{n}") for n in range(3)]
         others = [sim.spawn(one.play, 6, 0.8) for one in makers]
@@ -319,15 +320,12 @@ SET_BACKS = {"alone": ("set_back",), "stormy": ("set_back", "crash", "cut")}
 def play_decay(case: str, seed: int) -> None:
     """What is damaged is found by a call or by scrubbing, and brought back."""
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter, Chest], settings=settings
-    ) as sim:
-        sim.checks += [check_cores, check_disk]
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter, Chest], settings) as sim:
+        sim.checks.append(check_disk)
         groups = [one for one in GROUPS if 1 < one.voters <= len(sim.peers)]
         made = make(sim, sim.rng.choices(groups, k=2))
         made |= make_chests(sim, [Copies(3)], CHEST_BYTES[seed % 2])
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         many = [one for one, copies in made.items() if copies.replicas >= 3]
         operator = Operator(sim, sim.rng.sample(list(sim.peers), 2), many, least=3)
         others = (
@@ -335,21 +333,17 @@ def play_decay(case: str, seed: int) -> None:
         )
         play_storm(sim, books, DECAYS[case], 1 + seed % 2, sky=Decay, others=others)
         check_undamaged(sim)
-        wanted = {one: copies.replicas for one, copies in made.items()}
+        wanted = wanted_of(made)
         check_end(sim, books, dict.fromkeys(books, 0) if others else wanted)
 
 
 def play_set_back(case: str, seed: int) -> None:
     """A disk goes back to what it was; its peer has no vote, and is given another."""
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter], settings) as sim:
         names = list(sim.peers)
         made = make(sim, [Copies(3), Copies(3), Copies(5 if len(names) > 4 else 3)])
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         play_storm(
             sim,
             books,
@@ -386,14 +380,10 @@ def make_chests(
 def play_large(case: str, seed: int) -> None:
     """Members change too, so that wholes travel, and what differs of them."""
     settings = settings_of(seed, repair_after_s=5.0)
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Chest], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Chest], settings) as sim:
         groups = [one for one in GROUPS if 1 < one.voters <= len(sim.peers)]
         made = make_chests(sim, sim.rng.choices(groups, k=2), CHEST_BYTES[seed % 3 > 0])
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         operator = Operator(sim, sim.rng.sample(list(sim.peers), 2), list(made))
         others = [sim.spawn(operator.play, 5, 3.0)] if seed % 2 else []
         gusts = 0 if case == "calm" else 1
@@ -428,14 +418,10 @@ class Streamer(Caller):
 
 def play_readers(case: str, seed: int) -> None:
     """Few write, and not where the others read: a leader that is none hears of nothing."""
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter], settings=settings_of(seed)
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter], settings_of(seed)) as sim:
         names = list(sim.peers)
         made = make(sim, [Copies(3), Copies(2, True)])
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         writers = [
             Caller(sim, [name], books, is_direct=False, reads=0.0)
             for name in sim.rng.sample(names, 2)
@@ -447,23 +433,19 @@ def play_readers(case: str, seed: int) -> None:
         others = [sim.spawn(one.play, 40, 0.5) for one in writers]
         others += [sim.spawn(one.play, 200, 0.1) for one in readers]
         play_storm(sim, books, KINDS[case], 1, others=others, calls=0)
-        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
+        check_end(sim, books, wanted_of(made))
 
 
 def play_streams(case: str, seed: int) -> None:
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Counter], settings=settings_of(seed)
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Counter], settings_of(seed)) as sim:
         groups = [one for one in GROUPS if one.voters <= len(sim.peers)]
         made = make(sim, sim.rng.choices(groups, k=2))
-        books = {one: Book(one.hex()[:16]) for one in made}
+        books = books_of(made)
         gusts = 0 if case == "calm" else 1 + seed % 2
         play_storm(
             sim, books, KINDS.get(case, ()), gusts, calls=LARGE_CALLS, kind=Streamer
         )
-        check_end(sim, books, {one: copies.replicas for one, copies in made.items()})
+        check_end(sim, books, wanted_of(made))
 
 
 # -- what an operator forces -----------------------------------------------------------
@@ -472,11 +454,7 @@ def play_streams(case: str, seed: int) -> None:
 def play_forced(case: str, seed: int) -> None:
     """Nothing is lost but what `force` gives up, and that can be exported."""
     settings = settings_of(seed, repair_after_s=5.0 if seed % 2 else 600.0)
-    with Simulation(
-        seed, peers=3 + seed % 3, classes=[Ledger], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 3 + seed % 3, [Ledger], settings) as sim:
         names = list(sim.peers)
         groups = [one for one in GROUPS if 1 < one.voters <= len(names)]
         maker = sim.client(sim.rng.choice(names))
@@ -512,11 +490,7 @@ def play_authors(case: str, seed: int) -> None:
     settings = PeerSettings(
         executor=ExecutorSpeed(runs={"*": Latency(0.000_02, 0.000_1), **rests})
     )
-    with Simulation(
-        seed, peers=4 + seed % 3, classes=[Author, Journal], settings=settings
-    ) as sim:
-        sim.checks.append(check_cores)
-        join(sim)
+    with joined(seed, 4 + seed % 3, [Author, Journal], settings) as sim:
         names = list(sim.peers)
         maker = sim.client(*sim.rng.sample(names, 2))
         journals = [maker.create(JOURNAL, replicas=copies) for copies in (1, 3)]
