@@ -13,7 +13,7 @@ from activestore.core.acceptor import Acceptor
 from activestore.core.replication_desk import Desk
 from activestore.core.replication_effects import Followed
 from activestore.ids import ObjectId, PeerId
-from activestore.wire.replicas import NOBODY, Ballot, Point, Promise
+from activestore.wire.replicas import NOBODY, Ask, Ballot, Point, Promise
 
 
 class Phase(enum.Enum):
@@ -69,6 +69,20 @@ class Followings:
         self._acceptor = acceptor
         self.leaders: dict[ObjectId, Ballot] = {}
         self._led_by: dict[PeerId, dict[ObjectId, None]] = {}
+        # Copies whose registers could not be read when this peer started.
+        self._unreadable: dict[ObjectId, None] = {}
+
+    def note_unreadable(self, object_id: ObjectId) -> None:
+        """Take that a copy has no register that could be read: it has no vote."""
+        self._unreadable[object_id] = None
+
+    def ask_about_unreadable(self, peer_id: PeerId) -> None:
+        """Ask who leads what this peer cannot: it may be taken for the leader itself."""
+        for object_id in list(self._unreadable):
+            if self._acceptor.latest(object_id) is None:
+                self._desk.send(peer_id, Ask(object_id))
+            else:
+                del self._unreadable[object_id]  # It has got a new one.
 
     def _lead(self, object_id: ObjectId, leader: Ballot) -> None:
         self._unlead(object_id)

@@ -109,13 +109,16 @@ class Replication:
     # What the shell asks
 
     def restore(
-        self, object_id: ObjectId, register: Register, heard: Heard | None = None
+        self, object_id: ObjectId, register: Register | None, heard: Heard | None = None
     ) -> None:
         """Take a register from disk, before any event; nothing is led after it.
 
-        Its `Followed` and its search for a leader come with the first effects. `heard`:
-        what was known of its state before this start.
+        Its `Followed` and its search for a leader come with the first effects. None: it
+        cannot be read. `heard`: what was known of its state before this start.
         """
+        if register is None:
+            self._takeovers.note_unreadable(object_id)
+            return
         self._acceptor.restore(object_id, register, heard)
         config, counter = register.config, register.promised.counter
         self._desk.emit(Followed(object_id, NOBODY, counter, config))
@@ -302,8 +305,7 @@ class Replication:
         """
         register = self._acceptor.latest(object_id)
         if register is None or not register.is_quarantined:
-            text = f"no quarantined copy of {object_id.hex()} is here"
-            raise LookupError(text)
+            raise LookupError(f"no quarantined copy of {object_id.hex()} is here")
         self._acceptor.remove(object_id, 0)
 
     def take_effects(self, now_s: float | None = None) -> list[ReplicationEffect]:
@@ -383,11 +385,10 @@ class Replication:
 
     def _on_peer_back(self, peer_id: PeerId, *, is_lost: bool) -> None:
         self._leaders.on_peer_back(peer_id, is_lost=is_lost)
-        self._takeovers.on_peer_back()
+        self._takeovers.on_peer_back(peer_id)
 
     def _on_write_stored(self, event: WriteStored) -> None:
-        object_id, is_refused = event.object_id, event.is_refused
-        number = event.number
+        object_id, number, is_refused = event
         if self._acceptor.on_written(object_id, number, is_refused=is_refused):
             self._leaders.on_written(object_id, number, is_refused=is_refused)
             self._acceptor.end_write(object_id)

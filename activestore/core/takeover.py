@@ -343,8 +343,9 @@ class TakeOvers(Followings):
         if search.wanted_until_s is not None:
             self._say_no_quorum(object_id, search, "")
 
-    def on_peer_back(self) -> None:
+    def on_peer_back(self, peer_id: PeerId) -> None:
         """Try again what is stuck: a voter may have come back."""
+        self.ask_about_unreadable(peer_id)
         stuck, self._stuck = self._stuck, {}
         for object_id in stuck:
             search = self._searches[object_id]
@@ -373,8 +374,7 @@ class TakeOvers(Followings):
             self._say_no_quorum(object_id, search, "")
 
     def _say_no_quorum(self, object_id: ObjectId, search: Search, text: str) -> None:
-        search.wanted_until_s = None
-        search.is_background = True
+        search.wanted_until_s, search.is_background = None, True
         register = self._acceptor.latest(object_id)
         if register is None:
             return

@@ -156,11 +156,11 @@ class Replicating:
 
     def _distrust(self, object_id: ObjectId) -> None:
         """Neither promise nor lead an object whose register cannot be read (R9)."""
+        self.core.restore(object_id, None)
         self._location.guests.discard(object_id)
         self._location.follow(object_id, Place(NOBODY, 0))
-        self._table.note(
-            "error", f"register damaged, this copy has no vote object={object_id.hex()}"
-        )
+        text = f"register damaged, this copy has no vote object={object_id.hex()}"
+        self._table.note("error", text)
 
     def distrust(self) -> None:
         """Neither vote nor lead any more: what was promised here may be forgotten (R9)."""

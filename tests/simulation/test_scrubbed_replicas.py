@@ -161,6 +161,21 @@ def test_copy_whose_register_is_damaged_at_a_start_is_not_taken_for_the_object(
     assert sim.client("peer-1").get(object_id).add() == 4
 
 
+def test_leader_whose_register_is_damaged_at_its_start_lets_another_lead(
+    shared: Any,
+) -> None:
+    sim, object_id = shared
+    spoil(sim, "peer-1", object_id, "facts")
+    sim.restart("peer-1")
+    sim.run(5.0)
+
+    began_s = sim.now_s
+    assert sim.client("peer-2").get(object_id).add() == 4
+
+    assert sim.now_s - began_s < 1.0
+    assert leaders(sim, object_id) != ["peer-1"]
+
+
 def test_damage_that_is_met_when_a_copy_is_made_is_brought_back() -> None:
     """Else no copy could be made before the next scrubbing, in a week perhaps."""
     with Simulation(15, peers=3, classes=[Counter]) as sim:
