@@ -215,10 +215,15 @@ class Supervision(Deadlocks):
     def _unanswered(self, call: Call, object_id: ObjectId) -> NoQuorumError:
         """Return what a call is told that waits for a majority when its deadline comes."""
         timeout = f" of {call.timeout_s:g} s" if call.timeout_s else ""
+        whose, kept = "its copies", "what the call changed may be found kept"
+        if object_id != call.object_id:
+            # It has not begun: others were not told yet of the call that makes it.
+            whose = f"the copies of object {object_id.hex()}, from which it was called,"
+            kept = "it has not begun, and changed nothing"
         return NoQuorumError(
             call.where(),
-            f"a majority of its copies did not answer within the deadline{timeout}; what "
-            "the call changed may be found kept" + self.why_each(object_id),
+            f"a majority of {whose} did not answer within the deadline{timeout}; {kept}"
+            + self.why_each(object_id),
         )
 
     def _on_grace(self, call_id: int) -> None:

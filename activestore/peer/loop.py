@@ -259,10 +259,7 @@ class PeerLoop(Incoming, Outgoing):
         self.naming.turn(now_s)
         self.replicating.turn(now_s)
         if now_s >= self._look_due_s:
-            self._look_due_s = now_s + LOOK_S
-            self.links.look(now_s, self.relays.awaited())
-            self.relays.look(now_s)
-            self.moving.look(now_s)
+            self._look(now_s)
         self.executors.flush()
         self._flush_network()
         if worked:
@@ -274,6 +271,17 @@ class PeerLoop(Incoming, Outgoing):
             self._last_work_s = now_s
         elif now_s < self._busy_until_s and not self._spin.offer_core():
             self._busy_until_s = 0.0
+
+    def _look(self, now_s: float) -> None:
+        """Look at all links and requests a few times a second, between at who is due."""
+        if now_s < self._look_all_s:
+            self._look_due_s = self._look_all_s
+            self.relays.look_at_due(now_s)
+            return
+        self._look_due_s = self._look_all_s = now_s + LOOK_S
+        self.links.look(now_s, self.relays.awaited())
+        self.relays.look(now_s)
+        self.moving.look(now_s)
 
     def _measure(self, now_s: float) -> None:
         """Look at the executors' memory."""

@@ -17,7 +17,7 @@ Source: design section 7; reliability.md 2.2; schemas/protocol.md section 10.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from activestore.core import effects, events
@@ -31,7 +31,8 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, SessionId
 from activestore.peer.cluster import Cluster
-from activestore.peer.links import Link, Links
+from activestore.peer.dues import Dues, Key
+from activestore.peer.links import LOOK_S, Link, Links
 from activestore.peer.routing import Routing, why_leaderless
 from activestore.peer.table import Session, Table
 from activestore.peer.travelling import UNHEARD_S, Travelling, opened, place_in
@@ -96,6 +97,7 @@ class Relays(Travelling):
         # Of requests that were relayed here and wait for a leader, those with a deadline.
         self._waits: dict[int, Wait] = {}
         self._next_wait = 1
+        self._dues = Dues(table.look_by)
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
         # It is probed at once: others may take over what it is asked for.
@@ -127,13 +129,8 @@ class Relays(Travelling):
         trip = Trip(session.session_id, message, object_id, self._table.clock())
         trip.session = session
         self._trips[trip.session_id, trip.sequence] = trip
-        self._look_by(trip.told_s)
+        self._dues.add(trip.told_s, (trip.session_id, trip.sequence))
         self._go_on(trip)
-
-    def _look_by(self, at_s: float) -> None:
-        """Look again at a time, before it is due anyway; 0 for no time."""
-        if at_s:
-            self._table.look_by(at_s)
 
     def _look_at_leader(self, object_id: ObjectId) -> None:
         """See whether a leader is there: somebody has asked it and heard nothing."""
@@ -173,7 +170,7 @@ class Relays(Travelling):
         if not self.replicas_wanted(object_id, decided):
             del self._waits[number]
             return False
-        self._look_by(wait.told_s)
+        self._dues.add(wait.told_s, number)
         return True
 
     def _receive_again(self, session: Session, message: Any) -> None:
@@ -220,7 +217,7 @@ class Relays(Travelling):
         trip = self._own_trip(message._replace(**fresh), call.object_id)
         trip.call_id = call.call_id
         self._away[call.call_id] = trip
-        self._look_by(trip.told_s)
+        self._dues.add(trip.told_s, (trip.session_id, trip.sequence))
         self._go_on(trip)
 
     def ask(
@@ -385,19 +382,27 @@ class Relays(Travelling):
                 self._mend(trip, trip.link, now_s)
         self._tell_moving(now_s)
         self._tell_unheard(now_s)
-        self._end_waits(now_s)
-        for trip in self._trips.values():
-            if trip.told_s > now_s:
-                self._look_by(trip.told_s)
+        self._dues.begin(now_s + LOOK_S, self._deadlines(now_s))
+        self.look_at_due(now_s)
 
-    def _end_waits(self, now_s: float) -> None:
-        """Refuse what was relayed here and waits for a leader, at its deadline."""
-        for number, wait in list(self._waits.items()):
-            if wait.told_s > now_s:
-                self._look_by(wait.told_s)
-            elif wait.told_s:
-                del self._waits[number]
-                self._refuse(wait, self._why_leaderless(wait))
+    def _deadlines(self, now_s: float) -> Iterator[tuple[float, Key]]:
+        for key, trip in self._trips.items():
+            if trip.told_s > now_s:  # Else it was looked at just now.
+                yield trip.told_s, key
+        for number, wait in self._waits.items():
+            yield wait.told_s, number
+
+    def look_at_due(self, now_s: float) -> None:
+        """Refuse those whose deadline has come since all were looked at."""
+        for key in self._dues.take(now_s):
+            if isinstance(key, int):
+                wait = self._waits.pop(key, None)
+                if wait is not None:
+                    self._refuse(wait, self._why_leaderless(wait))
+                continue
+            trip = self._trips.get(key)
+            if trip is not None and trip.until_s and self._is_late(trip, now_s):
+                self._end(trip, self._why_leaderless(trip))
 
     def _why_leaderless(self, one: Trip | Wait) -> ActiveStoreError:
         return why_leaderless(one, self._table.core.why_each(one.object_id))

@@ -253,7 +253,7 @@ class Table:
         self._busy_until_s = 0.0
         self._last_work_s = 0.0
         self._measure_due_s = 0.0
-        self._look_due_s = 0.0
+        self._look_due_s = self._look_all_s = 0.0
         self._effects: dict[type, Callable[[Any], None]] = {}
         self._messages: dict[type, Callable[[Session, Any], None]] = {}
 

@@ -385,3 +385,26 @@ def test_promise_of_a_deposed_leader_leaves_nothing_behind(led: Stage) -> None:
     assert led.step(events.Committed(kept.token)) == []
     assert led.core.calls == {}
     assert left == {}, "it may never be told how that commit ends"
+
+
+def test_nested_call_that_never_left_says_so_and_names_the_group_it_waited_for(
+    led: Stage,
+) -> None:
+    led.core.why_each = lambda object_id: f"; voters of {object_id.hex()}"
+    outer = led.run(1)
+    origin = Nested(outer.call_id, 1)
+    led.step(
+        events.NestedLeft(
+            origin, OTHER, Kind.CALL, "add", None, may_change=True, deadline_s=2.0
+        )
+    )
+    led.now_s += 2.01
+
+    (refused,) = only(led.step(events.TimerFired()), effects.Refuse)
+
+    text = str(refused.error)
+    assert refused.origin == origin
+    assert f"a majority of the copies of object {OBJECT.hex()}, from which" in text
+    assert "it has not begun, and changed nothing" in text
+    assert text.endswith(f"; voters of {OBJECT.hex()}")
+    assert text.startswith(f"{OTHER.hex()}.add: ")

@@ -12,6 +12,7 @@ Source: reliability.md 3.8; docs/explanation/consistency.md.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ import pytest
 
 from activestore.errors import DeadlineExceededError, NoQuorumError
 from activestore.ids import ObjectId
+from activestore.peer.links import LOOK_S
+from activestore.peer.relays import Relays
+from activestore.peer.trips import Trip
 from activestore.testing import ExecutorSpeed, Latency, PeerSettings, Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter, Relay
@@ -219,3 +223,35 @@ def test_request_that_was_refused_at_its_deadline_does_not_run_later() -> None:
         sim.run(60.0)
 
         assert client.peek() == 1
+
+
+def test_how_often_one_is_looked_at_does_not_grow_with_those_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has a deadline of its own: were all looked at then, it were their square."""
+    looked: Tally[int] = Tally()
+    moved_s = Relays._moved_s
+
+    def count(relays: Relays, trip: Trip) -> float:
+        looked[trip.sequence] += 1
+        return moved_s(relays, trip)
+
+    calls_count, first_s, within_s = 300, 4.0, 2.0
+    with Simulation(38, peers=4, classes=CLASSES) as sim:
+        counter = counter_led_by(sim, LEADER)
+        third = stranger(sim, counter)
+        method = at(sim, third, counter).add
+        cut_off(sim, [third])
+        monkeypatch.setattr(Relays, "_moved_s", count)
+        begin_s = sim.now_s
+        waits_s = [first_s + within_s * n / calls_count for n in range(calls_count)]
+        futures = [(one, method.options(timeout_s=one).submit()) for one in waits_s]
+
+        for timeout_s, future in futures:
+            with pytest.raises(NoQuorumError):
+                future.result()
+            assert sim.now_s - begin_s <= timeout_s
+
+    assert len(looked) >= calls_count
+    # At most three steps of a look, and one at its deadline.
+    assert max(looked.values()) <= 4 * ((first_s + within_s) / LOOK_S + 2)
