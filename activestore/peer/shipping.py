@@ -186,7 +186,10 @@ def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[tuple[str, str]
             changes.append(_change_with_row(copy, at))
         ordered.append(index)
     for index, error in zip(ordered, engine.commit(changes), strict=True):
-        found[index] = ("", "") if error is None else (problem_of(error), str(error))
+        if error is not None:
+            found[index] = (problem_of(error), _text_of(error))
+        else:
+            found[index] = ("", "")
     return found
 
 
@@ -286,6 +289,20 @@ def problem_of(error: ActiveStoreError) -> str:
     # Ours to find: what came was checked, and a copy is refused for nothing else.
     _log.error("copy refused reason=%s", error)
     return "space"
+
+
+def _text_of(error: ActiveStoreError) -> str:
+    """Return a refusal in words, for those who read it at another peer.
+
+    That reads and deletes still work is true of this disk, and not of the object.
+    """
+    if not isinstance(error, StorageFullError):
+        return str(error)
+    why = f": {error.reason}" if error.reason else ""
+    return (
+        f"storage is full: {error.used_bytes:,} of {error.budget_bytes:,} bytes used{why}; "
+        "delete other objects there, or raise its disk_budget_mb"
+    )
 
 
 def remove_copy(engine: Engine, object_id: ObjectId, rows: Sequence[Row] = ()) -> None:

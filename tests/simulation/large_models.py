@@ -70,3 +70,25 @@ class Chest(ActiveObject):
     def _place(self, count: int) -> int:
         # A prime far from any power of two: neighbours lie in other pieces.
         return count * 100_003 * 8 % len(self.block.content)
+
+
+class Shelf(ActiveObject):
+    """Keeps a block of as many bytes as it was told last."""
+
+    block: Any
+
+    def __init__(self, size: int) -> None:
+        self.block = Block(bytes([size % 251]) * size)
+
+    @activemethod
+    def fill(self, size: int) -> int:
+        """Have another block; return how large it was before."""
+        before = len(self.block.content)
+        # Of one length are those of one content: it depends on the length.
+        self.block = Block(bytes([size % 251]) * size)
+        return before
+
+    @activemethod(readonly=True)
+    def size(self) -> int:
+        """Return how large the block is."""
+        return len(self.block.content)

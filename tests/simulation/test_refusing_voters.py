@@ -39,6 +39,8 @@ def test_full_disk_of_the_other_one_of_two_is_named() -> None:
         text = str(refused.value)
         assert f"{other}: its disk is full, or failed: storage is full" in text
         assert "of 1,073,741,824 bytes used" in text
+        assert "delete other objects there, or raise its disk_budget_mb" in text
+        assert "reads and deletes still work" not in text, "this object has neither"
         assert f"{leader}: " not in text
         assert "start the others" not in text
         assert refused.value.needed == 2
