@@ -175,9 +175,9 @@ class AsyncStore:
         """Return who has an object."""
         return await asyncio.to_thread(self._store.group, obj)
 
-    async def force(self, obj: Any) -> Group:
+    async def force(self, obj: Any, **options: bool) -> Group:
         """Make the connected peer's copy the object; see Store.force."""
-        return await asyncio.to_thread(self._store.force, obj)
+        return await asyncio.to_thread(lambda: self._store.force(obj, **options))
 
     async def discard(self, obj: Any) -> None:
         """Remove the connected peer's quarantined copy of an object."""

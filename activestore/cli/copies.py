@@ -19,8 +19,12 @@ from activestore.cli.output import echo, is_terminal, say, show, size_text, tabl
 from activestore.cli.waiting import Step, spinner, watched
 from activestore.client import exporting, groups
 from activestore.client.client import Store
-from activestore.client.groups import ALIVE, WITNESS, Group
-from activestore.errors import RemoteProtocolError, UnavailableError
+from activestore.client.groups import ALIVE, KEEPERS, WITNESS, Group
+from activestore.errors import (
+    InvalidRequestError,
+    RemoteProtocolError,
+    UnavailableError,
+)
 from activestore.ids import ObjectId
 from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
 
@@ -28,6 +32,7 @@ from activestore.wire.copies import REPLICAS_MAX, REPLICAS_MIN
 ASKED_MAX = 100
 ASK_PEER_S = 2.0
 REPLICAS = click.IntRange(REPLICAS_MIN, REPLICAS_MAX)
+DESPITE = "--even-though-majority-answers"
 # Unless the order is forced, the text of `force` in full.
 FORCE_TEXT = """\
 The copy at the connected peer becomes the object: {copy}.
@@ -85,7 +90,8 @@ def group_of(store: Store, object_id: Any) -> Group | None:
     "peers",
     multiple=True,
     type=TEXT,
-    help="Name or id of a peer that shall be among them; may be given again.",
+    help="Name or id of a peer that shall have one of the N copies; may be given again. "
+    "Where there are N without it, one that is not named goes, the primary's last.",
 )
 @click.option(
     "--leaving",
@@ -109,8 +115,16 @@ def replicate(
     More copies are made, or some are given up; the same N again makes new ones now for
     those that were lost. It returns when the copies are there.
     """
+    had: list[str] = []
 
     def work(store: Store) -> Group:
+        is_asked = bool(peers) and not {*peers} & {*leaving}
+        before = group_of(store, ref) if is_asked else None
+        had.extend(
+            one.peer
+            for one in (() if before is None else before.members)
+            if one.role in KEEPERS and {one.peer, one.peer_id.hex()} & {*peers}
+        )
         return store.replicate(
             ref, count, witness=witness, peers=peers, leaving=leaving
         )
@@ -121,6 +135,8 @@ def replicate(
     group = watched(
         target, "replicate", work, progress=progress, quiet=as_json, unit="copies"
     )
+    for name in had:
+        say(f"{name} had a copy already")
     if as_json:
         show(group_map(group), as_json=True)
     else:
@@ -130,22 +146,34 @@ def replicate(
 @click.command()
 @click.argument("ref", type=REF)
 @click.option("--yes", is_flag=True, help="Do not ask; the text is not shown either.")
+@click.option(
+    DESPITE,
+    "is_despite",
+    is_flag=True,
+    help="Also where most of the group answers and can go on without this.",
+)
 @peer_options(work_s=WORK_S)
-def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
+def force(
+    target: Target, ref: str, *, yes: bool, is_despite: bool, as_json: bool
+) -> None:
     """Make the connected peer's copy the object, when the others are lost for good.
 
     For two copies of which one died, or a majority that will not come back: a new
     lineage begins with what is here. What others had acknowledged beyond it is given
     up; when they come back their copies are quarantined, can be taken out by `export`,
     and are never merged.
+
+    Where a majority of the group answers nothing is lost, and it is refused.
     """
     with target.connected() as store:
         peer = store.status()  # First: where it is cut off, another tells what REF is.
         object_id, _ = store.identify(ref)
         if not yes:
-            _ask(group_of(store, object_id), peer, as_json=as_json)
+            group = group_of(store, object_id)
+            _ask(group, peer, is_despite=is_despite, as_json=as_json)
         with spinner("force", quiet=as_json):
-            told = _ask_this(store, "force", object_id, peer)
+            guard = {} if is_despite else {"unless_majority": True}
+            told = _ask_this(store, "force", object_id, peer, **guard)
     group = groups.group_of(told, "force")
     if as_json:
         show(group_map(group), as_json=True)
@@ -154,13 +182,16 @@ def force(target: Target, ref: str, *, yes: bool, as_json: bool) -> None:
 
 
 def _ask_this(
-    store: Store, operation: str, object_id: ObjectId, peer: dict[str, Any]
+    store: Store, operation: str, object_id: ObjectId, peer: dict[str, Any], **more: Any
 ) -> Any:
     """Ask the peer that the operator was shown; if it dies meanwhile, no other one."""
-    return store.request(operation, object_id=object_id, peer_id=peer["peer_id"])
+    about = {"object_id": object_id, "peer_id": peer["peer_id"], **more}
+    return store.request(operation, **about)
 
 
-def _ask(group: Group | None, status: dict[str, Any], *, as_json: bool) -> None:
+def _ask(
+    group: Group | None, status: dict[str, Any], *, is_despite: bool, as_json: bool
+) -> None:
     """Say what `force` means, and go on only where somebody says yes.
 
     Raises:
@@ -180,6 +211,10 @@ def _ask(group: Group | None, status: dict[str, Any], *, as_json: bool) -> None:
         missing = f"Members that do not answer: {names}."
         if not lost:
             missing = "All members answer: `replicate` again before you do this."
+        if not is_despite and 2 * len(lost) < len(group.members):
+            missing += (
+                f" A majority answers, so this will be refused without {DESPITE}."
+            )
     say(FORCE_TEXT.format(copy=copy, missing=missing))
     if as_json or not is_terminal(sys.stdin):
         raise click.UsageError("nobody can be asked here: give --yes to go on")
@@ -195,7 +230,12 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
 
     `import` makes a new object of it. FILE must not be there yet.
     """
-    with open(file, "xb") as out:
+    try:
+        out = open(file, "xb")  # noqa: SIM115 - closed below, and removed on an error
+    except FileExistsError:
+        reason = "it is there already: name another file, or remove that one first"
+        raise InvalidRequestError(reason, file) from None
+    with out:
         try:
             with spinner("export", quiet=as_json), target.connected() as store:
                 data = store.export(ref)
@@ -362,5 +402,14 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
     if missing and len(row["missing"]) >= left:  # No majority: no copy can be made.
         force = f"`force {ref}`, which gives up what only they had"
         return found, f"start {missing}, or, if they are gone for good, {force}"
+    if row.get("is_refused"):
+        fewer = f"`replicate {ref} {max(1, row['copies'])}`"
+        if row.get("wants_witness"):
+            fewer += " with --no-witness"
+        mend = (
+            "make room where there is none (delete objects, raise disk_budget_mb), start "
+            f"a peer that can take a copy, or want no more: {fewer}"
+        )
+        return found, f"start {missing}, or {mend}" if missing else mend
     now = f"`replicate {ref} {wanted}` makes other copies now"
     return found, f"start {missing}, or {now}" if missing else now

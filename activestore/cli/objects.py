@@ -161,7 +161,8 @@ def _group_rows(group: Group | None) -> list[tuple[str, Any]]:
     for one in group.members:
         number = "number unknown" if one.number is None else f"number {one.number}"
         lag = f", {one.lag} behind" if one.lag else ""
-        rows.append((f"at {one.peer}", f"{one.role}, {one.state}, {number}{lag}"))
+        why = f": {one.reason}" if one.reason else ""
+        rows.append((f"at {one.peer}", f"{one.role}, {one.state}, {number}{lag}{why}"))
     return rows
 
 

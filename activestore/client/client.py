@@ -460,7 +460,7 @@ class Store(BringingBack):
         self._stand_ins.adopt(obj, object_id)
 
     def locate(self, obj: Any) -> dict[str, Any]:
-        """Return where an object lives: peer, endpoint, epoch, version, size in bytes."""
+        """Return where an object lives: peer ("" while none leads), epoch, version, bytes."""
         object_id, _ = self.identify(obj)
         found: dict[str, Any] = self.request("locate", object_id=object_id)
         return found

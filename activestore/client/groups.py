@@ -15,7 +15,8 @@ from activestore.errors import RemoteProtocolError
 
 PRIMARY, REPLICA, WITNESS, LEARNER = "primary", "replica", "witness", "learner"
 ALIVE = "alive"
-_KEEPERS = (PRIMARY, REPLICA)
+# Whose members keep the state.
+KEEPERS = (PRIMARY, REPLICA)
 
 
 class Member(NamedTuple):
@@ -24,7 +25,8 @@ class Member(NamedTuple):
     `role`: "primary", "replica", "witness", or "learner" for one that is to become a
     member. `state`: "alive", "suspect", "dead", "left" or "unknown", as the peer that was
     asked believes. `number`: of the newest state that it is known to have. `lag`: how
-    many changes that is behind. Both are None where nothing was heard of it.
+    many changes that is behind. Both are None where nothing was heard of it. `reason`:
+    why it takes no changes although it answers, such as a full disk; "" where it does.
     """
 
     peer_id: bytes
@@ -33,6 +35,7 @@ class Member(NamedTuple):
     state: str
     number: int | None = None
     lag: int | None = None
+    reason: str = ""
 
 
 class Group(NamedTuple):
@@ -65,13 +68,18 @@ class Group(NamedTuple):
     @property
     def copies(self) -> int:
         """How many members keep the state; a witness does not, a learner is none yet."""
-        return sum(one.role in _KEEPERS for one in self.members)
+        return sum(one.role in KEEPERS for one in self.members)
 
     @property
     def is_whole(self) -> bool:
-        """Whether as many copies as are wanted are at peers that answer."""
-        living = [one for one in self.members if one.state == ALIVE]
-        copies = sum(one.role in _KEEPERS for one in living)
+        """Whether as many copies as are wanted are at peers that answer and keep up.
+
+        Never where the copy at the peer that was asked is quarantined.
+        """
+        if self.is_quarantined:
+            return False
+        living = [one for one in self.members if one.state == ALIVE and not one.reason]
+        copies = sum(one.role in KEEPERS for one in living)
         is_witnessed = any(one.role == WITNESS for one in living)
         return copies >= self.wanted and (is_witnessed or not self.wants_witness)
 
@@ -103,6 +111,7 @@ def group_of(told: Any, where: str) -> Group:
             Member(
                 bytes(one["peer_id"]), str(one["peer"]), str(one["role"]),
                 str(one["state"]), _optional(one.get("number")), _optional(one.get("lag")),
+                str(one.get("reason", "")),
             )
             for one in told["members"]
         )  # fmt: skip

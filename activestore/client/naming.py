@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from activestore import ids, remote
 from activestore.errors import InvalidRequestError
 from activestore.ids import ObjectId
+from activestore.model import ActiveObject
 from activestore.wire import values
 
 # Named in a question, so that it stays a packet; a client of more classes gets the
@@ -48,6 +49,13 @@ def identify(
         return Found(ObjectId(bytes(name.object_id)))
     if isinstance(name, bytes) and len(name) == ids.OBJECT_ID_BYTES:
         return Found(ObjectId(name))
+    if isinstance(name, ActiveObject):
+        kind = type(name).__name__
+        raise InvalidRequestError(
+            f"this {kind} is not persistent: `make_persistent` keeps it, or give the "
+            "alias or id of one that is",
+            kind,
+        )
     if not isinstance(name, str):
         what = f"{len(name)} bytes" if isinstance(name, bytes) else type(name).__name__
         raise InvalidRequestError(

@@ -101,7 +101,7 @@ class Replicating(ABC):
     def _home(self) -> ids.PeerId:
         """Return the id of the connected peer."""
 
-    def _ask_here(self, operation: str, obj: Any) -> tuple[ObjectId, Any]:
+    def _ask_here(self, operation: str, obj: Any, **more: Any) -> tuple[ObjectId, Any]:
         """Ask the connected peer about its own copy, and no other one that goes on for it.
 
         Returns:
@@ -109,7 +109,8 @@ class Replicating(ABC):
         """
         peer_id = self._home()
         object_id, _ = self.identify(obj)
-        told = self.request(operation, object_id=object_id, peer_id=peer_id)
+        about = {"object_id": object_id, "peer_id": peer_id, **more}
+        told = self.request(operation, **about)
         return object_id, told
 
     def _group_of(self, told: Any, where: str) -> Group:
@@ -137,7 +138,9 @@ class Replicating(ABC):
                 are wanted now.
             witness: With two: whether a third peer has a vote, so that one of the two
                 can go on alone. None for as it is.
-            peers: Names or ids of peers that shall be among them.
+            peers: Names or ids of peers that shall be among them. Where there are as
+                many copies without these, others go, the primary's last. One that is
+                named beyond the copies, where a witness is wanted and lacks, is that.
             leaving: Of peers that shall have none any more.
 
         Raises:
@@ -170,18 +173,25 @@ class Replicating(ABC):
         object_id, _ = self.identify(obj)
         return self._group_of(self.request("group", object_id=object_id), "group")
 
-    def force(self, obj: Any) -> Group:
+    def force(self, obj: Any, *, even_though_majority_answers: bool = False) -> Group:
         """Make the connected peer's copy the object, though the others do not answer.
 
         For an operator who knows that the others are lost: what they had acknowledged
         and this copy has not is given up. A copy that comes back later is quarantined
         there: it can be exported, and is never merged.
 
+        Args:
+            obj: What: a stand-in, an alias or an id.
+            even_though_majority_answers: Also where most of the group answers, and can
+                go on without this.
+
         Raises:
             InvalidRequestError: the connected peer has no copy, or one without a state,
-                or a quarantined one; or another peer was asked as it was lost meanwhile.
+                or a quarantined one; a majority of the group answers; or another peer
+                was asked as it was lost meanwhile.
         """
-        return self._group_of(self._ask_here("force", obj)[1], "force")
+        guard = {} if even_though_majority_answers else {"unless_majority": True}
+        return self._group_of(self._ask_here("force", obj, **guard)[1], "force")
 
     def discard(self, obj: Any) -> None:
         """Remove the connected peer's quarantined copy of an object, for good.

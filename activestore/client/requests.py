@@ -35,6 +35,8 @@ STREAM_CREDIT = 16
 MOVES_MAX = 10
 # What the connected peer is asked once more, where another one that had the object says so.
 ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
+# Requests about one peer, or its own copy: what it refuses is asked of no other one.
+OF_ONE_PEER = frozenset({"drain", "stop", "force", "export", "discard"})
 RETRYABLE = frozenset({"unavailable", "busy", "executor_crashed", "no_quorum"})
 # Peers refuse a little before the deadline what has no majority, and methods a little more
 # than that. The rest: what is left of a deadline travels in whole milliseconds.
@@ -146,6 +148,8 @@ class Request:
             self.redirects += 1
             return self.redirects <= MOVES_MAX
         if code not in RETRYABLE:
+            return False
+        if getattr(self.message, "operation", "") in OF_ONE_PEER:
             return False
         if code == "no_quorum" and 0 < self.deadline_s <= now_s + LATE_S:
             return False  # It says more than that the deadline passed.

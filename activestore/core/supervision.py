@@ -220,6 +220,8 @@ class Supervision(Deadlocks):
             # It has not begun: others were not told yet of the call that makes it.
             whose = f"the copies of object {object_id.hex()}, from which it was called,"
             kept = "it has not begun, and changed nothing"
+        elif call.is_readonly and not self._has_left_traces(call):
+            kept = "it is readonly and changed nothing"
         return NoQuorumError(
             call.where(),
             f"a majority of {whose} did not answer within the deadline{timeout}; {kept}"

@@ -67,6 +67,8 @@ class Draining:
         self._failures = {}
         self._left = set()
         self.moved_count = 0
+        if self._moving.shared is not None:
+            self._moving.shared.fewer.clear()
         self._loop.is_emptying = True
         self._begin_pass()
 
@@ -155,7 +157,8 @@ class Draining:
                     "drain",
                     f"{self.moved_count} objects were moved, but moves are not confirmed "
                     f"after {SETTLE_S:g} s; the peer stays: start the peers that got or "
-                    "sent objects, or drain again when they are reached",
+                    "sent objects, or drain again when they are reached"
+                    f"{self._what_is_left()}",
                 )
             )
 
@@ -214,8 +217,21 @@ class Draining:
         return UnavailableError(
             "drain",
             f"{len(self._failures)} objects could not be moved, {self.moved_count} were; "
-            f"the peer stays: {'; '.join(told)}",
+            f"the peer stays: {'; '.join(told)}{self._what_is_left()}",
         )
+
+    def _what_is_left(self) -> str:
+        """Return what a drain that is given up leaves behind it, to be put at the end."""
+        if not self.moved_count:
+            return ""
+        text = "; what was moved stays where it is now"
+        shared = self._moving.shared
+        if shared is not None and shared.fewer:
+            text += (
+                f"; of that {len(shared.fewer)} have a copy fewer, which is made again "
+                "within minutes, here too"
+            )
+        return text
 
     def _end(self, error: ActiveStoreError | None) -> None:
         self._loop.is_emptying = False

@@ -22,7 +22,9 @@ from typing import Any
 from activestore.core import effects, events
 from activestore.core import replication_events as happened
 from activestore.core.calls import Client
-from activestore.core.peers import PeerRecord
+from activestore.core.peers import PeerRecord, load_of
+from activestore.core.refusals import UNREACHABLE
+from activestore.core.register import Register, electorate, has_quorum
 from activestore.core.spreading import spread
 from activestore.errors import (
     ClassNotFoundError,
@@ -32,7 +34,7 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId
-from activestore.peer import shipping
+from activestore.peer import seats, shipping
 from activestore.peer.loop import PeerLoop
 from activestore.peer.repairing import Repairing
 from activestore.peer.requests import Origin, Requests, check_meant, object_id_of
@@ -41,11 +43,13 @@ from activestore.peer.table import Growing
 from activestore.storage.engine import Engine, Head
 from activestore.wire.copies import WITNESSED, check_copies
 from activestore.wire.limits import REPLICAS_SINCE
-from activestore.wire.replicas import NOBODY
+from activestore.wire.replicas import NOBODY, Config
 
 MIB = 1 << 20
 # How the core names a peer in texts.
 ID_SHOWN = re.compile(r"\b[0-9a-f]{8}\b")
+# Peers without room that are named.
+FULL_TOLD_MAX = 3
 
 
 class Grouping:
@@ -148,7 +152,7 @@ class Grouping:
             count = wanted + wants_witness + len(leaving)
             self._candidates(object_id, count, wants_witness, leaving, begin)
 
-        def begin(candidates: tuple[PeerId, ...]) -> None:
+        def begin(candidates: tuple[PeerId, ...], without_room: str = "") -> None:
             self._replicating.regroup(
                 lambda request: happened.GroupWanted(
                     request,
@@ -158,7 +162,7 @@ class Grouping:
                     candidates,
                     tuple(leaving),
                 ),
-                lambda why: then(self._with_names(why)),
+                lambda why: then(self._with_names(why) + without_room if why else ""),
             )
 
         too_old = [one for one in peers if self._is_too_old(one)]
@@ -192,9 +196,9 @@ class Grouping:
         count: int,
         wants_witness: bool,
         leaving: Sequence[PeerId],
-        then: Callable[[tuple[PeerId, ...]], None],
+        then: Callable[[tuple[PeerId, ...], str], None],
     ) -> None:
-        """Find who may take a copy, the best first."""
+        """Find who may take a copy, the best first, and tell who has no room for one."""
         me = self._loop.settings.peer_id
 
         def found(head: Any, _error: BaseException | None) -> None:
@@ -207,13 +211,15 @@ class Grouping:
                 and record.protocol >= REPLICAS_SINCE
             ]  # fmt: skip
             have = [record for record in live if record.peer_id in voters]
+            room_mb = 0 if head is None else -(-head.state_bytes // MIB)
             fit = spread(
                 records, have, count, key=object_id, meets=self._needs_of(head),
-                room_mb=0 if head is None else -(-head.state_bytes // MIB),
+                room_mb=room_mb,
             )  # fmt: skip
             # A witness needs no room, and nothing of what the class needs.
             rest = [one for one in records if wants_witness and one.peer_id not in fit]
-            then(fit + spread(rest, have, count - len(fit), key=object_id))
+            full = _without_room(records, room_mb)
+            then(fit + spread(rest, have, count - len(fit), key=object_id), full)
 
         self._loop.storage.read(lambda engine: engine.head(object_id), found)
 
@@ -236,20 +242,16 @@ class Grouping:
             return
         register = self._replicating.core.register_of(object_id)
         config = None if register is None else register.config
-        wanted = parameters.get("replicas")
-        if wanted is None:
-            wanted = 1 if config is None else config.wanted
-        wants_witness = parameters.get("witness")
-        if wants_witness is None:
-            # Of two copies only: three and more decide by themselves.
-            has_one = config is not None and config.wants_witness
-            wants_witness = has_one and wanted == WITNESSED
-        check_copies(wanted, wants_witness, "replicate")
+        goal = self._goal_of(config, parameters)
+        wanted, wants_witness = goal.wanted, goal.wants_witness
         peers = [self._peer(name) for name in _names(parameters, "peers")]
         leaving = [self._peer(name) for name in _names(parameters, "leaving")]
         if config is not None and not leaving:
             # Who does not answer is not waited for: that is what is asked for.
             leaving = self.repairing.gone(config.voters)
+        if peers:
+            leader, name_of = self._loop.settings.peer_id, self._loop.cluster.name_of
+            leaving += seats.freed(goal, PeerId(leader), peers, leaving, name_of)
 
         def then(why: str) -> None:
             if why:
@@ -265,9 +267,44 @@ class Grouping:
                 here = (self._loop.settings.peer_id,)
                 self._requests.refuse(origin, ObjectNotFoundError(object_id, here))
                 return
-            self.set_group(object_id, wanted, wants_witness, peers, leaving, then)
+            self._set_named(object_id, wanted, wants_witness, peers, leaving, then)
 
         self._loop.storage.read(lambda engine: engine.head(object_id), found)
+
+    def _goal_of(self, config: Config | None, parameters: dict[str, Any]) -> Config:
+        """Return a group, of a plain object this peer alone, with what is asked of it."""
+        wanted = parameters.get("replicas")
+        if wanted is None:
+            wanted = 1 if config is None else config.wanted
+        wants_witness = parameters.get("witness")
+        if wants_witness is None:
+            # Of two copies only: three and more decide by themselves.
+            has_one = config is not None and config.wants_witness
+            wants_witness = has_one and wanted == WITNESSED
+        check_copies(wanted, wants_witness, "replicate")
+        here = config or Config(0, (PeerId(self._loop.settings.peer_id),))
+        return here._replace(wanted=wanted, wants_witness=wants_witness)
+
+    def _set_named(
+        self, object_id: ObjectId, wanted: int, wants_witness: bool,
+        peers: Sequence[PeerId], leaving: Sequence[PeerId], then: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """Have those that are named take copies, then others what more are wanted."""
+
+        def named(why: str) -> None:
+            register = self._replicating.core.register_of(object_id)
+            me = PeerId(self._loop.settings.peer_id)
+            voters = [me] if register is None else register.config.voters
+            lacking = [one for one in peers if one not in voters]
+            if not why or not peers:
+                then(why)
+            elif lacking:
+                names = ", ".join(map(self._loop.cluster.name_of, lacking))
+                then(f"no copy can be made at {names}: {why}")
+            else:
+                self.set_group(object_id, wanted, wants_witness, (), leaving, then)
+
+        self.set_group(object_id, wanted, wants_witness, peers, leaving, named)
 
     def _peer(self, name: str) -> PeerId:
         membership = self._loop.cluster.membership
@@ -329,6 +366,7 @@ class Grouping:
         config = register.config
         state = self._replicating.core.state_of(object_id)
         acked = state.acked if state is not None else {}
+        reasons = dict(self._replicating.core.why_each(object_id))
         leader = self._leader_of(object_id)
         rows = []
         for one in dict.fromkeys((*config.voters, *acked)):
@@ -340,7 +378,9 @@ class Grouping:
             elif one not in config.members:
                 role = "learner"
             number = register.number if one == me else acked.get(one)
-            rows.append(self._member(one, role, number, register.number))
+            row = self._member(one, role, number, register.number)
+            why = reasons.get(one, UNREACHABLE)  # That is told by its state.
+            rows.append(row if why == UNREACHABLE else {**row, "reason": why})
         rows.sort(key=lambda row: row["role"] != "primary")
         return {
             "members": rows, "epoch": register.epoch.counter, "number": register.number,
@@ -390,11 +430,15 @@ class Grouping:
     def _do_force(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
         check_meant(parameters, self._loop.settings.peer_id)
-        if self._replicating.core.register_of(object_id) is None:
+        register = self._replicating.core.register_of(object_id)
+        if register is None:
             raise InvalidRequestError(
                 "no copy of a replica group is here; ask a peer that `group` lists",
                 f"object {object_id.hex()}",
             )
+
+        if parameters.get("unless_majority") is True:
+            self._check_lost(object_id, register)
 
         def then(why: str) -> None:
             if why:
@@ -407,6 +451,36 @@ class Grouping:
         self._replicating.regroup(
             lambda request: happened.ForceOrdered(request, object_id), then
         )
+
+    def _check_lost(self, object_id: ObjectId, register: Register) -> None:
+        """Refuse to force a group that can go on by itself.
+
+        Raises:
+            InvalidRequestError: a majority answers, as far as this peer knows.
+        """
+        silent = {peer_id for peer_id, _ in self._replicating.core.why_each(object_id)}
+        voters = [one for one in electorate(register.config) if one not in silent]
+        if register.is_quarantined or not has_quorum(register.config, voters):
+            return  # Of a copy that is quarantined more is said by the core.
+        names = ", ".join(map(self._loop.cluster.name_of, voters))
+        raise InvalidRequestError(
+            f"a majority of its group answers: {names}; nothing is lost, and `replicate` "
+            "replaces who is. Where it is stuck all the same, `show` says why: `force` "
+            "with --even-though-majority-answers gives up what others had acknowledged",
+            f"object {object_id.hex()}",
+        )
+
+
+def _without_room(records: Sequence[PeerRecord], room_mb: int) -> str:
+    """Return which peers have no room for a copy, to be put behind a text."""
+    full = [
+        f"{record.name} ({load.disk_free_mb} MB free)"
+        for record in records
+        if (load := load_of(record)) is not None and load.disk_free_mb < room_mb
+    ]
+    more = f" and {len(full) - FULL_TOLD_MAX} more" if len(full) > FULL_TOLD_MAX else ""
+    told = ", ".join(full[:FULL_TOLD_MAX])
+    return f"; too little room for {room_mb} MB at {told}{more}" if full else ""
 
 
 def _names(parameters: dict[str, Any], key: str) -> Sequence[str]:

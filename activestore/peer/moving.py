@@ -69,6 +69,9 @@ Then = Callable[[ActiveStoreError | None], None]
 class Shared(Protocol):
     """What moves objects that have replicas; see `rehousing`."""
 
+    # Objects whose groups have a copy fewer since this peer left them: nobody took it.
+    fewer: set[ObjectId]
+
     def is_shared(self, object_id: ObjectId) -> bool:
         """Whether an object has others that vote on where it is."""
 

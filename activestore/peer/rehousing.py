@@ -40,6 +40,7 @@ class Rehousing:
         self._grouping = grouping
         self._replicating = loop.replicating
         self._me = PeerId(loop.settings.peer_id)
+        self.fewer: set[ObjectId] = set()
 
     def is_shared(self, object_id: ObjectId) -> bool:
         """Whether this peer has a vote on an object that others have a vote on too."""
@@ -117,6 +118,7 @@ class Rehousing:
             if error is not None:
                 then(error)
                 return
+            self.fewer.add(object_id)
             why = "no peer takes the copy of the one that leaves"
             self._loop.note(
                 "warning", f"a copy fewer object={object_id.hex()} reason={why}"

@@ -318,7 +318,9 @@ class Relays(Travelling):
         is_between = place is not None and place.peer_id in trip.asked
         rested_s = self._table.clock() - trip.began_s
         if self.routing.has_others(trip.object_id):
-            may_rest = rested_s <= LEADERLESS_S
+            may_rest = rested_s <= LEADERLESS_S and not (
+                trip.due_s and self.routing.are_all_gone(trip.object_id)
+            )
         else:
             is_asked = bool(trip.due_s and trip.redirects)
             may_rest = is_asked and is_between and rested_s <= REST_S
@@ -503,6 +505,8 @@ class Relays(Travelling):
         place = self._location.place_of(trip.object_id)
         if place is None or trip.is_stream:
             return False
+        if trip.due_s and not self._cluster.is_answering(place.peer_id):
+            return False  # A question is told what is known; nothing is in doubt.
         return bool(place.others) and trip.asked.get(place.peer_id, -1) < place.epoch
 
     def _take_moved(self, trip: Trip, failure: Failure) -> None:

@@ -19,6 +19,7 @@ from itertools import chain, islice
 from typing import Any
 
 from activestore.core.peers import PeerState
+from activestore.core.refusals import UNREACHABLE
 from activestore.core.register import Register
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
@@ -52,6 +53,7 @@ class Repairing:
         self._loop = loop
         self._set_group = set_group
         self._core = loop.replicating.core
+        self._refused = loop.replicating.refused
         self._ids: Iterator[ObjectId] = iter(())
         # Since when a peer is not reachable.
         self._gone_s: dict[PeerId, float] = {}
@@ -95,6 +97,7 @@ class Repairing:
     def _begin_anew(self) -> None:
         """Begin another round over all registers, and forget what is not here any more."""
         self._ids = iter(list(self._core.registers))
+        self._refused.intersection_update(self._core.registers)
         self._under, self._found = self._found, {}
         self._failed_s = {
             one: when_s
@@ -229,10 +232,19 @@ class Repairing:
         if known is None:
             is_short = _lacks(register) or bool(self._missing(register))
             known = self._short[id(config)] = (config, is_short)
-        if not known[1]:
-            return False
-        is_led = self._core.is_led(object_id)
-        return is_led or self._loop.relays.routing.is_leaderless(object_id)
+        if self._core.is_led(object_id):
+            return known[1] or bool(self._refusing(object_id))
+        return known[1] and self._loop.relays.routing.is_leaderless(object_id)
+
+    def _refusing(self, object_id: ObjectId) -> dict[PeerId, str]:
+        """Return the voters that answer and keep no change, each with why."""
+        if object_id not in self._refused:
+            return {}
+        found = self._core.why_each(object_id)
+        refusing = {peer_id: why for peer_id, why in found if why != UNREACHABLE}
+        if not refusing and self._core.is_led(object_id):
+            self._refused.discard(object_id)
+        return refusing
 
     def _missing(self, register: Register) -> list[PeerId]:
         me, cluster = self._loop.settings.peer_id, self._loop.cluster
@@ -247,34 +259,41 @@ class Repairing:
         missing: Sequence[PeerId],
     ) -> dict[str, Any]:  # fmt: skip
         config = register.config
-        names = [self._loop.cluster.name_of(one) for one in missing]
+        name_of = self._loop.cluster.name_of
+        names = [name_of(one) for one in missing]
+        refusing = {} if register.is_quarantined else self._refusing(object_id)
+        refused = [f"{name_of(one)}: {why}" for one, why in refusing.items()]
+        failed = self._why.get(object_id, "")
+        without = {*missing, *refusing}
         return {
             "object_id": object_id,
             "problem": problem,
-            "copies": sum(one not in missing for one in config.members),
+            "copies": sum(one not in without for one in config.members),
             "wanted": config.wanted,
             "wants_witness": config.wants_witness,
-            "has_witness": bool(config.witness) and config.witness not in missing,
+            "has_witness": bool(config.witness) and config.witness not in without,
             "missing": names,
-            "reason": self._reason(object_id, register, names),
+            "reason": "; ".join([*refused, *self._reasons(register, names, failed)]),
+            "is_refused": bool(refused or failed),
         }
 
-    def _reason(
-        self, object_id: ObjectId, register: Register, missing: Sequence[str]
-    ) -> str:
+    def _reasons(
+        self, register: Register, missing: Sequence[str], failed: str
+    ) -> list[str]:
         if register.is_quarantined:
-            return (
+            return [
                 "its group was forced at another peer: this copy is history; export what "
                 "is wanted of it"
-            )
+            ]
         if missing:
             after_s = self._loop.settings.repair_after_s
-            return (
+            return [
                 f"{', '.join(missing)} does not answer; it is replaced {after_s:g} s "
                 "after it went, or at once by `replicate`, where there is a peer for it"
-            )
-        failed = self._why.get(object_id, "")
-        return failed or "a copy is being made"
+            ]
+        if failed or not _lacks(register):
+            return [failed] if failed else []
+        return ["a copy is being made"]
 
 
 def _exceeds(register: Register) -> bool:

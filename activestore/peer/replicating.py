@@ -100,6 +100,8 @@ class Replicating:
         self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
         self.copying = Copying(table, self.step, core.take_unkept)
         self._has_rounds = False
+        # Of which somebody has refused something; `repairing` looks for whom, and why.
+        self.refused: set[ObjectId] = set()
         # Objects that are deleted, and whose registers are kept until all know it.
         self._deleted: set[ObjectId] = set()
         # Requests that wait for an object to be led, here or elsewhere.
@@ -116,8 +118,8 @@ class Replicating:
             [Sequence[ObjectId], ObjectId | None, Callable[[], None]], None
         ] = lambda children, parent, then: then()
         self._effects: dict[type, Callable[[Any], None]] = {
-            wanted.Send: self._do_send,
-            wanted.SendWhole: self._do_send_whole,
+            wanted.Send: lambda e: self._outbox.add(e.peer_id, e.message),
+            wanted.SendWhole: lambda e: self._outbox.add_whole(e.peer_id, e.message),
             wanted.Store: self._do_store,
             wanted.Remove: self._do_remove,
             wanted.Led: self._do_led,
@@ -222,6 +224,8 @@ class Replicating:
                 self._refuse(link.peer_id, entry, "it is being drained")
                 continue
             if change is None:
+                if type(entry) is Nack:
+                    self.refused.add(entry.object_id)
                 self.step(happened.MessageCame(link.peer_id, entry))
                 continue
             unpacked = shipping.unpack_change(entry.object_id, *change)
@@ -256,12 +260,6 @@ class Replicating:
             message.epoch, None, why[:TEXT_CHARS_MAX],
         )  # fmt: skip
         self._outbox.add(sender, refused)
-
-    def _do_send(self, effect: wanted.Send) -> None:
-        self._outbox.add(effect.peer_id, effect.message)
-
-    def _do_send_whole(self, effect: wanted.SendWhole) -> None:
-        self._outbox.add_whole(effect.peer_id, effect.message)
 
     # -- writes of what is led here ----------------------------------------------------
 

@@ -20,6 +20,7 @@ from activestore.errors import (
     ClassNotFoundError,
     InternalError,
     InvalidRequestError,
+    NoQuorumError,
     ObjectNotFoundError,
     PermissionDeniedError,
     RemoteProtocolError,
@@ -33,6 +34,8 @@ from activestore.storage.engine import ClassRecord, Durability, Engine, Head
 from activestore.wire import values
 from activestore.wire.messages import Request, whole
 
+# In `locate`: a copy is enough, where nobody leads the object.
+OR_COPY = "or_copy"
 # Rows of one answer to "objects".
 ROWS_MAX = 1000
 
@@ -150,6 +153,8 @@ class Requests:
 
     def _do_locate(self, origin: Origin, parameters: dict[str, Any]) -> None:
         object_id = object_id_of(parameters)
+        if not self._is_of_peer(origin):  # Peers need to know who leads, or nothing.
+            parameters = {**parameters, OR_COPY: True}
         if self.is_elsewhere(origin, "locate", object_id, parameters):
             return
 
@@ -181,7 +186,9 @@ class Requests:
             return False
 
         def answer(value: Any, error: ActiveStoreError | None) -> None:
-            if error is not None:
+            if type(error) is NoQuorumError and parameters.get(OR_COPY) is True:
+                self._tell_copy(origin, object_id, error)
+            elif error is not None:
                 self.refuse(origin, error)
             else:
                 self.answer(origin, value)
@@ -196,6 +203,18 @@ class Requests:
             object_id, operation, parameters, answer, self._hops(origin), again
         )
         return True
+
+    def _tell_copy(
+        self, origin: Origin, object_id: ObjectId, error: ActiveStoreError
+    ) -> None:
+        """Tell what the copy here knows of an object that nobody leads."""
+
+        def answer(head: Head | None) -> object:
+            if head is None:  # A witness, or nothing is here.
+                raise error
+            return {"peer": "", "peer_id": b"", "endpoint": "", **row_of(head)}
+
+        self.read(origin, lambda engine: engine.head(object_id), answer)
 
     def _hops(self, origin: Origin) -> bool:
         """Whether a question came by another peer, which then looks further itself."""

@@ -63,6 +63,13 @@ class Routing:
         place = self._location.place_of(object_id)
         return place is not None and bool(place.others)
 
+    def are_all_gone(self, object_id: ObjectId) -> bool:
+        """Whether no peer that is known to hold an object may answer."""
+        place = self._location.place_of(object_id)
+        members = () if place is None else place.members
+        reachable = map(self._cluster.is_reachable, members)
+        return bool(members) and not any(reachable)
+
     def is_leaderless(self, object_id: ObjectId) -> bool:
         """Whether a copy is here of an object that nobody who answers leads.
 
@@ -150,5 +157,6 @@ def why_leaderless(one: Trip | Wait, why_each: str) -> NoQuorumError:
     return NoQuorumError(
         f"object {one.object_id.hex()}",
         f"nobody who leads it answered within {one.until_s - one.began_s:g} s, the "
-        f"deadline; what the call changed may be found kept{why_each}",
+        "deadline; what the call changed, unless it is readonly, may be found kept"
+        f"{why_each}",
     )

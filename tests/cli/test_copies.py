@@ -106,13 +106,21 @@ def test_replicate_prints_who_has_the_object_then(fake: FakePeer, run: Any) -> N
     }  # fmt: skip
 
 
+def test_replicate_says_which_named_peers_have_a_copy_already(run: Any) -> None:
+    said = run("replicate", REF, "3", "--peer", "edge-2", "--peer", "cloud")
+    plain = run("replicate", REF, "3")
+
+    assert said.err == "edge-2 had a copy already\n"
+    assert plain.err == ""
+
+
 def test_replicate_prints_json(run: Any) -> None:
     document = run("replicate", REF, "2", "--witness", "--json").json
 
     assert (document["primary"], document["copies"]) == ("edge-1", 3)
     assert document["members"][1] == {
         "peer_id": b"edge-2".hex(), "peer": "edge-2", "role": "replica",
-        "state": "alive", "number": 7, "lag": 2,
+        "state": "alive", "number": 7, "lag": 2, "reason": "",
     }  # fmt: skip
     assert document["is_whole"] is False
 
@@ -164,6 +172,20 @@ def test_show_tells_who_has_copies_and_how_far_each_is(run: Any) -> None:
     assert rows["durability"] == "commit"
     assert document["group"]["members"][2]["state"] == "dead"
     assert document["version"] == 7
+
+
+def test_show_names_a_copy_that_keeps_no_change(fake: FakePeer, run: Any) -> None:
+    full = member("edge-2", "replica", number=7, lag=2, reason="its disk is full")
+    fake.answers["group"] = {
+        **GROUP,
+        "members": [GROUP["members"][0], full],
+        "wanted": 2,
+    }  # type: ignore[index]
+
+    rows = dict(row.split("\t") for row in run("show", REF).out.splitlines())
+
+    assert rows["copies"] == "2 of 2, NOT WHOLE"
+    assert rows["at edge-2"] == "replica, alive, number 7, 2 behind: its disk is full"
 
 
 def test_show_of_an_object_that_nobody_leads_still_tells_who_has_it(
@@ -223,6 +245,21 @@ def test_force_with_yes_asks_nothing(fake: FakePeer, run: Any) -> None:
 
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.json["epoch"] == 4
+    assert asked(fake, "force") == {
+        "object_id": OBJECT, "peer_id": PEER, "unless_majority": True,
+    }  # fmt: skip
+
+
+def test_force_where_a_majority_answers_needs_to_be_told_so(
+    fake: FakePeer, run: Any
+) -> None:
+    told = run("force", REF)
+    plain = run("force", REF, "--even-though-majority-answers")
+    outcome = run("force", REF, "--even-though-majority-answers", "--yes")
+
+    assert "refused without --even-though-majority-answers" in told.err
+    assert "refused without" not in plain.err
+    assert outcome.code == 0
     assert asked(fake, "force") == {"object_id": OBJECT, "peer_id": PEER}
 
 
@@ -304,6 +341,7 @@ def test_export_writes_over_nothing(run: Any, tmp_path: Path) -> None:
 
     assert outcome.code == 1
     assert path.read_text() == "mine"
+    assert f"error: {path}: it is there already: name another" in outcome.err
 
 
 def test_export_that_fails_leaves_no_file(
@@ -439,3 +477,18 @@ def test_object_without_a_majority_is_not_advised_to_make_copies() -> None:
     assert "start peer-2" in advice
     assert "`force two`" in advice
     assert "replicate" not in advice
+
+
+def test_copy_that_is_refused_is_not_advised_to_be_made_by_what_was_refused() -> None:
+    row = {
+        "object_id": b"\x01" * 16, "alias": "big", "problem": "under", "wanted": 3,
+        "copies": 2, "missing": [], "is_refused": True,
+        "reason": "2 of 3 copies: cloud: its disk is full, or failed",
+    }  # fmt: skip
+
+    found, advice = copies_module.problem_texts(row)
+
+    assert "cloud: its disk is full" in found
+    assert "disk_budget_mb" in advice
+    assert advice.endswith("or want no more: `replicate big 2`")
+    assert "`replicate big 3`" not in advice

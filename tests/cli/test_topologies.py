@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from activestore.cli import cluster, topology
+from activestore.cli import blueprint, cluster, topology
 from activestore.cli.blueprint import PEERS_MAX, known_topologies, load_topology
 from activestore.errors import ConfigurationError
 
@@ -471,3 +471,10 @@ def test_shipped_topologies_say_why(tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# "), name
         assert json.dumps(load_topology(name).description) in text
+
+
+def test_page_of_topologies_names_every_key_of_their_files() -> None:
+    page = (ROOT / "nodes/topologies/README.md").read_text(encoding="utf-8")
+    told = page[page.index("## A file of your own") :]
+
+    assert all(f"`{key}`" in told for key in (*blueprint._TOP, *blueprint._PEER))

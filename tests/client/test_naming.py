@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from activestore import ActiveObject
 from activestore.client import codewatch, naming
 from activestore.client.naming import Found
 from activestore.client.proxy import StandIns
@@ -15,6 +16,10 @@ from activestore.wire import values
 
 ONE = ObjectId(b"home06" + b"\x00" + b"1" * 9)
 INTERFACE = {"class_name": "model.Counter", "doc": "", "fields": {}, "methods": {}}
+
+
+class Note(ActiveObject):
+    """Made here, kept nowhere."""
 
 
 class Peer:
@@ -79,6 +84,13 @@ def test_id_is_found_without_asking(name: Any) -> None:
 def test_what_names_nothing_is_refused(name: Any) -> None:
     with pytest.raises(InvalidRequestError, match="expected an alias, an id or an"):
         naming.identify(Peer(), name)
+
+
+def test_object_that_is_not_persistent_is_told_so() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="this Note is not persistent: `make_"
+    ):
+        naming.identify(Peer(), Note())
 
 
 @pytest.mark.parametrize("is_old", [False, True])

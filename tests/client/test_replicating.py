@@ -200,6 +200,15 @@ def test_group_and_force_name_the_object(peer: FakePeer, store: Store):
     (request,) = peer.wait_for(Request, operation="group")
     assert parameters(request) == {"object_id": OBJECT}
     (request,) = peer.wait_for(Request, operation="force")
+    assert parameters(request) == {
+        "object_id": OBJECT, "peer_id": PEER, "unless_majority": True,
+    }  # fmt: skip
+
+
+def test_force_though_a_majority_answers_is_said_so(peer: FakePeer, store: Store):
+    store.force(REF, even_though_majority_answers=True)
+
+    (request,) = peer.wait_for(Request, operation="force")
     assert parameters(request) == {"object_id": OBJECT, "peer_id": PEER}
 
 
@@ -215,6 +224,26 @@ def test_group_with_a_dead_member_is_not_whole(store: Store):
     witnessed = whole._replace(members=(*living, witness), wants_witness=True)
     assert witnessed.is_whole
     assert witnessed.copies == 2
+
+
+def test_group_with_a_copy_that_keeps_no_change_is_not_whole():
+    """Its peer answers, and its disk is full."""
+    told = [{**one, "state": "alive"} for one in MEMBERS]
+    group = group_of({**GROUP, "members": told}, "group")
+    full = group_of(
+        {**GROUP, "members": [told[0], {**told[1], "reason": "its disk is full"}]},
+        "group",
+    )
+
+    assert group.is_whole
+    assert not full.is_whole
+    assert full.members[1].reason == "its disk is full"
+
+
+def test_group_as_a_quarantined_copy_knows_it_is_not_whole():
+    told = [{**one, "state": "alive"} for one in MEMBERS]
+
+    assert not group_of({**GROUP, "members": told, "is_quarantined": True}, "").is_whole
 
 
 def test_group_without_a_leader_has_no_primary():

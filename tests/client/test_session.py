@@ -433,6 +433,20 @@ def test_failure_that_would_come_again_is_not_retried(error: ActiveStoreError) -
     assert type(request.error) is type(error)
 
 
+@pytest.mark.parametrize("operation", ["drain", "stop", "force", "export", "discard"])
+def test_what_one_peer_refuses_of_itself_is_asked_of_no_other(operation: str) -> None:
+    session = greeted()
+    request = session.open(
+        lambda sequence, _: messages.Request(sequence, operation), 0.0, 0.0, operation
+    )
+    refused = UnavailableError(operation, "2 objects could not be moved")
+
+    ended, sent = session.take(failure(1, refused), 1.0)
+
+    assert (ended, sent) == ([request], [])
+    assert str(request.error) == str(refused)
+
+
 def test_stream_that_failed_is_not_sent_again() -> None:
     session = greeted()
     request = open_stream(session)

@@ -336,6 +336,17 @@ def test_deadline_of_what_was_sent_on_is_the_other_leaders(led: Stage) -> None:
     assert answers(led.wait(2.1)) == {}
 
 
+def test_deadline_of_a_read_says_that_nothing_was_changed(led: Stage) -> None:
+    Group(led)
+    led.end(led.run(1, "peek", deadline_s=2.0))
+
+    (refused,) = only(led.wait(2.1), effects.Refuse)
+
+    assert type(refused.error) is NoQuorumError
+    assert "it is readonly and changed nothing" in str(refused.error)
+    assert "kept" not in str(refused.error)
+
+
 # -- deadlines of nested calls ---------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ class Peer:
         loop: Any = SimpleNamespace(
             replicating=SimpleNamespace(
                 core=self.core, copying=SimpleNamespace(remove_again=lambda: None),
-                peer_seen=lambda *_args, **_named: None,
+                peer_seen=lambda *_args, **_named: None, refused=set(),
             ),
             relays=SimpleNamespace(
                 routing=SimpleNamespace(is_leaderless=self.leaderless.__contains__)

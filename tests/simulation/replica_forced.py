@@ -208,7 +208,10 @@ class Forcer:
             self.sim.sleep(self.sim.rng.expovariate(1.0 / pause_s))
             client = self.sim.rng.choice(self.clients)
             try:
-                client.force(self.sim.rng.choice(self.object_ids))
+                client.force(
+                    self.sim.rng.choice(self.object_ids),
+                    even_though_majority_answers=True,
+                )
             except ActiveStoreError:
                 continue
             self.forced_count += 1

@@ -115,6 +115,39 @@ def test_force_of_a_quarantined_copy_is_refused_and_forces_no_other_one() -> Non
         assert first.group(object_id).is_quarantined
 
 
+def test_force_of_a_group_that_can_go_on_is_refused() -> None:
+    """Nothing is lost, and what the others had acknowledged would be given up."""
+    with Simulation(seed=1, peers=3, classes=[Letterbox]) as sim:
+        sim.run(5.0)
+        client = sim.client("peer-2")
+        box = client.create(LETTERBOX, replicas=3)
+        sim.crash("peer-1")
+        sim.run(15.0)
+
+        with pytest.raises(InvalidRequestError) as refused:
+            client.force(box)
+        kept = client.group(box)
+        sim.crash("peer-3")
+        sim.run(15.0)
+        forced = client.force(box)
+
+        assert "a majority of its group answers: peer-" in str(refused.value)
+        assert "--even-though-majority-answers" in str(refused.value)
+        assert (kept.lineage, forced.lineage != 0) == (0, True)
+        box.put(b"x")
+
+
+def test_force_though_a_majority_answers_is_an_operators_word() -> None:
+    with Simulation(seed=2, peers=3, classes=[Letterbox]) as sim:
+        sim.run(5.0)
+        client = sim.client("peer-1")
+        box = client.create(LETTERBOX, replicas=3)
+
+        forced = client.force(box, even_though_majority_answers=True)
+
+        assert forced.lineage != 0
+
+
 @pytest.mark.parametrize("operation", ["force", "export", "discard"])
 def test_order_about_the_copy_of_one_peer_is_refused_by_another(operation: str) -> None:
     with Simulation(seed=1, peers=2, classes=[Letterbox]) as sim:

@@ -141,7 +141,7 @@ def test_change_in_doubt_is_given_up_where_the_other_one_is_forced() -> None:
         other = sim.client("peer-2")
         theirs = other.get(id_of(shelf))
 
-        other.force(theirs)
+        other.force(theirs, even_though_majority_answers=True)
         sim.run(5.0)  # What was to change it waits there, and is refused now.
 
         assert theirs.size() == FITS

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from activestore.errors import DeadlineExceededError, NoQuorumError
+from activestore.errors import DeadlineExceededError, NoQuorumError, UnavailableError
 from activestore.ids import ObjectId
 from activestore.peer.links import LOOK_S
 from activestore.peer.relays import Relays
@@ -255,3 +255,64 @@ def test_how_often_one_is_looked_at_does_not_grow_with_those_that_wait(
     assert len(looked) >= calls_count
     # At most three steps of a look, and one at its deadline.
     assert max(looked.values()) <= 4 * ((first_s + within_s) / LOOK_S + 2)
+
+
+def test_read_that_is_refused_at_its_deadline_is_not_said_to_have_changed() -> None:
+    with Simulation(33, peers=4, classes=CLASSES) as sim:
+        counter = counter_led_by(sim, LEADER)
+        peer = stranger(sim, counter)
+        read = at(sim, peer, counter).peek.options(timeout_s=3.0)
+        cut_off(sim, [peer])
+
+        with pytest.raises(NoQuorumError, match="changed, unless it is readonly, may"):
+            read()
+
+
+@pytest.mark.parametrize("asked_at", ["member", "stranger"])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_where_an_object_is_that_nobody_leads_is_told_at_once(
+    copies: int, asked_at: str
+) -> None:
+    """What a copy knows: where it would be asked for its leader nobody is named."""
+    with Simulation(34, peers=4, classes=CLASSES) as sim:
+        join(sim)
+        counter = sim.client(LEADER).create(COUNTER, replicas=copies)
+        assert counter.add() == 1
+        sim.run(CALM_S)
+        names = holders(sim, id_of(counter))
+        gone = [LEADER, *sorted({*names} - {LEADER})][: copies - 1]
+        peers = (
+            set(names) - {*gone} if asked_at == "member" else {*sim.peers} - {*names}
+        )
+        for name in gone:
+            sim.crash(name)
+        sim.run(20.0)
+        client = sim.client(*sorted(peers)[:1], *gone)
+        begin_s = sim.now_s
+
+        found = client.locate(id_of(counter))
+        located_s = sim.now_s - begin_s
+        with pytest.raises(NoQuorumError, match="voters answer"):
+            client.request("show", object_id=id_of(counter))
+
+        assert (found["peer"], found["peer_id"], found["endpoint"]) == ("", b"", "")
+        assert found["version"] == 2
+        assert located_s < 1.0
+        assert sim.now_s - begin_s < 4.0
+
+
+def test_question_about_an_object_whose_peers_are_all_gone_ends_at_once() -> None:
+    with Simulation(35, peers=6, classes=CLASSES) as sim:
+        counter = counter_led_by(sim, LEADER)
+        gone = holders(sim, counter)
+        client = sim.client(*sorted(set(sim.peers) - set(gone)))
+        assert client.locate(counter)["peer"] == LEADER
+        for name in gone:
+            sim.crash(name)
+        sim.run(60.0)
+        begin_s = sim.now_s
+
+        with pytest.raises(UnavailableError, match="does not answer"):
+            client.locate(counter)
+
+        assert sim.now_s - begin_s < 4.0

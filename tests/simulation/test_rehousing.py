@@ -15,12 +15,14 @@ from activestore import remote
 from activestore.errors import (
     InvalidRequestError,
     ObjectNotFoundError,
+    RequirementError,
     UnavailableError,
 )
 from activestore.ids import ObjectId
 from activestore.testing import Simulation
 from tests.simulation.clusters import COUNTER, Player, join
 from tests.simulation.models import Counter
+from tests.simulation.test_candidates import LARGE, Large
 
 LEADER = "peer-1"
 
@@ -218,6 +220,28 @@ def test_drained_witness_is_replaced() -> None:
         assert not sim.peers[leaving].is_up
         assert copies.config().members == before.members
         assert copies.config().witness not in (b"", before.witness)
+
+
+def test_drain_that_is_refused_says_what_it_leaves_and_that_is_mended() -> None:
+    with Simulation(9, peers=3, classes=[Counter, Large]) as sim:
+        copies = Copies(sim, replicas=3)
+        client = sim.client("peer-2")
+        client.create(LARGE)
+        lacking = RequirementError(LARGE, ("memory_mb",))
+        for name in ("peer-1", "peer-3"):
+            sim.peers[name].loop.classes.missing_for = (  # type: ignore[method-assign]
+                lambda name: lacking if name == LARGE else None
+            )
+
+        with pytest.raises(UnavailableError) as refused:
+            client.request("drain", peer_id=sim.peers["peer-2"].disk.peer_id)
+
+        text = str(refused.value)
+        assert "1 objects could not be moved, 1 were; the peer stays: " in text
+        assert "of that 1 have a copy fewer, which is made again" in text
+        assert copies.members() == {"peer-1", "peer-3"}
+        sim.run(330.0)
+        assert copies.members() == {"peer-1", "peer-2", "peer-3"}
 
 
 def drain(sim: Simulation, name: str) -> None:

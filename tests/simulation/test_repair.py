@@ -5,6 +5,9 @@ Source: issue 4, "Repair"; design section 8.
 
 from __future__ import annotations
 
+import pytest
+
+from activestore.errors import NoQuorumError
 from activestore.testing import Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
@@ -12,6 +15,8 @@ from tests.simulation.replica_clusters import id_of
 
 # Longer than `repair_after_s`.
 LONG_S = 700.0
+# So many commits are refused that a disk is full for all of the test.
+FOR_LONG = 10_000
 
 
 def test_dead_member_is_replaced_though_all_others_restarted_at_once() -> None:
@@ -50,3 +55,51 @@ def test_same_number_again_replaces_the_dead_one_at_once() -> None:
         assert group.is_whole
         assert dead not in {one.peer for one in group.members}
         assert counter.add() == 2
+
+
+def test_copy_whose_disk_is_full_is_told_of_until_it_keeps_up_again() -> None:
+    """Its peer answers, so nobody replaces it."""
+    with Simulation(3, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        assert client.request("replication")["under"] == 0
+        sim.refuse_commits("peer-2", FOR_LONG)
+        assert counter.add() == 1
+        sim.run(5.0)
+
+        told = client.request("replication")
+        group = client.group(counter)
+        sim.refuse_commits("peer-2", 0)
+        sim.run(60.0)
+
+        (row,) = told["objects"]
+        assert (told["under"], row["problem"], row["missing"]) == (1, "under", [])
+        assert (row["copies"], row["wanted"], row["is_refused"]) == (2, 3, True)
+        assert row["reason"].startswith("peer-2: its disk is full")
+        reasons = {one.peer: one.reason for one in group.members if one.reason}
+        assert list(reasons) == ["peer-2"]
+        assert not group.is_whole
+        assert client.request("replication")["under"] == 0
+        assert client.group(counter).is_whole
+
+
+def test_copies_that_no_peer_takes_are_told_with_why() -> None:
+    """What was asked for stays wanted, and asking again would be refused again."""
+    with Simulation(4, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=2)
+        (other,) = {one.peer for one in client.group(counter).members} - {"peer-1"}
+        (full,) = {"peer-2", "peer-3"} - {other}
+        sim.refuse_commits(full, FOR_LONG)
+
+        with pytest.raises(NoQuorumError, match=f"{full}: its disk is full"):
+            client.replicate(counter, 3)
+        sim.run(10.0)
+        (row,) = client.request("replication")["objects"]
+
+        assert (row["copies"], row["wanted"], row["is_refused"]) == (2, 3, True)
+        assert f"{full}: its disk is full" in row["reason"]
+        client.replicate(counter, 2)
+        assert client.request("replication")["under"] == 0
