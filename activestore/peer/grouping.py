@@ -459,10 +459,15 @@ class Grouping:
             InvalidRequestError: a majority answers, as far as this peer knows.
         """
         silent = {peer_id for peer_id, _ in self._replicating.core.why_each(object_id)}
-        voters = [one for one in electorate(register.config) if one not in silent]
+        me, cluster = self._loop.settings.peer_id, self._loop.cluster
+        voters = [
+            one
+            for one in electorate(register.config)
+            if one not in silent and (one == me or cluster.is_answering(one))
+        ]
         if register.is_quarantined or not has_quorum(register.config, voters):
             return  # Of a copy that is quarantined more is said by the core.
-        names = ", ".join(map(self._loop.cluster.name_of, voters))
+        names = ", ".join(map(cluster.name_of, voters))
         raise InvalidRequestError(
             f"a majority of its group answers: {names}; nothing is lost, and `replicate` "
             "replaces who is. Where it is stuck all the same, `show` says why: `force` "

@@ -137,6 +137,22 @@ def test_force_of_a_group_that_can_go_on_is_refused() -> None:
         box.put(b"x")
 
 
+def test_copy_whose_peer_restarted_alone_is_forced_at_once() -> None:
+    """Who was never heard of since does not answer."""
+    with Simulation(seed=3, peers=3, classes=[Letterbox]) as sim:
+        sim.run(5.0)
+        box = sim.client("peer-1").create(LETTERBOX, replicas=3)
+        object_id, _ = sim.client("peer-1").identify(box)
+        for name in sim.peers:
+            sim.crash(name)
+        sim.restart("peer-2")
+        sim.run(1.0)
+
+        forced = sim.client("peer-2").force(object_id)
+
+        assert (forced.lineage != 0, forced.primary) == (True, "peer-2")
+
+
 def test_force_though_a_majority_answers_is_an_operators_word() -> None:
     with Simulation(seed=2, peers=3, classes=[Letterbox]) as sim:
         sim.run(5.0)
