@@ -395,7 +395,7 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
         found += ", no witness"
     missing = ", ".join(row.get("missing", ()))
     if row.get("reason"):
-        found += f"; {row['reason']}"
+        found += f"; {row['reason'].removeprefix(f'{found}: ')}"
     elif missing:
         found += f"; {missing}: no answer"
     left = row["copies"] + bool(row.get("has_witness"))

@@ -40,8 +40,7 @@ def freed(
     if goal.wants_witness and is_witnessed and goal.witness in named:
         raise InvalidRequestError(
             f"{name_of(goal.witness)} is the witness of its group, and holds no copy: "
-            "have another peer be that first, with leaving=, or want none, with "
-            "witness=False",
+            "have another peer be it first (leaving), or ask for none (no witness)",
             "peers",
         )
     places = goal.wanted + (goal.wants_witness and not is_witnessed)

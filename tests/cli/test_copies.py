@@ -488,7 +488,7 @@ def test_copy_that_is_refused_is_not_advised_to_be_made_by_what_was_refused() ->
 
     found, advice = copies_module.problem_texts(row)
 
-    assert "cloud: its disk is full" in found
+    assert found == "2 of 3 copies; cloud: its disk is full, or failed"
     assert "disk_budget_mb" in advice
     assert advice.endswith("or want no more: `replicate big 2`")
     assert "`replicate big 3`" not in advice
