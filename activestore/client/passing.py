@@ -20,7 +20,7 @@ from typing import Any
 from activestore.client.links import Link, Links
 from activestore.client.requests import Request
 from activestore.errors import ActiveStoreError, NoQuorumError, UnavailableError
-from activestore.wire.limits import UNHEARD
+from activestore.wire.limits import UNHEARD, UNLED
 from activestore.wire.messages import bytes_count
 
 # Named by its peer every 2 s; the rest is for the way, and for peers that are busy.
@@ -41,6 +41,9 @@ def named(requests: Mapping[int, Request], beat: Any, link: Link, now_s: float) 
         if known is not None:
             known.heard_s = now_s
             known.is_unheard = is_unheard and known.link is link
+            if known.is_unheard and UNLED in beat[1]:
+                extra = {**(known.message.extra or {}), UNLED: beat[1][UNLED]}
+                known.message = known.message._replace(extra=extra)
     return is_unheard
 
 
@@ -107,6 +110,8 @@ def note_refusal(request: Request, error: ActiveStoreError, link: Link) -> None:
 
 
 def answered(request: Request, links: Links, link: Link) -> None:
-    """Ask the peer first from now on that has answered what the connected one did not."""
+    """Ask first from now on who has answered, not who was asked in vain."""
+    if request.tried and link not in request.tried:
+        links.forget(getattr(request.message, "object_id", b""))
     if links.main in request.tried and link is not links.main:
         links.prefer(link)

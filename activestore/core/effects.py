@@ -284,12 +284,14 @@ class SendItem(NamedTuple):
 class SendBeat(NamedTuple):
     """Tell a client which of its requests are queued or running.
 
-    `is_unheard`: too few of those are heard of who must answer before they are.
+    `is_unheard`: too few of those are heard of who must answer before they are; `unled`:
+    the epoch under which this peer leads in vain.
     """
 
     session: SessionId
     sequences: Sequence[int]
     is_unheard: bool = False
+    unled: int = 0
 
 
 class Note(NamedTuple):

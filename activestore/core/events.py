@@ -350,6 +350,7 @@ class ObjectUnanswered(NamedTuple):
     """No majority has answered for long what is asked of the object, or is in reach."""
 
     object_id: ObjectId
+    epoch: int
 
 
 class ObjectUnavailable(NamedTuple):

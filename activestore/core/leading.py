@@ -398,8 +398,9 @@ class Lead:
         """
         self.is_resending = False
         desk, config = self._desk, self._desk.config
-        if self._is_unanswered():
-            desk.emit(Unanswered(self.object_id))
+        patience_s = self._patience_s()
+        if patience_s <= 0.0:
+            desk.emit(Unanswered(self.object_id, self.ballot.counter))
         waiting = [p for p in self.lagging() if desk.is_reachable(p)]
         waiting = [p for p in waiting if self.members[p].mode is not Mode.FULL]
         for peer_id in waiting:
@@ -408,25 +409,30 @@ class Lead:
             self._ask_round(self.rounds[-1][0])
         if waiting or self.rounds:
             self.resend_s = min(2 * self.resend_s, config.resend_s_max)
-            self.arm_resend()
+            self.arm_resend(patience_s if patience_s > 0.0 else self.resend_s)
         else:
             self.resend_s = config.resend_s
         return bool(waiting or self.rounds)
 
-    def _is_unanswered(self) -> bool:
-        """Whether somebody waits for a majority, for long or for one out of reach."""
+    def _patience_s(self) -> float:
+        """Return for how long who waits for a majority is told nothing, 0 for no more."""
         desk, oldest_s = self._desk, self.oldest_s
         if oldest_s is None:
-            return False
+            return desk.config.resend_s_max
         reachable = desk.reachable(electorate(self.config)) | {desk.me}
-        is_long = desk.now_s - oldest_s >= desk.config.unanswered_s
-        return is_long or not has_quorum(self.config, reachable)
+        if not has_quorum(self.config, reachable):
+            return 0.0
+        patience_s = desk.config.unanswered_s
+        patience_s += self._slow_s(self.committed, self.number)
+        left_s = oldest_s + patience_s - desk.now_s
+        return left_s if left_s > 1e-6 else 0.0
 
-    def arm_resend(self) -> None:
-        """Look after a while whether members answered."""
+    def arm_resend(self, in_s: float = math.inf) -> None:
+        """Look after a while, or in so many seconds, whether members answered."""
         if not self.is_resending:
             self.is_resending = True
-            self._desk.wake(self.resend_s, Wake.RESEND, self.object_id)
+            in_s = min(in_s, self.resend_s)
+            self._desk.wake(in_s, Wake.RESEND, self.object_id)
 
     def arm_wait(self) -> None:
         """Look in time whether the oldest write is committed."""

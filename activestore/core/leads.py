@@ -251,7 +251,7 @@ class Leads(Moves):
             if type(origin) is Client and type(effect) is not Withheld:
                 waiting.setdefault(origin.session, []).append(origin.sequence)
         for session, sequences in waiting.items():
-            self._emit(effects.SendBeat(session, sequences, is_unheard=True))
+            self._emit(effects.SendBeat(session, sequences, True, event.epoch))
 
     def _on_object_unavailable(self, event: events.ObjectUnavailable) -> None:
         box = self.boxes.boxes.get(event.object_id)

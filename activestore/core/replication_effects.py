@@ -109,6 +109,7 @@ class Unanswered(NamedTuple):
     """No majority has answered for long what the leader here asks, or is in reach."""
 
     object_id: ObjectId
+    epoch: int
 
 
 class NoQuorum(NamedTuple):

@@ -8,11 +8,11 @@ Source: schemas/protocol.md sections 2, 4 and 10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from activestore.core.fences import Fence
-from activestore.ids import OBJECT_ID_BYTES, ObjectId
-from activestore.wire.limits import OPEN_TOLD_MAX
+from activestore.ids import OBJECT_ID_BYTES, PEER_ID_BYTES, ObjectId, PeerId
+from activestore.wire.limits import OPEN_TOLD_MAX, UNLED
 from activestore.wire.replicas import COUNTER_MAX
 
 # Marks of one chain: it is refused long before.
@@ -52,6 +52,29 @@ def fence(extra: Any) -> Fence | None:
     if not is_good or lineage < 0 or not 0 <= epoch <= COUNTER_MAX:
         return None
     return Fence(ObjectId(caller), lineage, epoch)
+
+
+class Unled(NamedTuple):
+    """Who said that it knows of nobody who leads an object, up to which epoch."""
+
+    epoch: int
+    peer_id: PeerId
+
+
+NOT_SAID = Unled(0, PeerId(b""))
+
+
+def unled(extra: Any) -> Unled:
+    """Return who told that it leads in vain, or waits for a leader."""
+    found = extra.get(UNLED) if extra else None
+    if type(found) is not list or len(found) != 2:
+        return NOT_SAID
+    epoch, peer_id = found
+    if type(epoch) is not int or not 0 < epoch <= COUNTER_MAX:
+        return NOT_SAID
+    if type(peer_id) is not bytes or len(peer_id) != PEER_ID_BYTES:
+        return NOT_SAID
+    return Unled(epoch, PeerId(peer_id))
 
 
 def number(extra: Any, key: str) -> float:

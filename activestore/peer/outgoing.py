@@ -256,7 +256,10 @@ class Outgoing(Table):
     def _do_send_beat(self, effect: effects.SendBeat) -> None:
         session = self.sessions.get(effect.session)
         if session is not None:
-            self.beat(session, list(effect.sequences), is_unheard=effect.is_unheard)
+            self.beat(
+                session, list(effect.sequences),
+                is_unheard=effect.is_unheard, unled=effect.unled,
+            )  # fmt: skip
 
     def _do_send_away(self, effect: effects.SendAway) -> None:
         self.relays.depart(effect)

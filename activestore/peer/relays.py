@@ -17,7 +17,7 @@ Source: design section 7; reliability.md 2.2; schemas/protocol.md section 10.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from activestore.core import effects, events
@@ -30,13 +30,14 @@ from activestore.errors import (
     UnavailableError,
 )
 from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.peer import extras
 from activestore.peer.cluster import Cluster
-from activestore.peer.dues import Dues, Key
+from activestore.peer.extras import NOT_SAID
 from activestore.peer.links import LOOK_S, Link, Links
-from activestore.peer.routing import Routing, why_leaderless
+from activestore.peer.routing import Routing
 from activestore.peer.table import Session, Table
-from activestore.peer.travelling import UNHEARD_S, Travelling, opened, place_in
-from activestore.peer.trips import Then, Trip, Wait, asked_before, in_time, until_s
+from activestore.peer.travelling import Travelling, opened, place_in
+from activestore.peer.trips import Question, Then, Trip, Wait, asked_before, with_unled
 from activestore.wire import values
 from activestore.wire.messages import (
     Beat,
@@ -77,10 +78,10 @@ class Relays(Travelling):
     """All trips of one peer, and where they go."""
 
     def __init__(self, table: Table, links: Links, cluster: Cluster) -> None:
-        super().__init__(table, links)
+        me = PeerId(table.settings.peer_id)
+        super().__init__(table, links, Routing(cluster, me))
         self._cluster = cluster
         self._location = cluster.location
-        self.routing = Routing(cluster, PeerId(table.settings.peer_id))
         # The last start that was seen of each peer; its methods' calls carry it.
         self._starts: dict[PeerId, bytes] = {}
         # Called with the session of a start that is over.
@@ -94,10 +95,7 @@ class Relays(Travelling):
         self.replicas_wanted: Callable[[ObjectId, Decided], bool] = (
             lambda object_id, then: False
         )
-        # Of requests that were relayed here and wait for a leader, those with a deadline.
-        self._waits: dict[int, Wait] = {}
         self._next_wait = 1
-        self._dues = Dues(table.look_by)
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
         # It is probed at once: others may take over what it is asked for.
@@ -107,6 +105,7 @@ class Relays(Travelling):
 
     def forward(self, session: Session, message: Any, object_id: ObjectId) -> None:
         """See to a client's request for an object that is not here."""
+        self.routing.note_unled(object_id, extras.unled(message.extra))
         if message.attempt and self.routing.has_others(object_id):
             self._look_at_leader(object_id)
         if session.is_relayed:
@@ -155,14 +154,13 @@ class Relays(Travelling):
             return False
         now_s = self._table.clock()
         number, self._next_wait = self._next_wait, self._next_wait + 1
-        wait = Wait(session, message, object_id, now_s, until_s(message, now_s))
+        wait = Wait(session, message, object_id, now_s)
 
         def decided(error: ActiveStoreError | None) -> None:
             if self._waits.pop(number, None) is None:
                 return  # It was refused at its deadline.
             if error is None and session.session_id in self._table.sessions:
-                left = in_time(message, wait.until_s, self._table.clock())
-                self._receive_again(session, left)
+                self._receive_again(session, wait)
             elif error is not None:
                 self._refuse(wait, error)
 
@@ -173,20 +171,16 @@ class Relays(Travelling):
         self._dues.add(wait.told_s, number)
         return True
 
-    def _receive_again(self, session: Session, message: Any) -> None:
+    def _receive_again(self, session: Session, one: Question) -> None:
         """Take a request that has waited here: its client may have the answer by now.
 
-        It is looked up, and what it tells is no word of who leads now.
+        It is looked up, and what it tells is no word of who leads now. Whoever is said to
+        lead in vain has been asked.
         """
-        self._table.receive(session, asked_before(message))
+        self.routing.forget_unled(one.object_id)
+        left = with_unled(one.in_time(self._table.clock()), NOT_SAID)
+        self._table.receive(session, asked_before(left))
         session.doubt()
-
-    def _refuse(self, wait: Wait, error: ActiveStoreError) -> None:
-        """End a request that waited for a leader."""
-        session, sequence = wait.session, wait.message.sequence
-        if session.session_id in self._table.sessions:
-            body = values.encode_error(error)
-            self._table.tell(session, Failure(sequence, error.code, None, body))
 
     def depart(self, effect: effects.SendAway) -> None:
         """Send a call of a method to the peer of its object."""
@@ -300,6 +294,7 @@ class Relays(Travelling):
                 self._end(trip, error)
             else:
                 trip.asked.clear()
+                self.routing.forget_unled(trip.object_id)
                 self._go_on(trip)
 
         trip.is_parked = True
@@ -330,6 +325,7 @@ class Relays(Travelling):
         trip.target, trip.link = PeerId(b""), None
         trip.is_resting = True
         trip.redirects = 0
+        self.routing.forget_unled(trip.object_id)
         trip.asked.clear()
 
     def _pass_by(self, trip: Trip) -> None:
@@ -387,43 +383,6 @@ class Relays(Travelling):
         self._dues.begin(now_s + LOOK_S, self._deadlines(now_s))
         self.look_at_due(now_s)
 
-    def _deadlines(self, now_s: float) -> Iterator[tuple[float, Key]]:
-        for key, trip in self._trips.items():
-            if trip.told_s > now_s:  # Else it was looked at just now.
-                yield trip.told_s, key
-        for number, wait in self._waits.items():
-            yield wait.told_s, number
-
-    def look_at_due(self, now_s: float) -> None:
-        """Refuse those whose deadline has come since all were looked at."""
-        for key in self._dues.take(now_s):
-            if isinstance(key, int):
-                wait = self._waits.pop(key, None)
-                if wait is not None:
-                    self._refuse(wait, self._why_leaderless(wait))
-                continue
-            trip = self._trips.get(key)
-            if trip is not None and trip.until_s and self._is_late(trip, now_s):
-                self._end(trip, self._why_leaderless(trip))
-
-    def _why_leaderless(self, one: Trip | Wait) -> ActiveStoreError:
-        return why_leaderless(one, self._table.core.why_each(one.object_id))
-
-    @property
-    def has_deadlines(self) -> bool:
-        """Whether it must be looked in time, though there is no link to look at."""
-        return bool(self._waits or self._trips)
-
-    def _is_late(self, trip: Trip, now_s: float) -> bool:
-        """Whether a request for what others have copies of ends here, at its deadline.
-
-        Who has it says so itself, if it is there.
-        """
-        is_soon = now_s >= trip.told_s - UNHEARD_S
-        if not (is_soon and self.routing.has_others(trip.object_id)):
-            return False
-        return self._is_unheard(trip, now_s) and now_s >= trip.told_s
-
     def _why_late(self, trip: Trip) -> ActiveStoreError:
         if trip.target:
             return self.routing.unreachable(trip, trip.target)
@@ -447,16 +406,7 @@ class Relays(Travelling):
         inner = opened(message)
         session_id = SessionId(bytes(message.session))
         if type(inner) is Beat:
-            now_s = self._table.clock()
-            for sequence in inner.sequences:
-                named = self._trips.get((session_id, sequence))
-                if named is not None:
-                    named.named_s = now_s
-                    if named.due_s:  # It is at it: a move waits for what runs.
-                        named.due_s = max(named.due_s, now_s + ASK_S)
-            session = self._table.sessions.get(session_id)
-            if session is not None:
-                self._table.tell(session, inner)
+            self._take_beat(session_id, inner)
             return
         if type(inner) not in {Reply, Failure, Item}:
             raise RemoteProtocolError(
@@ -473,11 +423,23 @@ class Relays(Travelling):
         else:
             self._finish(trip, inner)
 
-    def _pass_on_result(self, session_id: SessionId, inner: Any) -> None:
-        """Tell a client what it asked by another peer, whose link was lost."""
+    def _take_beat(self, session_id: SessionId, beat: Beat) -> None:
+        """Note that trips are under way; who leads in vain is not waited for."""
+        now_s, unled = self._table.clock(), extras.unled(beat.extra)
+        for sequence in beat.sequences:
+            trip = self._trips.get((session_id, sequence))
+            if trip is None:
+                continue
+            trip.named_s = now_s
+            if trip.due_s:  # It is at it: a move waits for what runs.
+                trip.due_s = max(trip.due_s, now_s + ASK_S)
+            if unled.peer_id == trip.target and self._may_pass_by(trip):
+                trip.message = with_unled(trip.message, unled)
+                self.routing.note_unled(trip.object_id, unled)
+                self._pass_by(trip)
         session = self._table.sessions.get(session_id)
-        if type(inner) is Reply and session is not None and not session.is_relayed:
-            self._table.tell(session, inner)
+        if session is not None:
+            self._table.tell(session, beat)
 
     def _take_item(self, trip: Trip, item: Item) -> None:
         trip.named_s = self._table.clock()
@@ -532,8 +494,7 @@ class Relays(Travelling):
             return
         self._drop(trip)
         if trip.session is not None:
-            left = trip.in_time(self._table.clock())
-            self._receive_again(trip.session, left)
+            self._receive_again(trip.session, trip)
         elif trip.again is not None:
             trip.again()
         elif trip.then is not None:

@@ -129,7 +129,7 @@ class Replicating:
             wanted.WriteDone: self._do_write_done,
             wanted.ReadDone: self._do_read_done,
             wanted.NoQuorum: self._do_no_quorum,
-            wanted.Unanswered: lambda e: table.step(events.ObjectUnanswered(e[0])),
+            wanted.Unanswered: lambda e: table.step(events.ObjectUnanswered(*e)),
             wanted.GroupDone: self._do_group_done,
             wanted.GroupChanged: self._do_group_changed,
             wanted.Refused: lambda e: spoke_for_others(table, cluster, e),

@@ -21,9 +21,13 @@ from activestore.errors import (
 )
 from activestore.ids import ObjectId, PeerId, home_of
 from activestore.peer.cluster import Cluster
+from activestore.peer.extras import NOT_SAID, Unled
 from activestore.peer.links import Link
 from activestore.peer.trips import Trip, Wait
 from activestore.wire.replicas import NOBODY
+
+# Objects of which somebody said that it leads them in vain; the oldest is forgotten.
+UNLED_MAX = 1024
 
 
 class Routing:
@@ -33,6 +37,7 @@ class Routing:
         self._cluster = cluster
         self._location = cluster.location
         self._me = me
+        self._unled: dict[ObjectId, Unled] = {}
 
     def next_for(self, trip: Trip) -> tuple[PeerId, Link] | None:
         """Return whom to send a trip to next, and note it; None where nobody is left."""
@@ -40,6 +45,8 @@ class Routing:
         for peer_id in self._cluster.route(trip.object_id):
             epoch = place.epoch if place is not None and place.peer_id == peer_id else 0
             if trip.asked.get(peer_id, -1) >= epoch:
+                continue
+            if self._is_unled(trip.object_id, peer_id, epoch):
                 continue
             if peer_id in trip.passed and not self._is_back(peer_id):
                 continue
@@ -73,8 +80,8 @@ class Routing:
     def is_leaderless(self, object_id: ObjectId) -> bool:
         """Whether a copy is here of an object that nobody who answers leads.
 
-        Its leader is asked no more once it is suspect: whoever is touched takes over. A
-        witness cannot, and names the others.
+        Its leader is asked no more once it is suspect, or is said to lead in vain:
+        whoever is touched takes over. A witness cannot, and names the others.
         """
         location = self._location
         if object_id not in location.followed or object_id in location.witnessed:
@@ -82,7 +89,35 @@ class Routing:
         leader = self._location.leader_of(object_id)
         if leader in {NOBODY, self._me}:
             return True
-        return self._cluster.state_of(leader) is not PeerState.ALIVE
+        if self._cluster.state_of(leader) is not PeerState.ALIVE:
+            return True
+        place = location.place_of(object_id)
+        unled = self._unled.get(object_id, NOT_SAID)
+        return place is not None and place.epoch <= unled.epoch
+
+    def note_unled(self, object_id: ObjectId, unled: Unled) -> None:
+        """Take that a member leads in vain: others are asked, as long as one answers."""
+        if unled.epoch:
+            self._unled.pop(object_id, None)
+            self._unled[object_id] = unled
+        if len(self._unled) > UNLED_MAX:
+            del self._unled[next(iter(self._unled))]
+
+    def forget_unled(self, object_id: ObjectId) -> None:
+        """Ask everybody again: who was said to lead in vain was asked, or nobody leads."""
+        self._unled.pop(object_id, None)
+
+    def _is_unled(self, object_id: ObjectId, peer_id: PeerId, epoch: int) -> bool:
+        """Whether a peer said that it leads an object in vain, up to an epoch or a later."""
+        unled = self._unled.get(object_id, NOT_SAID)
+        return peer_id == unled.peer_id and epoch <= unled.epoch
+
+    def unled_at(self, object_id: ObjectId) -> int:
+        """Return the epoch up to which nobody leads an object, as a member of it; else 0."""
+        followed = self._location.followed.get(object_id)
+        if followed is None or self._location.leader_of(object_id) != NOBODY:
+            return 0
+        return followed.epoch
 
     # -- what is said ------------------------------------------------------------------
 
@@ -90,9 +125,10 @@ class Routing:
         """Return whom a client is to ask, None where nobody can be."""
         for peer_id in self._cluster.route(object_id):
             place = self._location.place_of(object_id)
-            if place is not None and place.peer_id == peer_id:
+            if place is None or place.peer_id != peer_id:
+                place = Place(peer_id, 0)
+            if not self._is_unled(object_id, peer_id, place.epoch):
                 return place
-            return Place(peer_id, 0)
         return None
 
     def moved(

@@ -18,7 +18,7 @@ from activestore.peer.classes import Classes
 from activestore.wire import codec
 from activestore.wire.chunks import AT_ONCE, Lanes
 from activestore.wire.gossip import PeerRecord
-from activestore.wire.limits import BEAT_SEQUENCES_MAX, UNHEARD
+from activestore.wire.limits import BEAT_SEQUENCES_MAX, UNHEARD, UNLED
 from activestore.wire.messages import (
     Beat,
     Call,
@@ -317,13 +317,17 @@ class Table:
             self.send(route, message)
 
     def beat(
-        self, session: Session, sequences: Sequence[int], *, is_unheard: bool = False
-    ) -> None:
+        self, session: Session, sequences: Sequence[int], *, is_unheard: bool = False,
+        unled: int = 0,
+    ) -> None:  # fmt: skip
         """Tell a session that its requests are still under way, each by its own way.
 
-        `is_unheard`: but that nothing is heard of who is to answer them.
+        `is_unheard`: but that nothing is heard of who is to answer them; `unled`: up to
+        which epoch this peer, as a member, knows of nobody who leads; 0: it is none.
         """
-        extra = {UNHEARD: True} if is_unheard else None
+        extra: dict[str, Any] | None = {UNHEARD: True} if is_unheard else None
+        if extra is not None and unled:
+            extra[UNLED] = [unled, self.settings.peer_id]
         ways: dict[tuple[bytes, bool], list[int]] = {}
         for sequence in sequences:
             ways.setdefault(self._way_back(session, sequence), []).append(sequence)

@@ -26,9 +26,11 @@ from activestore.errors import (
 )
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, SessionId
 from activestore.peer.doubts import in_doubt
+from activestore.peer.dues import Dues, Key
 from activestore.peer.links import ASK_S, Link, Links
+from activestore.peer.routing import Routing, why_leaderless
 from activestore.peer.table import Session, Table
-from activestore.peer.trips import Trip
+from activestore.peer.trips import Trip, Wait
 from activestore.wire import codec, values
 from activestore.wire.gossip import OTHERS_MAX
 from activestore.wire.messages import (
@@ -41,6 +43,7 @@ from activestore.wire.messages import (
     Ping,
     Relay,
     Relayed,
+    Reply,
     whole,
 )
 
@@ -54,12 +57,16 @@ UNHEARD_S = 1.0
 class Travelling:
     """The trips of one peer, wherever they are."""
 
-    def __init__(self, table: Table, links: Links) -> None:
+    def __init__(self, table: Table, links: Links, routing: Routing) -> None:
         self._table = table
         self._links = links
+        self.routing = routing
         self._trips: dict[tuple[SessionId, int], Trip] = {}
         self._away: dict[int, Trip] = {}
         self._next_sequence = 1
+        # Requests that were relayed here, and wait for a leader.
+        self._waits: dict[int, Wait] = {}
+        self._dues = Dues(table.look_by)
 
     def _own_trip(self, message: Any, object_id: ObjectId) -> Trip:
         self._next_sequence += 1
@@ -120,15 +127,21 @@ class Travelling:
 
     def _tell_unheard(self, now_s: float) -> None:
         """Tell clients once of what nobody has who is heard: others may reach who leads."""
-        unheard: dict[Session, list[int]] = {}
+        told: dict[tuple[Session, int], list[int]] = {}
         for trip in self._trips.values():
             if trip.session is None or trip.is_told or trip.is_stream:
                 continue
             if now_s - trip.began_s >= UNHEARD_S and self._is_unheard(trip, now_s):
                 trip.is_told = True
-                unheard.setdefault(trip.session, []).append(trip.sequence)
-        for session, sequences in unheard.items():
-            self._table.beat(session, sequences, is_unheard=True)
+                key = trip.session, self.routing.unled_at(trip.object_id)
+                told.setdefault(key, []).append(trip.sequence)
+        for wait in self._waits.values():
+            if now_s - wait.began_s >= UNHEARD_S and not wait.is_told:
+                wait.is_told = True
+                key = wait.session, self.routing.unled_at(wait.object_id)
+                told.setdefault(key, []).append(wait.message.sequence)
+        for (session, unled), sequences in told.items():
+            self._table.beat(session, sequences, is_unheard=True, unled=unled)
 
     def _is_unheard(self, trip: Trip, now_s: float) -> bool:
         """Whether nobody has a trip who gives signs of life when asked for them."""
@@ -142,6 +155,56 @@ class Travelling:
             self._links.send(link, Ping(0))
         is_asked = link.asked_s > heard_s
         return not link.is_up or (is_asked and now_s - heard_s >= UNHEARD_S)
+
+    def _pass_on_result(self, session_id: SessionId, inner: Any) -> None:
+        """Tell a client what it asked by another peer, whose link was lost."""
+        session = self._table.sessions.get(session_id)
+        if type(inner) is Reply and session is not None and not session.is_relayed:
+            self._table.tell(session, inner)
+
+    def _deadlines(self, now_s: float) -> Iterator[tuple[float, Key]]:
+        for key, trip in self._trips.items():
+            if trip.told_s > now_s:  # Else it was looked at just now.
+                yield trip.told_s, key
+        for number, wait in self._waits.items():
+            yield wait.told_s, number
+
+    def look_at_due(self, now_s: float) -> None:
+        """Refuse those whose deadline has come since all were looked at."""
+        for key in self._dues.take(now_s):
+            if isinstance(key, int):
+                wait = self._waits.pop(key, None)
+                if wait is not None:
+                    self._refuse(wait, self._why_leaderless(wait))
+                continue
+            trip = self._trips.get(key)
+            if trip is not None and trip.until_s and self._is_late(trip, now_s):
+                self._end(trip, self._why_leaderless(trip))
+
+    def _why_leaderless(self, one: Trip | Wait) -> ActiveStoreError:
+        return why_leaderless(one, self._table.core.why_each(one.object_id))
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether it must be looked in time, though there is no link to look at."""
+        return bool(self._waits or self._trips)
+
+    def _is_late(self, trip: Trip, now_s: float) -> bool:
+        """Whether a request for what others have copies of ends here, at its deadline.
+
+        Who has it says so itself, if it is there.
+        """
+        is_soon = now_s >= trip.told_s - UNHEARD_S
+        if not (is_soon and self.routing.has_others(trip.object_id)):
+            return False
+        return self._is_unheard(trip, now_s) and now_s >= trip.told_s
+
+    def _refuse(self, wait: Wait, error: ActiveStoreError) -> None:
+        """End a request that waited for a leader."""
+        session, sequence = wait.session, wait.message.sequence
+        if session.session_id in self._table.sessions:
+            body = values.encode_error(error)
+            self._table.tell(session, Failure(sequence, error.code, None, body))
 
     def _moved_s(self, trip: Trip) -> float:
         """Return when a part of something large last went over the link of a trip."""

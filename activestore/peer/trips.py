@@ -8,51 +8,77 @@ Source: design section 7.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from activestore.errors import ActiveStoreError
 from activestore.ids import ObjectId, PeerId, SessionId
+from activestore.peer import extras
+from activestore.peer.extras import Unled
 from activestore.peer.links import Link
 from activestore.peer.table import Session
-from activestore.wire.limits import early_s
+from activestore.wire.limits import UNLED, early_s
 from activestore.wire.messages import Call
 
 Then = Callable[[Any, ActiveStoreError | None], None]
 
 
-class Wait(NamedTuple):
-    """A request that was relayed to a copy that nobody leads, and waits there."""
+class Question:
+    """What somebody waits for: of which object, and until when."""
 
-    session: Session
-    message: Any
-    object_id: ObjectId
-    began_s: float
-    until_s: float
+    __slots__ = ("began_s", "is_told", "message", "object_id", "until_s")
+
+    def __init__(self, message: Any, object_id: ObjectId, now_s: float) -> None:
+        self.message = message
+        self.object_id = object_id
+        self.began_s = now_s
+        deadline_ms = getattr(message, "deadline_ms", 0)
+        # When its deadline will have passed; 0: never.
+        self.until_s = now_s + deadline_ms / 1000 if deadline_ms else 0.0
+        # Whether its client knows that nobody is heard who leads its object, or has it.
+        self.is_told = False
 
     @property
     def told_s(self) -> float:
         """When it is told at last that no majority answered; 0 for never."""
-        return told_s(self.began_s, self.until_s)
+        if not self.until_s:
+            return 0.0
+        return self.until_s - early_s(self.until_s - self.began_s)
+
+    def in_time(self, now_s: float) -> Any:
+        """Return the message with what is left of its deadline."""
+        if not self.until_s:
+            return self.message
+        left_ms = max(1, round((self.until_s - now_s) * 1000))
+        return self.message._replace(deadline_ms=left_ms)
 
 
-class Trip:
+class Wait(Question):
+    """A request that was relayed to a copy that nobody leads, and waits there."""
+
+    __slots__ = ("session",)
+
+    def __init__(
+        self, session: Session, message: Any, object_id: ObjectId, now_s: float
+    ) -> None:
+        super().__init__(message, object_id, now_s)
+        self.session = session
+
+
+class Trip(Question):
     """One request on its way to another peer."""
 
     __slots__ = (
-        "again", "asked", "attempt", "began_s", "call_id", "due_s", "is_again", "is_parked",
-        "is_resting", "is_told", "link", "message", "named_s", "object_id", "passed",
-        "redirects", "sequence", "session", "session_id", "target", "then", "until_s",
+        "again", "asked", "attempt", "call_id", "due_s", "is_again", "is_parked",
+        "is_resting", "link", "named_s", "passed", "redirects", "sequence", "session",
+        "session_id", "target", "then",
     )  # fmt: skip
 
     def __init__(
         self, session_id: SessionId, message: Any, object_id: ObjectId, now_s: float
     ) -> None:
+        super().__init__(message, object_id, now_s)
         self.session_id = session_id
         self.sequence: int = message.sequence
-        self.message = message
-        self.object_id = object_id
-        self.began_s = now_s
-        self.until_s = until_s(message, now_s)
         self.attempt: int = getattr(message, "attempt", 0)
         self.redirects = 0
         # Whom it was sent to, and how new our knowledge was then.
@@ -71,19 +97,9 @@ class Trip:
         self.is_again = False  # it may have arrived: the next time is another attempt
         self.is_parked = False  # it waits here for somebody to lead the object
         self.is_resting = False  # asked again with the next look
-        self.is_told = False  # its client knows that nothing is heard of who has it
         # When it was sent, or its peer last told that it has it; of a client's also when
         # the client was told so because a large message got on.
         self.named_s = now_s
-
-    @property
-    def told_s(self) -> float:
-        """When it is told at last that no majority answered; 0 for never."""
-        return told_s(self.began_s, self.until_s)
-
-    def in_time(self, now_s: float) -> Any:
-        """Return the message with what is left of its deadline."""
-        return in_time(self.message, self.until_s, now_s)
 
     @property
     def is_stream(self) -> bool:
@@ -93,22 +109,11 @@ class Trip:
         )
 
 
-def until_s(message: Any, now_s: float) -> float:
-    """Return when the deadline of a message that came now will have passed; 0: never."""
-    deadline_ms = getattr(message, "deadline_ms", 0)
-    return now_s + deadline_ms / 1000 if deadline_ms else 0.0
-
-
-def told_s(began_s: float, until_s: float) -> float:
-    """Return when it is told at last that no majority answered; 0 for never."""
-    return until_s - early_s(until_s - began_s) if until_s else 0.0
-
-
-def in_time(message: Any, until_s: float, now_s: float) -> Any:
-    """Return a message with what is left of its deadline."""
-    if not until_s:
+def with_unled(message: Any, unled: Unled) -> Any:
+    """Return a message that tells who said that nobody leads with a majority."""
+    if extras.unled(message.extra) == unled:
         return message
-    return message._replace(deadline_ms=max(1, round((until_s - now_s) * 1000)))
+    return message._replace(extra={**(message.extra or {}), UNLED: list(unled)})
 
 
 def asked_before(message: Any) -> Any:

@@ -61,6 +61,10 @@ BEAT_SEQUENCES_MAX = 400
 # What a Beat carries in its `extra` of requests whose answer its peer does not expect soon: who
 # has them, or must agree, is not heard.
 UNHEARD = "unheard"
+# Beside it, and in the `extra` of a request that is then asked elsewhere: up to which epoch a
+# member of a group knows of nobody who leads with a majority, and its peer id. Who follows such
+# a leader looks whether it is there, and leads if not.
+UNLED = "unled"
 
 # Names of classes, methods, aliases: in characters.
 NAME_CHARS_MAX = 256

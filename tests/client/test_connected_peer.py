@@ -16,9 +16,10 @@ from activestore.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
-from activestore.wire.limits import UNHEARD
+from activestore.wire.limits import UNHEARD, UNLED
 from activestore.wire.messages import (
     Beat,
+    Call,
     Cancel,
     Hello,
     Ping,
@@ -135,6 +136,34 @@ def test_request_that_its_peer_hears_nobody_answer_goes_by_another_at_once(pair)
     assert pair.calls(B) == [(1, 1, True)]
     assert request.passes == 1
     assert not other.is_unheard
+
+
+def test_who_says_that_it_leads_in_vain_is_told_to_the_next_peer(pair):
+    """So that it looks whether that one is there, and does not send the request back."""
+    unled = [3, ID_A]
+    pair.call()
+
+    pair.come(A, Beat([1], {UNHEARD: True, UNLED: unled}))
+    pair.pass_time(0.01)
+    pair.greet(B)
+
+    (asked,) = [one for one in pair.sent[B] if type(one) is Call]
+    assert asked.extra[UNLED] == unled
+    assert asked.attempt == 1
+
+
+def test_place_of_an_object_whose_leader_did_not_answer_is_forgotten(pair):
+    request = pair.call()
+    pair.moved(A, request, C)
+    pair.greet(C)
+    assert pair.session.links.places
+
+    pair.come(C, Beat([1], {UNHEARD: True}))
+    pair.pass_time(0.01)
+    pair.come(A, Reply(1))
+
+    assert pair.ended == [request]
+    assert not pair.session.links.places
 
 
 def test_word_that_nobody_is_heard_changes_nothing_where_no_other_peer_is_known(world):

@@ -272,15 +272,15 @@ def test_clients_hear_that_no_majority_answers_what_has_ended(led: Stage) -> Non
     led.end(led.run(2, "peek", session=2))
     led.call(3)
 
-    out = led.step(events.ObjectUnanswered(OBJECT))
+    out = led.step(events.ObjectUnanswered(OBJECT, 7))
 
     assert only(out, effects.SendBeat) == [
-        effects.SendBeat(client(1).session, [1], is_unheard=True),
-        effects.SendBeat(client(2, 2).session, [2], is_unheard=True),
+        effects.SendBeat(client(1).session, [1], True, 7),
+        effects.SendBeat(client(2, 2).session, [2], True, 7),
     ]
     led.step(events.ObjectUnavailable(OBJECT, NO_QUORUM))
-    assert only(led.step(events.ObjectUnanswered(OBJECT)), effects.SendBeat) == []
-    assert led.step(events.ObjectUnanswered(OTHER)) == []
+    assert only(led.step(events.ObjectUnanswered(OBJECT, 7)), effects.SendBeat) == []
+    assert led.step(events.ObjectUnanswered(OTHER, 7)) == []
 
 
 def test_refused_for_good_after_no_quorum_is_told_once(led: Stage) -> None:
