@@ -4,6 +4,7 @@
     pause      SIGSTOP, SIGCONT
     isolate    nothing gets to or from a peer, in half of the cases also not for clients
     pair       two peers do not hear each other, all others do
+    apart      a leader and the rest of a group do not hear each other, all others do
     one-way    what one peer says does not reach another
     disk       nothing that the daemon writes gets to the disk: it is full
     growth     its files cannot grow; what they have can be written
@@ -30,6 +31,7 @@ KINDS: Mapping[str, tuple[float, float, float]] = {
     "pause": (2.0, 1.0, 8.0),
     "isolate": (2.0, 2.0, 10.0),
     "pair": (1.0, 2.0, 10.0),
+    "apart": (1.0, 2.0, 10.0),
     "one-way": (1.0, 2.0, 10.0),
     "disk": (1.0, 2.0, 8.0),
     "growth": (0.5, 2.0, 8.0),
@@ -121,21 +123,42 @@ class Nemesis:
         _, low_s, high_s = KINDS[kind]
         lasts_s = self._rng.uniform(low_s, high_s)
         first = self._target()
-        others = [name for name in self._peers if name != first]
-        second = self._rng.choice(others) if others else first
+        names = self._names(kind, first)
         with_clients = self._rng.random() < 0.5
-        names = (first, second) if kind in {"pair", "one-way"} else (first,)
         fault = Fault(kind, names, now_s)
         busy = {name for one in self._active for name in one.names}
         if busy & set(names) or not (self._is_cruel or self._is_fair(fault, now_s)):
             return
         leaders = self._view.leaders()
-        fault.led = tuple(o for o, peer in leaders.items() if peer in fault.impaired)
+        fault.led = tuple(
+            one
+            for one, peer in leaders.items()
+            if peer in fault.impaired and self._is_lost(one, fault)
+        )
         fault.end_s = now_s + lasts_s
         fault.with_clients = with_clients and kind == "isolate"
         self._active.append(fault)
         self.faults.append(fault)
         self._do(fault)
+
+    def _names(self, kind: str, first: str) -> tuple[str, ...]:
+        """Return who is hit: the first one, and whom it does not hear."""
+        others = [name for name in self._peers if name != first]
+        second = self._rng.choice(others) if others else first
+        if kind == "apart":
+            leaders, voters = self._view.leaders(), self._view.voters()
+            led = [o for o, peer in leaders.items() if peer == first and o in voters]
+            groups = [voters[one] for one in led]
+            rest = self._rng.choice(groups) - {first} if groups else frozenset()
+            return first, *(sorted(rest & self._peers.keys()) or [second])
+        return (first, second) if kind in {"pair", "one-way"} else (first,)
+
+    def _is_lost(self, name: str, fault: Fault) -> bool:
+        """Whether the leader of an object is down, or hears no majority of its group."""
+        if fault.kind != "apart":
+            return True
+        voters = self._view.voters().get(name, frozenset())
+        return len(voters - set(fault.names[1:])) <= len(voters) // 2
 
     def _target(self) -> str:
         leaders = sorted(self._view.leaders().items())
@@ -173,10 +196,10 @@ class Nemesis:
                 self._relay.cut(source, target)
 
     def _ways(self, fault: Fault) -> list[tuple[str, str]]:
-        first, second = fault.names[0], fault.names[-1]
+        first = fault.names[0]
         if fault.kind == "one-way":
-            return [(first, second)]
-        others = [second]
+            return [(first, fault.names[1])]
+        others = list(fault.names[1:])
         if fault.kind == "isolate":
             others = [name for name in self._peers if name != first]
             others += self._clients if fault.with_clients else ()
@@ -207,4 +230,4 @@ class Nemesis:
 
 
 def _cuts(fault: Fault) -> bool:
-    return fault.kind in {"isolate", "pair", "one-way"}
+    return fault.kind in {"isolate", "pair", "apart", "one-way"}

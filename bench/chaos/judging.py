@@ -174,7 +174,7 @@ def takeovers(rows: Iterable[Row], faults: Iterable[Fault]) -> list[Takeover]:
         answered.sort(key=lambda row: row["ended_s"])
     found = []
     for fault in faults:
-        if fault.kind not in {"kill", "pause", "isolate"}:
+        if fault.kind not in {"kill", "pause", "isolate", "apart"}:
             continue
         for name in fault.led:
             ended_s = _next_answer_s(adds[name], fault)

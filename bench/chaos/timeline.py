@@ -13,7 +13,7 @@ from bench.chaos.judging import outcome_of_row
 COLOURS = {
     "kill": "tab:red", "pause": "tab:orange", "isolate": "tab:purple",
     "pair": "tab:blue", "one-way": "tab:cyan", "disk": "tab:brown",
-    "growth": "tab:olive", "executor": "tab:pink",
+    "growth": "tab:olive", "apart": "tab:green", "executor": "tab:pink",
 }  # fmt: skip
 
 

@@ -169,6 +169,20 @@ def test_only_the_cruel_hit_more_than_a_minority(is_cruel: bool) -> None:
     assert worst == 1 if not is_cruel else worst > 1
 
 
+def test_leader_is_set_apart_from_a_group_that_it_leads() -> None:
+    """Its objects count as led by nobody where it hears no majority of their group."""
+    peers: Any = [QuietPeer(f"p{n}") for n in range(5)]
+    relay: Any = QuietPeer("relay")
+    nemesis = Nemesis(
+        peers, relay, Groups(), random.Random(3), [], kinds=["apart"], is_cruel=False
+    )
+    for turn in range(5_000):
+        nemesis.turn(1.0 + turn * 0.05)
+    led = {fault.led: fault.names for fault in nemesis.faults if fault.led}
+
+    assert led == {("x",): ("p0", "p1", "p2"), ("y",): ("p4", "p2", "p3")}
+
+
 # -- relay -----------------------------------------------------------------------------
 
 
