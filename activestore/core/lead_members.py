@@ -1,6 +1,6 @@
 """What a leader keeps of one state that it wrote, and of one member of the group.
 
-Rules of this file: data only; see `leading`.
+Rules of this file: data, and what is read off it; see `leading`.
 
 Source: reliability.md 3.4 R4, R5.
 """
@@ -8,6 +8,7 @@ Source: reliability.md 3.4 R4, R5.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 from activestore.wire.replicas import Config, Point
@@ -43,6 +44,19 @@ class Entry:
         self.base = Point()
         self.begun_s = 0.0  # when it was on this disk
         self.outcome: bool | None = None  # on this disk? None: not known yet
+
+
+def config_at(entries: Iterable[Entry], number: int, committed: Config) -> Config:
+    """Return the config of the state of a number; `committed`: where no entry tells."""
+    for entry in entries:
+        if entry.number <= number:
+            committed = entry.config
+    return committed
+
+
+def is_deleted_at(entries: Iterable[Entry], number: int) -> bool:
+    """Return whether what is deleted in the end was so at a number already."""
+    return not any(one.is_deleted and one.number > number for one in entries)
 
 
 class Mode(enum.Enum):

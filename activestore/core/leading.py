@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+from activestore.core import lead_members
 from activestore.core.lead_members import NOTHING, Entry, Member, Mode
 from activestore.core.register import electorate, has_quorum, reach
 from activestore.core.replication_desk import Desk, Wake
@@ -214,24 +215,45 @@ class Lead:
 
     def lagging(self) -> list[PeerId]:
         """Return the members that have not acknowledged everything on this disk."""
-        floor = self.acked
-        return [peer for peer, m in self.members.items() if m.acked < floor]
+        return [peer for peer, m in self.members.items() if m.acked < self.acked]
 
     def offer(self, peer_id: PeerId) -> None:
-        """Send a member what it has not been sent."""
+        """Send a member what it has not been sent, and may know."""
         member = self.members[peer_id]
-        if self.acked == NOTHING:
+        top = self._held_by_a_copy() if self.is_witness(peer_id) else self.acked
+        if top == NOTHING:
             return
         if member.mode is Mode.BEHIND:
-            self._send_whole(peer_id, member)
+            self._send_whole(peer_id, member, top)
         if member.mode is not Mode.LIVE:
             return
         for entry in self.entries:
-            if member.sent < entry.number <= self.acked:
+            if member.sent < entry.number <= top:
                 self._send_entry(peer_id, member, entry)
 
+    def _held_by_a_copy(self) -> int:
+        """Return up to which number a witness may be told that there is a state.
+
+        What it knows and no copy has keeps all others from leading when this peer is
+        lost. So a copy that follows has it first, where there is one that takes it in
+        time; else the witness has to do.
+        """
+        copies = [
+            member.acked
+            for peer_id, member in self.members.items()
+            if member.mode is Mode.LIVE and self._is_copy(peer_id)
+        ]
+        held = max(copies, default=self.acked)
+        waits = [e.begun_s for e in self.entries if held < e.number <= self.acked]
+        is_late = bool(waits) and self._left_s(min(waits), held) <= 0.0
+        return self.acked if is_late else min(held, self.acked)
+
+    def _is_copy(self, peer_id: PeerId) -> bool:
+        is_voter = peer_id not in self.learners and not self.is_witness(peer_id)
+        return is_voter and self._desk.is_reachable(peer_id)
+
     def _send_entry(self, peer_id: PeerId, member: Member, entry: Entry) -> None:
-        is_witness = self.is_witness(peer_id)
+        change = None if self.is_witness(peer_id) else entry.change
         self._desk.send(
             peer_id,
             Accept(
@@ -243,22 +265,22 @@ class Lead:
                 entry.is_deleted,
                 max(self.committed, 0),
                 peer_id in self.learners,
-                None if is_witness else entry.change,
+                change,
             ),
         )
         member.sent = entry.number
         member.told = self.committed
         self._note_sent(member)
 
-    def _send_whole(self, peer_id: PeerId, member: Member) -> None:
+    def _send_whole(self, peer_id: PeerId, member: Member, number: int) -> None:
         """Send everything; the shell fills in what its disk has by then."""
         message = Accept(
             self.object_id,
             self.ballot,
-            self.acked,
+            number,
             None,
-            self.latest_config(),
-            self.is_deleted_at(self.acked),
+            lead_members.config_at(self.entries, number, self.committed_config),
+            self.is_deleted and lead_members.is_deleted_at(self.entries, number),
             max(self.committed, 0),
             peer_id in self.learners,
         )
@@ -267,23 +289,9 @@ class Lead:
         else:
             self._desk.emit(SendWhole(peer_id, message))
         member.mode = Mode.WHOLE
-        member.sent = self.acked
+        member.sent = number
         member.told = self.committed
         self._note_sent(member)
-
-    def latest_config(self) -> Config:
-        """Return the config of the newest state on this disk."""
-        config = self.committed_config
-        for entry in self.entries:
-            if entry.number <= self.acked:
-                config = entry.config
-        return config
-
-    def is_deleted_at(self, number: int) -> bool:
-        """Return whether the state of this number is that it is deleted."""
-        return self.is_deleted and not any(
-            entry.is_deleted and entry.number > number for entry in self.entries
-        )
 
     def _note_sent(self, member: Member) -> None:
         member.sent_s = self._desk.now_s
@@ -309,6 +317,9 @@ class Lead:
             self.arm_committed()
         self._mind_gap(member)
         self.offer(peer_id)
+        for other in self.members if is_new else ():
+            if self.is_witness(other):
+                self.offer(other)  # A copy has what it waits for.
         self.trim()
         return is_new
 
@@ -390,12 +401,8 @@ class Lead:
         if self._desk.now_s - member.sent_s >= patience_s * 0.99:
             self.restart(peer_id)
 
-    def on_resend(self) -> bool:
-        """Send again what reachable members did not answer.
-
-        Returns:
-            Whether there is anything left to wait for.
-        """
+    def on_resend(self) -> None:
+        """Send again what reachable members did not answer."""
         self.is_resending = False
         desk, config = self._desk, self._desk.config
         patience_s = self._patience_s()
@@ -405,14 +412,16 @@ class Lead:
         waiting = [p for p in waiting if self.members[p].mode is not Mode.FULL]
         for peer_id in waiting:
             self.refresh(peer_id)
+            self.offer(peer_id)
         if self.rounds:
             self._ask_round(self.rounds[-1][0])
         if waiting or self.rounds:
-            self.resend_s = min(2 * self.resend_s, config.resend_s_max)
-            self.arm_resend(patience_s if patience_s > 0.0 else self.resend_s)
+            if not 0.0 < patience_s < self.resend_s:
+                self.resend_s = min(2 * self.resend_s, config.resend_s_max)
+                patience_s = self.resend_s
+            self.arm_resend(patience_s)
         else:
             self.resend_s = config.resend_s
-        return bool(waiting or self.rounds)
 
     def _patience_s(self) -> float:
         """Return for how long who waits for a majority is told nothing, 0 for no more."""
@@ -422,9 +431,12 @@ class Lead:
         reachable = desk.reachable(electorate(self.config)) | {desk.me}
         if not has_quorum(self.config, reachable):
             return 0.0
-        patience_s = desk.config.unanswered_s
-        patience_s += self._slow_s(self.committed, self.number)
-        left_s = oldest_s + patience_s - desk.now_s
+        return self._left_s(oldest_s, self.committed)
+
+    def _left_s(self, since_s: float, after: int) -> float:
+        """Return how long members may still take for what came after a number."""
+        patience_s = self._desk.config.unanswered_s + self._slow_s(after, self.number)
+        left_s = since_s + patience_s - self._desk.now_s
         return left_s if left_s > 1e-6 else 0.0
 
     def arm_resend(self, in_s: float = math.inf) -> None:
@@ -447,8 +459,8 @@ class Lead:
         oldest_s = self.oldest_s
         if oldest_s is None:
             return False
-        wait_s = self._desk.config.quorum_wait_s
-        wait_s += self._slow_s(self.committed, self.number)
+        slow_s = self._slow_s(self.committed, self.number)
+        wait_s = self._desk.config.quorum_wait_s + slow_s
         left_s = oldest_s + wait_s - self._desk.now_s
         if left_s <= 1e-6:
             return True
@@ -482,13 +494,10 @@ class Lead:
         What is not committed is not bounded here, but by the calls that wait for it.
         """
         config, members = self._desk.config, self.members
-        is_catching = any(m.mode is Mode.WHOLE for m in members.values())
         entries_max, bytes_max = config.entries_max, config.entries_bytes_max
-        if is_catching:
-            entries_max, bytes_max = (
-                config.catching_entries_max,
-                config.catching_bytes_max,
-            )
+        if any(m.mode is Mode.WHOLE for m in members.values()):
+            entries_max = config.catching_entries_max
+            bytes_max = config.catching_bytes_max
         is_over = len(self.entries) > entries_max or self.kept_bytes > bytes_max
         is_crowded = self._desk.kept_bytes > config.kept_bytes_max
         if not self.entries or not (is_over or is_crowded):

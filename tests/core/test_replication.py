@@ -59,6 +59,7 @@ A, B, C = (PeerId(letter * 6) for letter in (b"a", b"b", b"c"))
 OBJECT = ObjectId(b"o" * 16)
 THREE = Config(1, (A, B, C), wanted=3)
 PAIR = Config(1, (A, B), wanted=2)
+WITNESSED = Config(1, (A, B), C, wanted=2, wants_witness=True)
 
 
 def sent(effects: list[Any], kind: type) -> list[tuple[PeerId, Any]]:
@@ -320,6 +321,47 @@ def test_where_too_few_answer_whoever_waits_is_told_at_once() -> None:
     assert (refusal.reachable, refusal.needed) == (1, 2)
     assert refusal.text == "1 of 3 voters answer, 2 must"
     assert core.deadline_s() is None or core.deadline_s() > 1.0
+
+
+def led_with_a_witness() -> tuple[Replication, Ballot]:
+    """Return a core whose copy and whose witness have everything so far."""
+    core, epoch = leader(WITNESSED)
+    core.step(MessageCame(C, Accepted(OBJECT, epoch, 7)), 1.0)
+    core.begin_write(OBJECT, "delta")
+    return core, epoch
+
+
+def told(effects: list[Any]) -> list[tuple[PeerId, int]]:
+    """Return who was sent which state."""
+    return [(peer, accept.number) for peer, accept in sent(effects, Accept)]
+
+
+def test_a_witness_hears_of_a_state_when_a_copy_has_it() -> None:
+    core, epoch = led_with_a_witness()
+
+    assert told(core.step(WriteStored(OBJECT, 8), 1.0)) == [(B, 8)]
+    effects = core.step(MessageCame(B, Accepted(OBJECT, epoch, 8)), 1.1)
+
+    assert told(effects) == [(C, 8)]
+    assert [one.number for one in of(effects, WriteDone)] == [8]
+
+
+@pytest.mark.parametrize("why", ["away", "full", "slow"])
+def test_a_witness_has_to_do_where_the_copy_does_not_take_it(why: str) -> None:
+    core, epoch = led_with_a_witness()
+    if why == "away":
+        core.step(PeerSeen(B, False), 1.0)
+    effects = core.step(WriteStored(OBJECT, 8), 1.0)
+    if why == "full":
+        nack = Nack(OBJECT, epoch, 8, Reason.SPACE, Ballot(), None)
+        effects = core.step(MessageCame(B, nack), 1.0)
+    if why == "slow":
+        assert C not in dict(told(effects + pass_time(core, 1.98)))
+        effects = pass_time(core, 2.01)
+
+    assert (C, 8) in told(effects + pass_time(core, 2.01))
+    done = core.step(MessageCame(C, Accepted(OBJECT, epoch, 8)), 2.1)
+    assert [one.number for one in of(done, WriteDone)] == [8]
 
 
 def test_a_newest_state_that_only_a_witness_knows_is_not_made_up() -> None:

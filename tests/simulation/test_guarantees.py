@@ -450,6 +450,24 @@ def test_stale_copy_and_a_witness_refuse_rather_than_go_back() -> None:
         assert refused_within_s(sim, counter.peek) <= TOLD_S_MAX
 
 
+def test_leader_lost_in_a_change_leaves_a_copy_that_leads() -> None:
+    """What the copy has not got yet is not acknowledged, and no witness knows of it."""
+    with Simulation(18, peers=3, classes=[Counter]) as sim:
+        object_id = make(sim, 2, witness=True)
+        at(sim, "peer-1", object_id).add()
+        second = next(name for name in holders(sim, object_id) if name != "peer-1")
+        (witness,) = set(peers_of(3)) - set(holders(sim, object_id))
+        sim.run(2.0)
+        sim.partition("peer-1", second)
+        answer = at(sim, "peer-1", object_id).add.submit()
+        sim.run(0.5)
+        assert not answer.done()
+        sim.crash("peer-1", disk=False)
+
+        assert at(sim, witness, object_id).add() in (2, 3)
+        assert answer.result() in (2, 3), "it is asked again by another peer"
+
+
 # -- one copy --------------------------------------------------------------------------
 
 
