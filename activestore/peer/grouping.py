@@ -336,7 +336,11 @@ class Grouping:
         def read(engine: Engine) -> list[dict[str, Any]]:
             heads = [engine.head(row["object_id"]) for row in rows]
             return [
-                {**row, "alias": "" if head is None else head.alias}
+                {
+                    **row,
+                    "alias": "" if head is None else head.alias,
+                    "class_name": "" if head is None else head.class_name,
+                }
                 for row, head in zip(rows, heads, strict=True)
             ]
 

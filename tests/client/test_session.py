@@ -5,9 +5,11 @@ Time is a number that the test hands in, chance a constant; nothing sleeps.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from activestore.client.requests import ATTEMPTS_MAX
+from activestore.client.requests import ATTEMPTS_MAX, OF_ONE_PEER
 from activestore.client.session import BACKOFF_S, PING_S
 from activestore.errors import (
     ActiveStoreError,
@@ -36,6 +38,8 @@ from tests.client.sessions import (
     open_stream,
     welcome,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # -- greeting --------------------------------------------------------------------------
 
@@ -445,6 +449,20 @@ def test_what_one_peer_refuses_of_itself_is_asked_of_no_other(operation: str) ->
 
     assert (ended, sent) == ([request], [])
     assert str(request.error) == str(refused)
+
+
+def test_operations_about_one_peer_are_those_that_the_protocol_names() -> None:
+    text = (ROOT / "schemas/protocol.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line[:3] == "| `"]
+    meant = ("peer_id (may be absent)", "as for `drain`")
+
+    named = {
+        operation.strip(" `")
+        for operation, parameters in rows
+        if any(one in parameters for one in meant)
+    }
+
+    assert named == OF_ONE_PEER
 
 
 def test_stream_that_failed_is_not_sent_again() -> None:

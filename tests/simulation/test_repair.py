@@ -76,6 +76,7 @@ def test_copy_whose_disk_is_full_is_told_of_until_it_keeps_up_again() -> None:
         (row,) = told["objects"]
         assert (told["under"], row["problem"], row["missing"]) == (1, "under", [])
         assert (row["copies"], row["wanted"], row["is_refused"]) == (2, 3, True)
+        assert row["class_name"] == COUNTER
         assert row["reason"].startswith("peer-2: its disk is full")
         reasons = {one.peer: one.reason for one in group.members if one.reason}
         assert list(reasons) == ["peer-2"]
@@ -102,4 +103,21 @@ def test_copies_that_no_peer_takes_are_told_with_why() -> None:
         assert (row["copies"], row["wanted"], row["is_refused"]) == (2, 3, True)
         assert f"{full}: its disk is full" in row["reason"]
         client.replicate(counter, 2)
+        assert client.request("replication")["under"] == 0
+
+
+def test_copy_whose_disk_is_full_is_replaced_where_it_is_told_to_leave() -> None:
+    with Simulation(5, peers=4, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        full = sorted({one.peer for one in client.group(counter).members})[-1]
+        sim.refuse_commits(full, FOR_LONG)
+        assert counter.add() == 1
+        sim.run(5.0)
+
+        group = client.replicate(counter, 3, leaving=[full])
+
+        assert (group.is_whole, group.copies) == (True, 3)
+        assert full not in {one.peer for one in group.members}
         assert client.request("replication")["under"] == 0
