@@ -236,7 +236,7 @@ class Lead:
 
         What it knows and no copy has keeps all others from leading when this peer is
         lost. So a copy that follows has it first, where there is one that takes it in
-        time; else the witness has to do.
+        time; else the witness has to do. What is committed a majority has.
         """
         copies = [
             member.acked
@@ -246,7 +246,7 @@ class Lead:
         held = max(copies, default=self.acked)
         waits = [e.begun_s for e in self.entries if held < e.number <= self.acked]
         is_late = bool(waits) and self._left_s(min(waits), held) <= 0.0
-        return self.acked if is_late else min(held, self.acked)
+        return self.acked if is_late else min(max(held, self.committed), self.acked)
 
     def _is_copy(self, peer_id: PeerId) -> bool:
         is_voter = peer_id not in self.learners and not self.is_witness(peer_id)

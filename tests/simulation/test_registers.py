@@ -34,6 +34,8 @@ def test_nothing_acknowledged_is_lost_or_doubled(chunk: int) -> None:
 @pytest.mark.parametrize(
     ("name", "seed"),
     [
+        # A witness was sent a state older than what was committed, with the group since.
+        ("many_groups", 800307),
         # A candidate whose state was found damaged while it was promised led without one.
         ("damages", 20980),
         # A learner refused after the delete of its object.
