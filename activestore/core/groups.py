@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from activestore.core.replication_events import GroupWanted
+from activestore.core.replication_events import AS_BEFORE, GroupWanted
 from activestore.ids import PeerId
 from activestore.wire.replicas import NOBODY, Config
 
@@ -29,6 +29,7 @@ class Plan:
     __slots__ = (
         "candidates",
         "deadline_s",
+        "is_begun",
         "is_witness",
         "learner",
         "leaving",
@@ -41,6 +42,7 @@ class Plan:
 
     def __init__(self, event: GroupWanted) -> None:
         self.request = event.request
+        self.is_begun = event.wanted != AS_BEFORE
         self.wanted = max(1, event.wanted)
         self.wants_witness = event.wants_witness
         self.candidates = deque(event.candidates)
@@ -50,6 +52,12 @@ class Plan:
         self.deadline_s = 0.0
         self.refused: list[str] = []
         self.stopped = ""  # why the next change cannot be made
+
+    def begin(self, config: Config) -> None:
+        """Want what is wanted now, where nothing else was asked for."""
+        if not self.is_begun:
+            self.is_begun = True
+            self.wanted, self.wants_witness = config.wanted, config.wants_witness
 
     def goal_of(self, config: Config) -> Config:
         """Return a config with what is wanted noted in it."""

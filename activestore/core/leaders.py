@@ -285,6 +285,7 @@ class Leaders(LeadEndings):
         plan = self._plans[lead.object_id][0]
         if lead.config != lead.committed_config or lead.config.before:
             return  # One change at a time.
+        plan.begin(lead.config)
         if plan.learner:
             if self._has_learned(lead, plan.learner):
                 config = groups.with_learner(plan, lead.config)

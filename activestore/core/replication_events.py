@@ -50,11 +50,17 @@ class Touched(NamedTuple):
     object_id: ObjectId
 
 
+# A group of which only members change.
+AS_BEFORE = 0
+
+
 class GroupWanted(NamedTuple):
     """The group of an object that is led here shall be this.
 
     `request`: told back by `GroupDone`. `wanted`: copies of the state; `candidates`: peers
     that may take one, the best first; members that are not to stay are in `leaving`.
+    Where `wanted` is AS_BEFORE that, and the witness, is what its config says when its
+    turn comes: what an operator asked for meanwhile stays wanted.
     """
 
     request: int

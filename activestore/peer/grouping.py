@@ -140,7 +140,10 @@ class Grouping:
         leaving: Sequence[PeerId],
         then: Any,
     ) -> None:
-        """Have the group of an object that is led here be this; `then(why not)`."""
+        """Have the group of an object that is led here be this; `then(why not)`.
+
+        `wanted`: AS_BEFORE for what is wanted of it when its turn comes, witness too.
+        """
 
         def shared(error: Any) -> None:
             if error is not None:
@@ -149,8 +152,12 @@ class Grouping:
             if peers:
                 begin(tuple(peers))
                 return
-            count = wanted + wants_witness + len(leaving)
-            self._candidates(object_id, count, wants_witness, leaving, begin)
+            goal = wanted, wants_witness
+            register = self._replicating.core.register_of(object_id)
+            if wanted == happened.AS_BEFORE and register is not None:
+                goal = register.config.wanted, register.config.wants_witness
+            count = sum(goal) + len(leaving)
+            self._candidates(object_id, count, goal[1], leaving, begin)
 
         def begin(candidates: tuple[PeerId, ...], without_room: str = "") -> None:
             self._replicating.regroup(
@@ -174,7 +181,7 @@ class Grouping:
             )
             return
         is_plain = self._replicating.core.register_of(object_id) is None
-        if is_plain and wanted == 1 and not wants_witness:
+        if is_plain and wanted <= 1 and not wants_witness:
             then("")
             return
         self._replicating.share(object_id, shared)
@@ -210,7 +217,8 @@ class Grouping:
                 if record.peer_id not in voters and record.peer_id not in leaving
                 and record.protocol >= REPLICAS_SINCE
             ]  # fmt: skip
-            have = [record for record in live if record.peer_id in voters]
+            stay = voters.difference(leaving)
+            have = [record for record in live if record.peer_id in stay]
             room_mb = 0 if head is None else -(-head.state_bytes // MIB)
             fit = spread(
                 records, have, count, key=object_id, meets=self._needs_of(head),
@@ -243,7 +251,10 @@ class Grouping:
         register = self._replicating.core.register_of(object_id)
         config = None if register is None else register.config
         goal = self._goal_of(config, parameters)
-        wanted, wants_witness = goal.wanted, goal.wants_witness
+        asked = goal.wanted, goal.wants_witness
+        counts = parameters.get("replicas"), parameters.get("witness")
+        if config is not None and counts == (None, None):
+            asked = happened.AS_BEFORE, False
         peers = [self._peer(name) for name in _names(parameters, "peers")]
         leaving = [self._peer(name) for name in _names(parameters, "leaving")]
         if config is not None and not leaving:
@@ -267,7 +278,7 @@ class Grouping:
                 here = (self._loop.settings.peer_id,)
                 self._requests.refuse(origin, ObjectNotFoundError(object_id, here))
                 return
-            self._set_named(object_id, wanted, wants_witness, peers, leaving, then)
+            self._set_named(object_id, *asked, peers, leaving, then)
 
         self._loop.storage.read(lambda engine: engine.head(object_id), found)
 

@@ -159,18 +159,14 @@ class Rehousing:
         is_smaller: bool, then: Then,
     ) -> None:  # fmt: skip
         """Have the group of an object that is led here go on without this peer."""
-        config = register.config
-        wanted = _fewer(register, self._me) if is_smaller else config.wanted
-        wants_witness = config.wants_witness and not is_smaller
+        wanted = _fewer(register, self._me) if is_smaller else happened.AS_BEFORE
 
         def done(why: str) -> None:
             error = NoQuorumError(_named(object_id), why) if why else None
             # In a later turn: now the object is here still.
             self._loop.storage.read(lambda _: None, lambda *_: then(error))
 
-        self._grouping.set_group(
-            object_id, wanted, wants_witness, first, (self._me,), done
-        )
+        self._grouping.set_group(object_id, wanted, False, first, (self._me,), done)
 
 
 def _fewer(register: Register, me: PeerId) -> int:

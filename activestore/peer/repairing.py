@@ -21,6 +21,7 @@ from typing import Any
 from activestore.core.peers import PeerState
 from activestore.core.refusals import UNREACHABLE
 from activestore.core.register import Register
+from activestore.core.replication_events import AS_BEFORE
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
 from activestore.peer.rollcall import Rollcall
@@ -142,20 +143,17 @@ class Repairing:
         is_due = failed_s is None or now_s - failed_s >= again_s
         is_wrong = lacks or _exceeds(register)  # A change of it was cut short.
         if (is_wrong or leaving) and is_due and object_id not in self._open:
-            self._mend(object_id, register, leaving)
+            self._mend(object_id, leaving)
 
     def gone(self, voters: Sequence[PeerId]) -> list[PeerId]:
         """Return those of other peers that do not answer, for all that is known."""
         me, cluster = self._loop.settings.peer_id, self._loop.cluster
         return [one for one in voters if one != me and not cluster.is_reachable(one)]
 
-    def _mend(
-        self, object_id: ObjectId, register: Register, leaving: list[PeerId]
-    ) -> None:
+    def _mend(self, object_id: ObjectId, leaving: list[PeerId]) -> None:
         if len(self._open) >= OPEN_MAX:
             return
         self._open.add(object_id)
-        config = register.config
 
         def then(why: str) -> None:
             self._open.discard(object_id)
@@ -173,9 +171,7 @@ class Repairing:
                 "info", f"group mended object={object_id.hex()} replaced={names}"
             )
 
-        self._set_group(
-            object_id, config.wanted, config.wants_witness, (), leaving, then
-        )
+        self._set_group(object_id, AS_BEFORE, False, (), leaving, then)
 
     # -- what is told ------------------------------------------------------------------
 

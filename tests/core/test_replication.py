@@ -27,6 +27,7 @@ from activestore.core.replication_effects import (
     WriteDone,
 )
 from activestore.core.replication_events import (
+    AS_BEFORE,
     ForceOrdered,
     GroupWanted,
     LinkReady,
@@ -296,6 +297,29 @@ def test_a_plain_object_grows_by_one_member_and_both_majorities() -> None:
     core.step(Stored(final.token), 0.0)
     done = core.step(MessageCame(B, Accepted(OBJECT, register.epoch, 3)), 0.0)
     assert of(done, GroupDone) == [GroupDone(1, OBJECT)]
+
+
+def test_a_change_of_members_alone_keeps_what_was_asked_for_before_its_turn() -> None:
+    """A repair that was ordered when fewer were wanted undoes no `replicate`."""
+    core = Replication(A, None, lambda: 0.5)
+    register, _ = core.begin(OBJECT, 4, 0.0)
+    core.step(GroupWanted(1, OBJECT, 2, False, (B,)), 0.0)
+
+    core.step(GroupWanted(2, OBJECT, AS_BEFORE, False, (B,)), 0.0)
+    effects, number = [], 1
+    while len(of(effects, GroupDone)) < 2:
+        effects += core.step(
+            MessageCame(B, Accepted(OBJECT, register.epoch, number)), 0.0
+        )
+        for store in of(effects, Store)[number - 1 :]:
+            effects += core.step(Stored(store.token), 0.0)
+        number += 1
+        assert number < 10
+
+    assert of(effects, GroupDone) == [GroupDone(1, OBJECT), GroupDone(2, OBJECT)]
+    grown = core.register_of(OBJECT)
+    assert grown is not None
+    assert grown.config == Config(6, (A, B), wanted=2)
 
 
 def test_an_object_that_nobody_else_takes_is_plain_again() -> None:

@@ -43,15 +43,17 @@ LARGE = "tests.simulation.test_candidates.Large"
 
 
 def say(
-    sim: Simulation, name: str, protocol: int = PROTOCOL_VERSION, **meta: Any
-) -> None:
+    sim: Simulation, name: str, protocol: int = PROTOCOL_VERSION, zone: str = "",
+    **meta: Any,
+) -> None:  # fmt: skip
     """Have all know another record of a peer."""
     peer_id = sim.peers[name].peer_id
     for peer in sim.peers.values():
         table = peer.loop.cluster.membership._table
         member = table.members[peer_id]
         told = {**member.record.meta, **meta}
-        table.set_record(member, member.record._replace(protocol=protocol, meta=told))
+        record = member.record._replace(protocol=protocol, zone=zone, meta=told)
+        table.set_record(member, record)
 
 
 def members(sim: Simulation, object_id: ObjectId) -> set[str]:
@@ -178,6 +180,41 @@ def test_peer_without_room_for_the_state_is_no_candidate(sim: Simulation) -> Non
     client.replicate(large, 3)
 
     assert members(sim, id_of(large)) == {"peer-1", "peer-2", "peer-3"}
+
+
+def stand(sim: Simulation, zones: str) -> None:
+    """Have all know in which zone each peer is, a letter each."""
+    for name, zone in zip(sim.peers, zones, strict=True):
+        if zone != sim.peers[name].settings.zone:
+            say(sim, name, zone=zone)
+            sim.peers[name].settings = sim.peers[name].settings._replace(zone=zone)
+
+
+def test_further_copy_goes_to_a_zone_without_one(sim: Simulation) -> None:
+    stand(sim, "aaab")
+    client = sim.client("peer-1")
+    made = [client.create(COUNTER) for _ in range(6)]
+
+    for one in made:
+        client.replicate(one, 2)
+
+    found = {frozenset(members(sim, id_of(one))) for one in made}
+    assert found == {frozenset({"peer-1", "peer-4"})}
+
+
+def test_copy_that_leaves_is_replaced_in_its_zone(sim: Simulation) -> None:
+    """That one is there still does not count: it goes."""
+    stand(sim, "abab")
+    client = sim.client("peer-1")
+    made = [client.create(COUNTER) for _ in range(6)]
+    for one in made:
+        client.replicate(one, 2, peers=["peer-2"])
+
+    for one in made:
+        client.replicate(one, 2, leaving=["peer-2"])
+
+    found = {frozenset(members(sim, id_of(one))) for one in made}
+    assert found == {frozenset({"peer-1", "peer-4"})}
 
 
 def test_copies_of_equal_objects_go_to_different_peers(sim: Simulation) -> None:

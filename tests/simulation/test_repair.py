@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from activestore.errors import NoQuorumError
-from activestore.testing import Simulation
+from activestore.testing import PeerSettings, Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
 from tests.simulation.replica_clusters import id_of
@@ -121,3 +121,37 @@ def test_copy_whose_disk_is_full_is_replaced_where_it_is_told_to_leave() -> None
         assert (group.is_whole, group.copies) == (True, 3)
         assert full not in {one.peer for one in group.members}
         assert client.request("replication")["under"] == 0
+
+
+def test_repair_that_waited_does_not_undo_what_an_operator_asked_for() -> None:
+    """It is ordered while three are noted as wanted, and has its turn with four there."""
+    settings = PeerSettings(repair_after_s=5.0)
+    with Simulation(6, peers=5, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER)
+        client.replicate(counter, 3, peers=["peer-2", "peer-3"])
+        for name in ("peer-3", "peer-4", "peer-5"):
+            sim.crash(name)
+        sim.run(60.0)
+        loop = sim.peers["peer-1"].loop
+        for name in ("peer-4", "peer-5"):
+            sim.set_link("peer-1", name, min_s=0.3, mean_s=0.3)
+            sim.restart(name)
+        assert sim.run_until(lambda: len(loop.cluster.alive()) == 3, timeout_s=60.0)
+        plans, repairing = loop.replicating.core._leaders._plans, loop.repairing
+
+        def wanted() -> list[int]:
+            return [plan.wanted for plan in plans.get(id_of(counter), ())]
+
+        asked = sim.spawn(client.replicate, counter, 4)
+        assert sim.run_until(lambda: 4 in wanted()[:1], timeout_s=30.0)
+        assert client.group(counter).wanted == 3
+        repairing._failed_s.clear()
+        repairing.look(sim.now_s)
+        assert sim.run_until(lambda: len(wanted()) == 2, timeout_s=0.1)
+        assert sim.run_until(lambda: asked.is_over and not plans, timeout_s=60.0)
+
+        group = client.group(counter)
+        assert (group.copies, group.wanted) == (4, 4)
+        assert "peer-3" not in {one.peer for one in group.members}
