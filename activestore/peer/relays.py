@@ -41,9 +41,12 @@ from activestore.peer.trips import Question, Then, Trip, Wait, asked_before, wit
 from activestore.wire import values
 from activestore.wire.messages import (
     Beat,
+    Call,
     Create,
+    Delete,
     Failure,
     Item,
+    Message,
     Persist,
     Ping,
     Relayed,
@@ -96,6 +99,7 @@ class Relays(Travelling):
             lambda object_id, then: False
         )
         self._next_wait = 1
+        table.answered_here = self._take
         links.on_up = self._on_link_up
         links.on_lost = self._on_link_lost
         # It is probed at once: others may take over what it is asked for.
@@ -403,8 +407,9 @@ class Relays(Travelling):
 
     def take_relayed(self, message: Relayed) -> None:
         """Take an answer to a trip, or a sign of life of several."""
-        inner = opened(message)
-        session_id = SessionId(bytes(message.session))
+        self._take(SessionId(bytes(message.session)), opened(message))
+
+    def _take(self, session_id: SessionId, inner: Message) -> None:
         if type(inner) is Beat:
             self._take_beat(session_id, inner)
             return
@@ -491,6 +496,10 @@ class Relays(Travelling):
         """The object has moved here in the meantime, or its holder believes so."""
         if not self._location.is_here(trip.object_id):
             self._go_on(trip)  # Who said so knows no better; others may.
+            return
+        is_call = trip.call_id and type(trip.message) in {Call, Delete}
+        if is_call and trip.is_sent and not trip.is_stream:
+            self._ask_here(trip)
             return
         self._drop(trip)
         if trip.session is not None:

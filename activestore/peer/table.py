@@ -51,6 +51,10 @@ _ANSWERS = (Reply, Failure, Item)
 _Numbered = TypeVar("_Numbered", Call, Create, Delete, Persist)
 
 
+# The route of this peer's own methods: what is said to them stays here.
+HERE = b""
+
+
 class Session:
     """A client process as the loop knows it, or a peer that calls for its methods.
 
@@ -245,6 +249,8 @@ class Table:
         self.repairing: ports.Looker | None = None
         self.routes: dict[bytes, Session] = {}
         self.sessions: dict[SessionId, Session] = {}
+        # Takes what is said to the session of this peer's own methods.
+        self.answered_here: Callable[[SessionId, Message], None] = lambda *_: None
         # Of these, those that have sent a request since they were doubted.
         self._asking: set[Session] = set()
         self.calls_count = 0
@@ -263,6 +269,15 @@ class Table:
         if self.core.is_draining:
             return "draining"  # running calls end, then the peer does
         return "emptying" if self.is_emptying else "serving"
+
+    def session_here(self, session_id: SessionId) -> Session:
+        """Return the session of this peer's own methods, for what has come back to it."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            session = self.add_session(session_id, HERE, "methods here")
+            session.is_peer = session.is_relayed = True
+        session.heard_s = self._now_s
+        return session
 
     def add_session(self, session_id: SessionId, route: bytes, name: str) -> Session:
         """Note a session that was not known."""
@@ -307,6 +322,9 @@ class Table:
     def _tell_by(
         self, route: bytes, session: Session, message: Message, *, is_relayed: bool
     ) -> None:
+        if route == HERE:
+            self.answered_here(session.session_id, message)
+            return
         is_at_once = type(message) in AT_ONCE
         if is_relayed:
             buffers = message[-1]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from activestore.core import effects, events
+from activestore.core.calls import Client
 from activestore.core.location import Place
 from activestore.errors import (
     ActiveStoreError,
@@ -84,7 +85,9 @@ class Travelling:
 
     def _send(self, trip: Trip) -> None:
         link = trip.link
+        trip.is_here = False
         if link is not None:
+            trip.is_sent = True
             message = trip.in_time(self._table.clock())
             self._links.send(link, relay_of(trip.session_id, message))
             trip.named_s = link.used_s
@@ -195,7 +198,7 @@ class Travelling:
         Who has it says so itself, if it is there.
         """
         is_soon = now_s >= trip.told_s - UNHEARD_S
-        if not (is_soon and self.routing.has_others(trip.object_id)):
+        if trip.is_here or not (is_soon and self.routing.has_others(trip.object_id)):
             return False
         return self._is_unheard(trip, now_s) and now_s >= trip.told_s
 
@@ -239,9 +242,20 @@ class Travelling:
             self._drop(trip)
             trip.then(None, error)
             return
-        error = in_doubt(trip.message, error, was_sent=bool(trip.target))
+        error = in_doubt(trip.message, error, was_sent=trip.is_sent)
         body = values.encode_error(error)
         self._finish(trip, Failure(trip.sequence, error.code, None, body))
+
+    def _ask_here(self, trip: Trip) -> None:
+        """Ask this peer, which has the object now, for what others may have answered.
+
+        It is done as for any other peer: its answer is looked up, and kept.
+        """
+        trip.target, trip.link = PeerId(b""), None
+        trip.is_here = True
+        trip.attempt += 1
+        message = trip.in_time(self._table.clock())._replace(attempt=trip.attempt)
+        self._table.receive(self._table.session_here(trip.session_id), message)
 
     def _drop(self, trip: Trip) -> None:
         self._trips.pop((trip.session_id, trip.sequence), None)
@@ -270,11 +284,19 @@ class Travelling:
                 trip.link, relay_of(trip.session_id, Cancel(trip.sequence))
             )
         self._drop(trip)
+        if trip.is_here:
+            here = self._table.session_here(trip.session_id)
+            self._table.receive(here, Cancel(trip.sequence))
 
     def ask_on(self, effect: effects.AskOn) -> None:
         """Ask the peer where a call is whom it waits for; it may be lost."""
         trip = self._away.get(effect.call_id)
-        if trip is not None and trip.link is not None:
+        if trip is not None and trip.is_here:
+            asked = Client(trip.session_id, trip.sequence)
+            self._table.step(
+                events.RingAsked(asked, effect.waiter, effect.number, effect.hops)
+            )
+        elif trip is not None and trip.link is not None:
             question = AskOn(trip.sequence, *effect.waiter, effect.number, effect.hops)
             self._links.send(trip.link, question)
 

@@ -68,9 +68,9 @@ class Trip(Question):
     """One request on its way to another peer."""
 
     __slots__ = (
-        "again", "asked", "attempt", "call_id", "due_s", "is_again", "is_parked",
-        "is_resting", "link", "named_s", "passed", "redirects", "sequence", "session",
-        "session_id", "target", "then",
+        "again", "asked", "attempt", "call_id", "due_s", "is_again", "is_here",
+        "is_parked", "is_resting", "is_sent", "link", "named_s", "passed", "redirects",
+        "sequence", "session", "session_id", "target", "then",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +97,8 @@ class Trip(Question):
         self.is_again = False  # it may have arrived: the next time is another attempt
         self.is_parked = False  # it waits here for somebody to lead the object
         self.is_resting = False  # asked again with the next look
+        self.is_sent = False  # some peer may have it
+        self.is_here = False  # asked of this peer, as others are
         # When it was sent, or its peer last told that it has it; of a client's also when
         # the client was told so because a large message got on.
         self.named_s = now_s

@@ -483,6 +483,14 @@ class Weather:
         self._lasting(4.0)
         self.sim.heal([name], others)
 
+    def _apart(self, name: str) -> None:
+        """Cut a peer off from some others; the rest hear both sides."""
+        others = [one for one in self.sim.peers if one != name]
+        far = self.sim.rng.sample(others, self.sim.rng.randint(1, len(others) - 1))
+        self.sim.partition(name, far)
+        self._lasting(6.0)
+        self.sim.heal(name, far)
+
     def _halves(self, _name: str) -> None:
         """Cut the cluster in two."""
         names = list(self.sim.peers)

@@ -152,6 +152,7 @@ def play_faults(case: str, seed: int) -> None:
 # What goes wrong in a history with weather, by its name.
 KINDS = {
     "cut_off": ("cut", "halves"),
+    "apart": ("apart", "apart", "crash"),
     "standing_still": ("pause", "cut"),
     "dying": ("crash", "crash", "power", "executor"),
     "refusing": ("full", "full", "crash"),
@@ -528,14 +529,16 @@ HISTORIES = {
     "stormy": Kind(play_stormy, tuple(KINDS)),
     "changing": Kind(play_changing, ("calm", *KINDS)),
     "lost": Kind(play_lost, ("disks",)),
-    "relays": Kind(play_relays, ("calm", "cut_off", "dying", "all")),
+    "relays": Kind(play_relays, ("calm", "cut_off", "apart", "dying", "all")),
     "names": Kind(play_names, ("calm", "cut_off", "dying", "refusing")),
     "decay": Kind(play_decay, tuple(DECAYS)),
     "set_back": Kind(play_set_back, tuple(SET_BACKS)),
     "large": Kind(play_large, ("calm", "cut_off", "dying", "refusing")),
-    "readers": Kind(play_readers, ("cut_off", "standing_still")),
+    "readers": Kind(play_readers, ("cut_off", "apart", "standing_still")),
     "streams": Kind(play_streams, ("calm", *KINDS)),
     "forced": Kind(play_forced, ("calm", *KINDS)),
     "deposed": Kind(play_deposed, tuple(MEANWHILE)),
-    "authors": Kind(play_authors, ("calm", "cut_off", "standing_still", "all")),
+    "authors": Kind(
+        play_authors, ("calm", "cut_off", "apart", "standing_still", "all")
+    ),
 }

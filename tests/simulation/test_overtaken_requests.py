@@ -21,7 +21,7 @@ from activestore.wire import codec, messages, values
 from activestore.wire.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from activestore.wire.state import encode_states
 from tests.simulation.clusters import join
-from tests.simulation.models import Counter
+from tests.simulation.models import Counter, Relay
 
 COUNTER = "tests.simulation.models.Counter"
 HELLO = messages.Hello(
@@ -412,4 +412,30 @@ def test_request_that_waited_while_another_peer_answered_it_is_not_run(
             decided(None)
         sim.run(1.0)
 
+        assert counter.peek() == 2
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_call_of_a_method_that_was_answered_elsewhere_comes_home(
+    seed: int, replicas: int
+) -> None:
+    """Its answer was lost, and then its object came to the peer of the method."""
+    with Simulation(seed, peers=3, classes=[Counter, Relay]) as sim:
+        join(sim)
+        client = sim.client("peer-3")
+        made = sim.client("peer-1").create(COUNTER, replicas=replicas)
+        counter = client.get(remote.id_of(made))
+        relay = client.create("tests.simulation.models.Relay", counter, replicas=1)
+        assert relay.add() == 1
+        sim.run(2.0)
+        sim.partition("peer-1", "peer-3", one_way=True)
+        answer = relay.add.submit()
+        sim.run(0.3)
+        sim.break_connections("peer-1", "peer-3")
+        sim.heal()
+
+        sim.client("peer-1").move(made, "peer-3")
+
+        assert answer.result() == 2
         assert counter.peek() == 2
