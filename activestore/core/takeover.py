@@ -240,8 +240,12 @@ class TakeOvers(Followings):
             register = self._acceptor.latest(object_id)
             if register is None or register.config.lineage != config.lineage:
                 return
-            if message.promised.counter >= register.epoch.counter:
-                self.on_led_by(object_id, message.promised)
+            led, promised = message.promised, register.promised
+            if led.counter >= register.epoch.counter:
+                self.on_led_by(object_id, led)
+            if led.counter < promised.counter:  # It would hear so at its next write.
+                nack = Nack(object_id, led, 0, Reason.PROMISED, promised)
+                self._desk.send(sender, nack)
             return
         search = self._searches.get(object_id)
         if search is None or search.phase is not Phase.ASKING:
@@ -400,13 +404,9 @@ class TakeOvers(Followings):
         search.refusals = set()
         self._acceptor.pledge(object_id, ballot)
         mine = Promise(
-            object_id,
-            ballot,
-            register.point,
-            register.config,
-            register.is_deleted,
+            object_id, ballot, register.point, register.config, register.is_deleted,
             register.has_state,
-        )
+        )  # fmt: skip
         search.promises = {self._desk.me: mine}
         search.asked = {self._desk.me}
         self._set_due(object_id, search, self._desk.config.prepare_s)

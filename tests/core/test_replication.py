@@ -334,6 +334,22 @@ def test_an_object_that_nobody_else_takes_is_plain_again() -> None:
     assert core.register_of(OBJECT) is None
 
 
+def test_a_leader_that_others_have_outvoted_hears_so_before_its_next_write() -> None:
+    """A candidate was promised an epoch, and found the leader that it had not heard."""
+    core = Replication(A, None, lambda: 0.5)
+    core.restore(OBJECT, Register(Ballot(5, A), Ballot(3, B), 7, THREE))
+    told = Told(OBJECT, Ballot(3, B), Point(3, 7), THREE, True)
+
+    (peer, nack), *others = sent(core.step(MessageCame(B, told), 1.0), Nack)
+
+    assert (peer, others) == (B, [])
+    assert nack.epoch == Ballot(3, B)
+    assert (nack.reason, nack.promised) == (Reason.PROMISED, Ballot(5, A))
+    core, epoch = leader()
+    effects = core.step(MessageCame(B, nack._replace(epoch=epoch)), 1.0)
+    assert of(effects, Deposed) == [Deposed(OBJECT)]
+
+
 def test_where_too_few_answer_whoever_waits_is_told_at_once() -> None:
     core = follower()
     core.step(PeerSeen(B, False), 0.0)
