@@ -10,7 +10,7 @@ Source: design section 7; reliability.md 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from activestore.core import cluster_effects, cluster_events
@@ -148,9 +148,9 @@ class Cluster:
         for endpoint in self._seeds:
             self._links.dial(endpoint)
 
-    def send(self, link: Link, message: Message) -> None:
-        """Send a message over a link."""
-        self._links.send(link, message)
+    def send(self, link: Link, message: Message, lines: Collection[bytes] = ()) -> None:
+        """Send a message over a link; `lines`: the objects that a Replicate is about."""
+        self._links.send(link, message, lines)
 
     def found(self, endpoint: str) -> None:
         """Join a peer that was discovered."""

@@ -325,10 +325,10 @@ class Links:
                 return link
         return None
 
-    def send(self, link: Link, message: Message) -> None:
-        """Send a message over a link."""
+    def send(self, link: Link, message: Message, lines: Collection[bytes] = ()) -> None:
+        """Send a message over a link; `lines`: the objects that a Replicate is about."""
         link.used_s = self._table.clock()
-        self._table.send(link.route, message)
+        self._table.send(link.route, message, lines)
 
     def up(self) -> Iterator[Link]:
         """Yield the links that can be used."""

@@ -1,14 +1,15 @@
 """What goes to the members of replica groups: gathered by peer, sent once a turn.
 
 Rules of this file: what has no way to its peer is dropped, for it will be said again; a
-whole state is read from disk when it is sent, never kept.
+whole state is read from disk when it is sent, never kept. What is small never waits for
+what is large of another object; of one object all stays in order.
 
 Source: reliability.md 3.3 ("batched per peer pair"); schemas/protocol.md section 14.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from activestore.core.register import Register
@@ -20,6 +21,7 @@ from activestore.peer.relays import Relays
 from activestore.peer.shipping import contents_from
 from activestore.peer.table import Table
 from activestore.storage.engine import Change
+from activestore.wire.chunks import WHOLE_BYTES_MAX
 from activestore.wire.limits import REPLICAS_SINCE
 from activestore.wire.messages import Replicate, bytes_count
 from activestore.wire.replicas import (
@@ -31,6 +33,12 @@ from activestore.wire.replicas import (
     State,
     encode_entries,
 )
+
+# What of one turn may pass what waits, in bytes: 1 s at 1 Mbit/s, and probes are given 3 s.
+# More waits in line, where no more is on its way than the line carries.
+PASSING_BYTES_MAX = 2 * WHOLE_BYTES_MAX
+# An entry without its change, but for a Nack's text: two configs of 16 peers are the most.
+_ENTRY_BYTES = 512
 
 
 class Outbox:
@@ -57,14 +65,19 @@ class Outbox:
         """Read the state of an object, and send it with this message.
 
         Of large buffers only that is sent which the peer does not have: it is asked.
-        What is wanted again before it has left is sent once.
+        What is wanted again before it has left is sent once: what of it still waits for its
+        turn is behind it, or it is lost with its connection, and is wanted again then.
         """
-        object_id = message.object_id
-        key = (peer_id, object_id)
+        key = (peer_id, message.object_id)
+        if self._is_under_way(*key):
+            return
         is_open = key in self._wholes
         self._wholes[key] = message
-        if is_open:
-            return
+        if not is_open:
+            self._read_whole(*key)
+
+    def _read_whole(self, peer_id: PeerId, object_id: ObjectId) -> None:
+        key = (peer_id, object_id)
 
         def read(
             contents: Sequence[shipping.Content],
@@ -100,6 +113,12 @@ class Outbox:
 
         read((), look)
 
+    def _is_under_way(self, peer_id: PeerId, object_id: ObjectId) -> bool:
+        """Whether something of an object has not left for a peer because it is large."""
+        link = self._cluster.reach(peer_id)
+        held = None if link is None else self._table.lanes.held(link.route)
+        return held is not None and object_id in held
+
     def _add_read(
         self, peer_id: PeerId, message: Accept | State, register: Register,
         change: Change,
@@ -131,9 +150,20 @@ class Outbox:
             link = self._cluster.reach(peer_id)
             if link is None:
                 continue
-            for batch in _batches(messages):
+            held = self._table.lanes.held(link.route)
+            if held is None:
+                for batch in _batches(messages, ENTRIES_BYTES_MAX):
+                    body, buffers = encode_entries(batch)
+                    self._cluster.send(link, Replicate(None, body, buffers))
+                continue
+            passing, others = _parted(messages, held)
+            for batch in (
+                *_batches(passing, WHOLE_BYTES_MAX),
+                *_batches(others, ENTRIES_BYTES_MAX),
+            ):
                 body, buffers = encode_entries(batch)
-                self._cluster.send(link, Replicate(None, body, buffers))
+                lines = {message.object_id for message in batch}
+                self._cluster.send(link, Replicate(None, body, buffers), lines)
 
 
 def _as_read(
@@ -160,7 +190,32 @@ def _as_read(
     )  # fmt: skip
 
 
-def _batches(messages: list[ReplicaMessage]) -> list[list[ReplicaMessage]]:
+def _parted(
+    messages: Sequence[ReplicaMessage], held: Collection[bytes]
+) -> tuple[list[ReplicaMessage], list[ReplicaMessage]]:
+    """Return the entries that may pass what waits, and those that go in their turn.
+
+    `held`: the objects of which something waits; what is behind it waits too.
+    """
+    passing: list[ReplicaMessage] = []
+    others: list[ReplicaMessage] = []
+    behind: set[ObjectId] = set()
+    room = PASSING_BYTES_MAX
+    for message in messages:
+        object_id, size = message.object_id, _bytes_count_of(message)
+        is_behind = object_id in held or object_id in behind
+        if is_behind or size > min(room, WHOLE_BYTES_MAX):
+            behind.add(object_id)
+            others.append(message)
+        else:
+            room -= size
+            passing.append(message)
+    return passing, others
+
+
+def _batches(
+    messages: Sequence[ReplicaMessage], bytes_max: int
+) -> list[list[ReplicaMessage]]:
     """Return entries in batches that one message may have.
 
     What is larger than that alone has a message of its own.
@@ -169,7 +224,7 @@ def _batches(messages: list[ReplicaMessage]) -> list[list[ReplicaMessage]]:
     size = 0
     for message in messages:
         added = _bytes_count_of(message)
-        if len(batches[-1]) >= ENTRIES_MAX or size + added > ENTRIES_BYTES_MAX:
+        if len(batches[-1]) >= ENTRIES_MAX or size + added > bytes_max:
             batches.append([])
             size = 0
         size += added
@@ -178,8 +233,9 @@ def _batches(messages: list[ReplicaMessage]) -> list[list[ReplicaMessage]]:
 
 
 def _bytes_count_of(message: ReplicaMessage) -> int:
-    """Return the size of the change that a message carries, its buffers included."""
+    """Return about the size of an entry, with the change that it carries and its buffers."""
+    size = _ENTRY_BYTES + 4 * len(getattr(message, "text", ""))
     change = getattr(message, "change", None)
     if change is None:
-        return 0
-    return bytes_count(change.body) + sum(map(bytes_count, change.buffers))
+        return size
+    return size + bytes_count(change.body) + sum(map(bytes_count, change.buffers))

@@ -5,7 +5,7 @@ Rules of this file: state and helpers only; no message and no effect is handled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from activestore.core import effects, events
@@ -366,12 +366,17 @@ class Table:
                 for number in gone:
                     del session.behind[number]
 
-    def send(self, route: bytes, message: Message) -> None:
-        """Send a message in its turn, and in chunks where its connection has them."""
-        if not self.lanes.holds(route, message):
+    def send(
+        self, route: bytes, message: Message, lines: Collection[bytes] = ()
+    ) -> None:
+        """Send a message in its turn, and in chunks where its connection has them.
+
+        `lines`: the objects that a Replicate is about, see `Lane.holds`.
+        """
+        if not self.lanes.holds(route, message, lines):
             self.transport.send(route, message)
             return
-        for one in self.lanes.send(route, message, self.clock()):
+        for one in self.lanes.send(route, message, self.clock(), lines):
             self.transport.send(route, one)
         if self.lanes.waiting_bytes(route) > WAITING_BYTES_MAX:
             self.overfull.append(route)

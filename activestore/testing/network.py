@@ -58,18 +58,23 @@ class Latency(NamedTuple):
 
 
 class LinkQuality(NamedTuple):
-    """One direction between two nodes. `loss`: chance that a packet is sent again."""
+    """One direction between two nodes. `loss`: chance that a packet is sent again.
+
+    `bytes_per_s`: what each connection carries, one message behind the other; 0: all at once.
+    """
 
     latency: Latency = Latency()
     loss: float = 0.0
+    bytes_per_s: float = 0.0
 
 
 class _Flow:
     """One direction of one connection: what is on its way, in order."""
 
-    __slots__ = ("held", "last_s", "left", "on_way")
+    __slots__ = ("free_s", "held", "last_s", "left", "on_way")
 
     def __init__(self) -> None:
+        self.free_s = 0.0  # when all that was given to it has left
         self.last_s = 0.0
         self.on_way = 0
         self.left = -1  # after a break: how many still arrive; -1: it is whole
@@ -433,7 +438,12 @@ class SimNetwork:
                 delay_s += again_s
                 again_s *= 2
         flow = connection.flows[side]
-        flow.last_s = max(flow.last_s, self.agenda.now_s + delay_s)
+        now_s = self.agenda.now_s
+        if quality.bytes_per_s:
+            size = sum(map(len, frames))
+            flow.free_s = max(flow.free_s, now_s) + size / quality.bytes_per_s
+            delay_s += flow.free_s - now_s
+        flow.last_s = max(flow.last_s, now_s + delay_s)
         flow.on_way += 1
         self.agenda.at(flow.last_s, lambda: self._arrive(connection, side, frames))
 

@@ -427,10 +427,10 @@ class Simulation:
 
     def set_link(
         self, one: str, other: str, *, min_s: float = 0.000_05, mean_s: float = 0.000_2,
-        loss: float = 0.0,
+        loss: float = 0.0, bytes_per_s: float = 0.0,
     ) -> None:  # fmt: skip
-        """Set delay (seconds, one way) and loss (0 to 1) between two nodes."""
-        quality = LinkQuality(Latency(min_s, mean_s), loss)
+        """Set delay (seconds, one way), loss (0 to 1) and speed between two nodes."""
+        quality = LinkQuality(Latency(min_s, mean_s), loss, bytes_per_s)
         self.network.qualities[one, other] = quality
         self.network.qualities[other, one] = quality
 

@@ -8,8 +8,10 @@ the window holds is ever ahead of a probe.
     sender    add -> take: Chunk, Chunk ... | Taken -> taken -> take: Chunk ...
     receiver  Chunk -> arrived: Taken, and the whole message behind its last chunk
 
-Messages of one connection keep their order, except those in `AT_ONCE`, which overtake
-what waits: they say that somebody is there, or steer what has arrived before them.
+Messages keep their order within a *line*: one session that is relayed, one object whose
+copies are kept, or all else of a connection. A small message passes between the chunks of
+another line's. Those in `AT_ONCE` overtake everything that waits: they say that somebody is
+there, or steer what has arrived before them.
 
 Rules of this file: pure; no time but `now_s`. It copies on the receiving side only. Both
 sides agreed to it in Hello and Welcome; nothing of it is sent over loopback.
@@ -21,7 +23,7 @@ queue of bounded delay.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -51,6 +53,9 @@ from activestore.wire.messages import (
     Probe,
     ProbeFor,
     Refused,
+    Relay,
+    Relayed,
+    Replicate,
     Request,
     Sync,
     Synced,
@@ -85,6 +90,8 @@ AT_ONCE = frozenset({
     Gossip, Sync, Synced, Ack, Nack, AskOn, Chunk, Taken,
 })  # fmt: skip
 _NUMBERED = frozenset({Call, Create, Persist, Delete, Request})
+# The line of what is of neither another's session nor copies.
+_OWN_LINE: Collection[bytes] = (b"",)
 _LOCAL = ("ipc://", "tcp://127.", "tcp://[::1]", "tcp://localhost:")
 
 
@@ -96,11 +103,12 @@ def is_local(endpoint: str) -> bool:
 class _Item:
     """A message that waits; `frames` where it goes in chunks."""
 
-    __slots__ = ("frames", "message", "nbytes", "position", "transfer")
+    __slots__ = ("frames", "lines", "message", "nbytes", "position", "transfer")
 
-    def __init__(self, message: Message, nbytes: int) -> None:
+    def __init__(self, message: Message, nbytes: int, lines: Collection[bytes]) -> None:
         self.message = message
         self.nbytes = nbytes
+        self.lines = lines
         self.transfer = 0
         self.frames: list[memoryview] = []
         self.position = (0, 0)  # the next chunk: which frame, and from where
@@ -113,6 +121,8 @@ class Lane:
         self.window_bytes = WINDOW_BYTES_FIRST
         self.waiting_bytes = 0
         self._waiting: deque[_Item] = deque()
+        # Lines of which something waits, and how many messages.
+        self.held: dict[bytes, int] = {}
         # Chunks that are on their way: transfer, count up to it, bytes, when it was sent.
         self._flight: deque[tuple[int, int, int, float]] = deque()
         self._flight_bytes = 0
@@ -123,7 +133,7 @@ class Lane:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something waits, which all but `AT_ONCE` must stay behind."""
+        """Whether something waits, which others of its line must stay behind."""
         return bool(self._waiting)
 
     @property
@@ -131,15 +141,23 @@ class Lane:
         """Whether something waits, or was not taken yet."""
         return bool(self._waiting or self._flight)
 
-    def holds(self, message: Message) -> bool:
-        """Whether a message is to be added; else it is sent as it is, now."""
+    def holds(self, message: Message, lines: Collection[bytes] = ()) -> bool:
+        """Whether a message is to be added; else it is sent as it is, now.
+
+        `lines`: the objects that a Replicate has entries of; those of others it tells.
+        """
         if type(message) in AT_ONCE:
             return False
-        return self.is_busy or _size_of(message) > WHOLE_BYTES_MAX
+        if _size_of(message) > WHOLE_BYTES_MAX:
+            return True
+        held = self.held
+        return bool(held) and any(one in held for one in _lines_of(message, lines))
 
-    def add(self, message: Message) -> None:
+    def add(self, message: Message, lines: Collection[bytes] = ()) -> None:
         """Have a message sent after those before it."""
-        item = _Item(message, _size_of(message))
+        item = _Item(message, _size_of(message), _lines_of(message, lines))
+        for line in item.lines:
+            self.held[line] = self.held.get(line, 0) + 1
         if item.nbytes > WHOLE_BYTES_MAX:
             frames = codec.encode_frames(message)
             item.frames = [memoryview(one).cast("B") for one in frames]
@@ -155,7 +173,7 @@ class Lane:
             message: Any = item.message
             if type(message) in _NUMBERED and message.sequence == sequence:
                 self._waiting.remove(item)
-                self.waiting_bytes -= item.nbytes
+                self._ended(item)
                 return not getattr(message, "attempt", 0)
         return False
 
@@ -193,7 +211,14 @@ class Lane:
         return chunk
 
     def _end_first(self) -> None:
-        self.waiting_bytes -= self._waiting.popleft().nbytes
+        self._ended(self._waiting.popleft())
+
+    def _ended(self, item: _Item) -> None:
+        self.waiting_bytes -= item.nbytes
+        for line in item.lines:
+            self.held[line] -= 1
+            if not self.held[line]:
+                del self.held[line]
 
     def taken(self, transfer: int, chunks: int, now_s: float) -> None:
         """Note that the other side has the first `chunks` of a transfer."""
@@ -332,18 +357,28 @@ class Lanes:
         self._moved_s.pop(route, None)
         self._open_s.pop(route, None)
 
-    def holds(self, route: bytes, message: Message) -> bool:
+    def holds(
+        self, route: bytes, message: Message, lines: Collection[bytes] = ()
+    ) -> bool:
         """Whether a message must go through `send`; else it may be sent as it is."""
         lane = self._lanes.get(route)
-        return lane is not None and lane.holds(message)
+        return lane is not None and lane.holds(message, lines)
 
-    def send(self, route: bytes, message: Message, now_s: float) -> Sequence[Message]:
+    def send(
+        self, route: bytes, message: Message, now_s: float,
+        lines: Collection[bytes] = (),
+    ) -> Sequence[Message]:  # fmt: skip
         """Return what is to be sent now for a message to be sent in its turn."""
         lane = self._lanes.get(route)
-        if lane is None or not lane.holds(message):
+        if lane is None or not lane.holds(message, lines):
             return (message,)
-        lane.add(message)
+        lane.add(message, lines)
         return tuple(lane.take(now_s))
+
+    def held(self, route: bytes) -> Collection[bytes] | None:
+        """Return the lines of which something waits; None: a connection without chunks."""
+        lane = self._lanes.get(route)
+        return None if lane is None else lane.held
 
     def drop(self, route: bytes, sequence: int) -> bool:
         """Forget a request that waits; True where the other side will never have it."""
@@ -403,6 +438,14 @@ class Lanes:
         """Return how much waits for a connection."""
         lane = self._lanes.get(route)
         return 0 if lane is None else lane.waiting_bytes
+
+
+def _lines_of(message: Message, lines: Collection[bytes]) -> Collection[bytes]:
+    """Return in which lines a message keeps its place."""
+    kind = type(message)
+    if kind is Relay or kind is Relayed:
+        return (message.session,)  # type: ignore[union-attr]
+    return lines if kind is Replicate else _OWN_LINE
 
 
 def _size_of(message: Message) -> int:

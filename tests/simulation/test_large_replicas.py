@@ -12,16 +12,20 @@ import pytest
 from activestore.storage.blobs import view_of
 from activestore.storage.patches import CHUNK_BYTES
 from activestore.testing import Simulation
-from tests.simulation.clusters import join
+from tests.simulation.clusters import COUNTER, join
 from tests.simulation.large_models import Album
+from tests.simulation.models import Counter, Letterbox
 from tests.simulation.test_replicas import id_of, leaders
 
+LETTERBOX = "tests.simulation.models.Letterbox"
 ALBUM = "tests.simulation.large_models.Album"
 MIB = 1 << 20
 SIZE = 8 * MIB
 ALL = ("peer-1", "peer-2", "peer-3")
 # Beside the content: calls, probes and gossip of some seconds.
 REST_BYTES = 100_000
+# A line on which what is large takes long, and a chunk a tenth of a second.
+BYTES_PER_S = 100_000.0
 
 
 def sent(sim: Simulation) -> int:
@@ -96,3 +100,37 @@ def test_new_leader_goes_on_with_what_was_patched(album: Any) -> None:
     assert [again.peek(n * MIB) for n in range(3)] == [5, 5, 5]
     assert again.poke(MIB, 6) == 5
     assert again.peek(MIB) == 6
+
+
+@pytest.fixture
+def two() -> Any:
+    """Two peers with a slow line between them."""
+    with Simulation(5, peers=2, classes=[Album, Counter, Letterbox]) as sim:
+        join(sim)
+        sim.set_link("peer-1", "peer-2", bytes_per_s=BYTES_PER_S)
+        yield sim
+
+
+def test_small_changes_do_not_wait_for_a_large_state_of_another_object(
+    two: Any,
+) -> None:
+    client = two.client("peer-1")
+    counter = client.create(COUNTER, replicas=2)
+    far = two.client("peer-2").create(COUNTER)
+    album = client.create(ALBUM, 4 * MIB)
+    before, began_s = sent(two), two.now_s
+    task = two.spawn(lambda: client.replicate(album, 2))
+    waits = []
+    while not task.is_over:
+        two.run(1.0)
+        for add in (counter.add, client.get(id_of(far)).add.options(direct=False)):
+            called_s = two.now_s
+            add.options(timeout_s=2.0)()
+            waits.append(two.now_s - called_s)
+
+    assert len(waits) > 2 * 20
+    assert max(waits) < 0.5
+    line_s = 4 * MIB / BYTES_PER_S
+    assert two.now_s - began_s < 1.1 * line_s + 2.0
+    # It is sent once, though its leader wonders every 15 s where it is.
+    assert sent(two) - before < 4 * MIB + 2 * REST_BYTES

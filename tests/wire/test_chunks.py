@@ -6,7 +6,7 @@ Source: schemas/protocol.md section 13.
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from random import Random
 from typing import Any
 
@@ -33,6 +33,8 @@ from activestore.wire.messages import (
     Chunk,
     Message,
     Ping,
+    Relayed,
+    Replicate,
     Reply,
     Request,
     Taken,
@@ -64,9 +66,9 @@ class Line:
         self.came: list[tuple[float, Message]] = []
         self.longest_queue_s = 0.0
 
-    def put(self, message: Message) -> None:
-        if self.lane.holds(message):
-            self.lane.add(message)
+    def put(self, message: Message, lines: Collection[bytes] = ()) -> None:
+        if self.lane.holds(message, lines):
+            self.lane.add(message, lines)
         else:
             self._transmit(message)
         self._fill()
@@ -152,6 +154,50 @@ def test_sign_of_life_overtakes_what_waits():
     assert came_s[Reply] > 8.0
     assert came_s[Ping] - began_s < 0.75
     assert came_s[Beat] <= came_s[Ping]
+
+
+@pytest.mark.parametrize(
+    "small",
+    [(Relayed(b"b" * 16, None, b"answer"), ()), (Replicate(None, b"entries"), {b"y"})],
+)
+def test_small_message_of_another_line_passes_between_the_chunks(small):
+    line = Line(125_000)
+    line.put(Replicate(None, b"", [bytes(MIB)]), {b"x"})
+    line.put(Relayed(b"a" * 16, None, bytes(MIB)))
+    line.run(until_s=1.0)
+
+    began_s = line.now_s
+    line.put(*small)
+    line.run()
+
+    came_s, first = line.came[0]
+    assert first == small[0]
+    assert came_s - began_s < 0.75
+    assert line.came[-1][0] > 16.0
+
+
+@pytest.mark.parametrize(
+    ("large_one", "small_one"),
+    [
+        (
+            (Relayed(b"a" * 16, None, bytes(MIB)), ()),
+            (Relayed(b"a" * 16, None, b"answer"), ()),
+        ),
+        (
+            (Replicate(None, b"", [bytes(MIB)]), {b"x", b"y"}),
+            (Replicate(None, b"entries"), {b"y", b"z"}),
+        ),
+    ],
+)
+def test_small_message_stays_behind_what_waits_of_its_line(large_one, small_one):
+    line = Line(125_000)
+    line.put(*large_one)
+    line.put(*small_one)
+    line.run()
+
+    assert [message for _, message in line.came][1] == small_one[0]
+    assert not line.lane.held
+    assert not line.lane.holds(*small_one)
 
 
 @pytest.mark.parametrize("mbit", [1, 10, 100, 1000])
