@@ -76,7 +76,8 @@ class Heard(NamedTuple):
 class Vouch(NamedTuple):
     """The same beside a register on disk, for the next start of its peer.
 
-    `at_ms`: milliseconds since 1970, by the wall clock of this machine.
+    `at_ms`: milliseconds since 1970, by the wall clock of this machine as `kept_time` has
+    it, which does not go back.
     """
 
     committed: int
@@ -263,24 +264,14 @@ def is_proof(me: PeerId, message: Accept) -> bool:
 
 
 def vouch_of(heard: Heard | None, now_s: float, wall_s: float) -> Vouch | None:
-    """Return what is kept on disk of what is known; None where that is nothing."""
+    """Return what is kept on disk of what is known; None where that is nothing.
+
+    `wall_s`: the time by which it is dated.
+    """
     if heard is None or heard.at_s is None:
         return None
     at_ms = int((wall_s - max(0.0, now_s - heard.at_s)) * 1000)
     return Vouch(heard.committed, at_ms) if at_ms > 0 else None
-
-
-def heard_again(
-    register: Register, vouch: Vouch, since_ms: int, now_s: float, wall_s: float
-) -> Heard:
-    """Return what a peer knew before its start, as old as it is now.
-
-    `since_ms`: the latest of all times that are on its disk. A wall clock that is behind
-    it went back, and then nobody knows how long ago anything was.
-    """
-    age_s = wall_s - vouch.at_ms / 1000
-    is_known = wall_s * 1000 >= max(since_ms, vouch.at_ms)
-    return Heard(register.epoch, vouch.committed, now_s - age_s if is_known else None)
 
 
 # -- as bytes --------------------------------------------------------------------------

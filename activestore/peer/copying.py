@@ -20,6 +20,7 @@ from activestore.core.registers import Unkept
 from activestore.errors import CorruptRecordError, StorageFullError
 from activestore.ids import ObjectId
 from activestore.peer import shipping
+from activestore.peer.dating import Dating
 from activestore.peer.table import Table
 from activestore.storage.engine import ZERO_ID, Change, Engine, Row
 
@@ -39,10 +40,12 @@ class Copying:
     def __init__(
         self,
         table: Table,
+        dating: Dating,
         tell: Callable[[happened.Stored], None],
         unkept: Callable[[int], Sequence[Unkept]],
     ) -> None:
         self._table = table
+        self._dating = dating
         self._tell = tell
         self._unkept = unkept
         self._waiting: list[wanted.Store] = []
@@ -131,7 +134,7 @@ class Copying:
             return
         ordered = self._waiting[:STEPS_MAX]
         del self._waiting[:STEPS_MAX]
-        now_s, wall_s = self._table.clock(), self._table.wall_clock()
+        now_s, wall_s = self._table.clock(), self._dating.wall_s()
         copies = [
             shipping.Copy(
                 one.object_id, one.register, one.base, one.change, one.is_delete,

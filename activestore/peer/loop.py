@@ -293,6 +293,7 @@ class PeerLoop(Incoming, Outgoing):
         self.newest.look(now_s)
         self.collecting.look()
         self.scrubbing.look(now_s)
+        self.replicating.dating.look()
         if self.repairing is not None:
             self.repairing.look(now_s)
         if self.reporting is not None:

@@ -25,7 +25,7 @@ from activestore.core import replication_effects as wanted
 from activestore.core import replication_events as happened
 from activestore.core.effects import Note
 from activestore.core.location import Place
-from activestore.core.register import Register, heard_again
+from activestore.core.register import Register
 from activestore.core.replication import Replication
 from activestore.errors import (
     ActiveStoreError,
@@ -37,6 +37,7 @@ from activestore.ids import ObjectId, PeerId
 from activestore.peer import group_orders, shipping
 from activestore.peer.cluster import Cluster
 from activestore.peer.copying import TEXT_CHARS_MAX, Copying
+from activestore.peer.dating import Dating
 from activestore.peer.fetching import Fetching
 from activestore.peer.greeting import spoke_for_others
 from activestore.peer.group_orders import Decided, GroupOrder, OwnWrites, size_of
@@ -98,7 +99,8 @@ class Replicating:
         # those that are not on this disk yet, and those that no majority has.
         self._lines: dict[ObjectId, deque[GroupOrder]] = {}
         self._waiting: dict[ObjectId, deque[tuple[int, GroupOrder]]] = {}
-        self.copying = Copying(table, self.step, core.take_unkept)
+        self.dating = Dating(table)
+        self.copying = Copying(table, self.dating, self.step, core.take_unkept)
         self._has_rounds = False
         # Of which somebody has refused something; `repairing` looks for whom, and why.
         self.refused: set[ObjectId] = set()
@@ -142,14 +144,12 @@ class Replicating:
     def restore(self, engine: Engine) -> None:
         """Read from disk which groups this peer is in; it leads none of them yet."""
         found = list(shipping.registers_of(engine))
-        since_ms = max((vouch.at_ms for *_, vouch in found if vouch), default=0)
-        now_s, wall_s = self._table.clock(), self._table.wall_clock()
+        self.dating.restore(engine, [vouch for *_, vouch in found])
         for object_id, register, vouch in found:
             if register is None:
                 self._distrust(object_id)
                 continue
-            heard = vouch and heard_again(register, vouch, since_ms, now_s, wall_s)
-            self.core.restore(object_id, register, heard)
+            self.core.restore(object_id, register, self.dating.heard(register, vouch))
             self._location.guests.discard(object_id)
             self._follow(object_id, self._nobodys_place(register), register.config)
             if register.is_deleted:

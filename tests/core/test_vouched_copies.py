@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from activestore.core.kept_time import STEP_S, Dates, KeptTime
 from activestore.core.lead_members import Entry
 from activestore.core.leading import Lead
 from activestore.core.register import (
     Heard,
     Register,
     Vouch,
-    heard_again,
     pack_register,
     unpack_register,
     unpack_vouch,
@@ -238,38 +238,24 @@ def test_promise_keeps_what_was_known_of_the_state() -> None:
 def test_copy_answers_after_a_start_as_old_as_it_was_and_the_time_in_between() -> None:
     vouch = vouch_of(Heard(EPOCH, 7, 95.0), now_s=100.0, wall_s=WALL_S)
     assert vouch is not None
-    register = Register(EPOCH, EPOCH, 7, THREE)
 
     # Its clock began anew: it was started 2 s ago.
-    heard = heard_again(register, vouch, vouch.at_ms, 2.0, WALL_S + 60.0)
-    follower = Follower(THREE, heard)
+    age_s = kept_time(WALL_S + 60.0, vouch.at_ms).age_s(vouch.at_ms, WALL_S + 60.0)
+    assert age_s is not None
+    follower = Follower(THREE, Heard(EPOCH, vouch.committed, 2.0 - age_s))
     follower.now_s = 2.0
 
-    assert follower.shown() == (True, 65.0)
+    assert follower.shown() == (True, pytest.approx(65.0))
 
 
 def test_state_newer_than_what_was_known_committed_is_not_shown_after_a_start() -> None:
-    register = Register(EPOCH, EPOCH, 8, THREE)
-    heard = heard_again(register, Vouch(7, int(WALL_S * 1000)), 0, 2.0, WALL_S + 60.0)
-    follower = Follower(THREE, heard, number=8)
+    follower = Follower(THREE, Heard(EPOCH, 7, 60.0), number=8)
 
     assert follower.shown()[0] is False
 
 
-@pytest.mark.parametrize("since_s", [0.0, 30.0], ids=["this row", "another row"])
-def test_wall_clock_that_went_back_leaves_the_age_unknown(since_s: float) -> None:
-    register = Register(EPOCH, EPOCH, 7, THREE)
-    at_ms = int(WALL_S * 1000)
-    since_ms = at_ms + int(since_s * 1000)
-
-    behind = heard_again(
-        register, Vouch(7, at_ms), since_ms, 2.0, WALL_S + since_s - 0.001
-    )
-    in_order = heard_again(register, Vouch(7, at_ms), since_ms, 2.0, WALL_S + since_s)
-
-    assert behind.at_s is None
-    assert Follower(THREE, behind).shown() == (True, None), "nobody knows its age"
-    assert in_order.at_s == pytest.approx(2.0 - since_s)
+def test_state_of_unknown_age_is_of_no_age_after_a_start() -> None:
+    assert Follower(THREE, Heard(EPOCH, 7, None)).shown() == (True, None)
 
 
 def test_word_of_the_leader_after_a_start_counts_again() -> None:
@@ -278,6 +264,81 @@ def test_word_of_the_leader_after_a_start_counts_again() -> None:
     follower.hear(Committed(OBJECT, EPOCH, 7))
 
     assert follower.shown() == (True, 0.0)
+
+
+# -- dates on disk -------------------------------------------------------------------------
+
+
+NONE_SAVED = Dates()
+
+
+def kept_time(
+    wall_s: float, latest_ms: int, dates: Dates | None = NONE_SAVED, now_s: float = 2.0
+) -> KeptTime:
+    """Return the time of a peer that has just started."""
+    time = KeptTime(now_s, wall_s)
+    time.restore(dates, latest_ms, wall_s)
+    return time
+
+
+def test_wall_clock_that_goes_back_while_a_peer_runs_makes_nothing_younger() -> None:
+    ahead_s = WALL_S + 3600.0
+    time = kept_time(ahead_s, 0)
+    at_ms = time.at_ms(ahead_s)
+
+    assert not time.look(5.0, ahead_s + 3.0)
+    assert time.look(7.0, WALL_S + 5.0), "it was set right: that is to be written"
+    assert time.at_ms(WALL_S + 5.0) < at_ms, "nothing is dated by what is not on disk"
+    time.saved = time.wanted
+    assert not time.look(8.0, WALL_S + 6.0)
+    again = kept_time(WALL_S + 60.0, at_ms, time.saved, now_s=0.5)
+
+    assert again.age_s(at_ms, WALL_S + 60.0) == pytest.approx(60.0)
+
+
+def test_wall_clock_that_goes_forward_while_a_peer_runs_is_believed() -> None:
+    time = kept_time(WALL_S, 0)
+
+    assert not time.look(5.0, WALL_S + 3600.0), "the machine may have slept"
+    assert time.look(6.0, WALL_S + 3600.5), "half a second back"
+    assert time.wanted.added_ms == pytest.approx(500, abs=1)
+
+
+def test_clocks_that_are_not_read_at_once_are_no_step_back() -> None:
+    time = kept_time(WALL_S, 0)
+
+    for turn in range(100):
+        now_s = 2.0 + turn
+        read_s = WALL_S + turn - STEP_S / 2 * (turn % 2)
+        assert not time.look(now_s, read_s)
+
+
+@pytest.mark.parametrize("since_s", [0.0, 30.0], ids=["this row", "another row"])
+def test_wall_clock_that_went_back_leaves_the_age_unknown(since_s: float) -> None:
+    at_ms, since_ms = int(WALL_S * 1000), int((WALL_S + since_s) * 1000)
+    behind_s = WALL_S + since_s - 1.0
+
+    in_order = kept_time(WALL_S + since_s, since_ms)
+    behind = kept_time(behind_s, since_ms)
+    behind.saved = behind.wanted
+    later_s = behind_s + 7200.0
+    later = kept_time(later_s, since_ms, behind.saved)
+
+    assert in_order.age_s(at_ms, WALL_S + since_s) == pytest.approx(since_s)
+    assert behind.age_s(at_ms, behind_s) is None
+    assert later.age_s(at_ms, later_s) is None, "at later starts nobody knows either"
+    new_ms = behind.at_ms(behind_s + 1.0)
+    assert later.age_s(new_ms, later_s) == pytest.approx(7199.0)
+
+
+def test_dates_whose_offset_cannot_be_read_have_no_age() -> None:
+    at_ms = int(WALL_S * 1000)
+
+    time = kept_time(WALL_S + 60.0, at_ms, None)
+    time.saved = time.wanted
+
+    assert time.age_s(at_ms, WALL_S + 60.0) is None
+    assert time.age_s(time.at_ms(WALL_S + 61.0), WALL_S + 62.0) == pytest.approx(1.0)
 
 
 # -- beside other writes -------------------------------------------------------------------
