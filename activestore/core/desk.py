@@ -179,6 +179,12 @@ class Desk:
         call.is_deferred = not self.ledger.release(box, version, answer)
         self._close(call)
 
+    def _hurry_commits(self, box: Mailbox) -> None:
+        """Have the commits of an object wait for no company: somebody waits for them."""
+        if box.hurried_version != box.executed_version:
+            box.hurried_version = box.executed_version
+            self._emit(effects.HurryCommits())
+
     def _written(self, pending: Pending) -> None:
         """What was answered before its commit is on disk now, or lost."""
         if self._unwritten and pending.checkpoint is None and pending.call is not None:

@@ -135,6 +135,8 @@ class Endings(Travels):
             self._close(call)
             return
         self._release(box, version, call, answer)
+        if durability:
+            self._hurry_commits(box)
 
     def _throw_away(self, box: Mailbox, call: Call, *, is_held: bool) -> None:
         """End a call that may have no effect; `is_held`: its copy has its change."""
@@ -162,6 +164,13 @@ class Endings(Travels):
             is_out = self.ledger.release(box, version, answer)
         call.is_deferred = not is_out
         self._close(call)
+        if not is_out:
+            self._hurry_shown(box)
+
+    def _hurry_shown(self, box: Mailbox) -> None:
+        """Have what was answered before its commit be so: somebody waits for it."""
+        if box.shown_version > box.committed_version:
+            self._hurry_commits(box)
 
     def _end_stale(self, call: Call) -> None:
         """Refuse what a call made that was to read an older state only."""
@@ -295,9 +304,11 @@ class Endings(Travels):
         # What it must not do is overtake answers that wait for earlier commits.
         version = 0 if not call.is_readonly else call.version
         if box.is_shared:
-            self._release_read(box, version, call, item)
+            is_out = self._release_read(box, version, call, item)
         else:
-            self.ledger.release(box, version, item)
+            is_out = self.ledger.release(box, version, item)
+        if not is_out:
+            self._hurry_shown(box)
 
 
 def _answer_of(call: Call, event: events.CallEnded) -> effects.Answer | effects.Refuse:

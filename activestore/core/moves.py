@@ -32,9 +32,8 @@ class Moves(Travels):
     def _look_at_held(self) -> None:
         """Tell of held objects on which nothing is left to end."""
         for object_id, box in list(self._held.items()):
-            if box.pending_commits and box.hurried_version != box.executed_version:
-                box.hurried_version = box.executed_version
-                self._emit(effects.HurryCommits())
+            if box.pending_commits:
+                self._hurry_commits(box)
             if box.is_quiet_told or not _is_quiet(box):
                 continue
             for copy in (box.main, box.reader):

@@ -5,15 +5,23 @@ Rules of this file: it keeps, and carries nothing out; see `replicating`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from activestore.core.replication import Replication
+from activestore.core.replication_events import (
+    ForceOrdered,
+    GroupWanted,
+    LeadHandedOver,
+)
 from activestore.errors import ActiveStoreError, UnavailableError
 from activestore.ids import ObjectId, PeerId
+from activestore.peer.ports import StoragePort
 from activestore.storage.engine import Change
 from activestore.wire.state import buffer_bytes_count
 
 Decided = Callable[[ActiveStoreError | None], None]
+Regrouping: TypeAlias = "GroupWanted | ForceOrdered | LeadHandedOver"
 
 
 class GroupOrder:
@@ -64,6 +72,39 @@ class OwnWrites:
         if then is not None:
             then(error)
         return token < 0
+
+
+class Regroupings:
+    """Who waits for changes of groups, and of which: their writes wait for no company."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, tuple[ObjectId, Callable[[str], None]]] = {}
+        self._next_request = 1
+
+    def add(
+        self, make: Callable[[int], Regrouping], then: Callable[[str], None]
+    ) -> Regrouping:
+        """Return the order of a change; `then(why not)` is told how it ended."""
+        request, self._next_request = self._next_request, self._next_request + 1
+        order = make(request)
+        self._waiting[request] = order.object_id, then
+        return order
+
+    def ended(self, request: int, why_not: str) -> None:
+        """Tell of the end of a change, once."""
+        _, then = self._waiting.pop(request, (None, None))
+        if then is not None:
+            then(why_not)
+
+    def has_any(self, object_ids: Iterable[ObjectId]) -> bool:
+        """Whether the group of one of these is to change."""
+        open_ids = [object_id for object_id, _ in self._waiting.values()]
+        return bool(open_ids) and any(one in open_ids for one in object_ids)
+
+
+def hurry(storage: StoragePort) -> None:
+    """Have commits of relaxed durability wait for no company."""
+    storage.write(lambda _: None, lambda *_: None)
 
 
 def size_of(change: Change) -> int:

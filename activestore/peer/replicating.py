@@ -108,8 +108,7 @@ class Replicating:
         self._deleted: set[ObjectId] = set()
         # Requests that wait for an object to be led, here or elsewhere.
         self._parked: dict[ObjectId, list[Decided]] = {}
-        self._wanted: dict[int, Then] = {}
-        self._next_wanted = 1
+        self._regroupings = group_orders.Regroupings()
         self._own = OwnWrites()
         # Whether an object is about to be given to another peer.
         self.is_moving: Callable[[ObjectId], bool] = lambda object_id: False
@@ -296,6 +295,8 @@ class Replicating:
                 waiting = self._waiting.setdefault(object_id, deque())
                 waiting.append((numbers[-1], order))
         self._table.storage.commit(token, ordered)
+        if self._regroupings.has_any(writes):
+            group_orders.hurry(self._table.storage)
 
     def write(self, change: Change, then: Decided) -> None:
         """Have a change that no call makes committed as `order` does; `then(why not)`.
@@ -578,17 +579,16 @@ class Replicating:
         self.carry_out(ordered)
 
     def regroup(
-        self, make: Callable[[int], happened.ReplicationEvent], then: Then
+        self, make: Callable[[int], group_orders.Regrouping], then: Then
     ) -> None:
         """Have the core change a group; `then(why not)` once that is done, "" for done."""
-        request, self._next_wanted = self._next_wanted, self._next_wanted + 1
-        self._wanted[request] = then
-        self.step(make(request))
+        group_orders.hurry(
+            self._table.storage
+        )  # It waits for what is not on this disk yet.
+        self.step(self._regroupings.add(make, then))
 
     def _do_group_done(self, effect: wanted.GroupDone) -> None:
-        then = self._wanted.pop(effect.request, None)
-        if then is not None:
-            then(effect.error)
+        self._regroupings.ended(effect.request, effect.error)
 
     def _do_group_changed(self, effect: wanted.GroupChanged) -> None:
         object_id = effect.object_id

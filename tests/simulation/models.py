@@ -53,6 +53,10 @@ class Counter(ActiveObject):
         return self.count
 
 
+class LazyCounter(Counter):
+    durability = "none"
+
+
 class Relay(ActiveObject):
     target: Counter
     forwarded: int
