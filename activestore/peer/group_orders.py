@@ -101,6 +101,9 @@ class Regroupings:
         open_ids = [object_id for object_id, _ in self._waiting.values()]
         return bool(open_ids) and any(one in open_ids for one in object_ids)
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
 
 def hurry(storage: StoragePort) -> None:
     """Have commits of relaxed durability wait for no company."""

@@ -251,7 +251,7 @@ def what_is_left(peer: SimPeer) -> list[str]:
     acceptor = shell.core._acceptor
     tables = {
         name: getattr(shell, name)
-        for name in ("_orders", "_waiting", "_lines", "_parked", "_wanted")
+        for name in ("_orders", "_waiting", "_lines", "_parked", "_regroupings")
     }
     tables["busy"] = {
         one.hex(): (busy.count, busy.writes, busy.deferred)
