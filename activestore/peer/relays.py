@@ -443,7 +443,7 @@ class Relays(Travelling):
                 self.routing.note_unled(trip.object_id, unled)
                 self._pass_by(trip)
         session = self._table.sessions.get(session_id)
-        if session is not None:
+        if session is not None and session_id != self._links.session_id:
             self._table.tell(session, beat)
 
     def _take_item(self, trip: Trip, item: Item) -> None:

@@ -439,3 +439,14 @@ def test_call_of_a_method_that_was_answered_elsewhere_comes_home(
 
         assert answer.result() == 2
         assert counter.peek() == 2
+
+
+def test_sign_of_life_for_a_call_that_came_home_ends_there() -> None:
+    """The session of a peer's own methods has nobody behind it to pass it on to."""
+    with Simulation(1, peers=1) as sim:
+        sim.run(1.0)
+        loop = sim.peers["peer-1"].loop
+        here = loop.session_here(loop.links.session_id)
+
+        loop.beat(here, [1])
+        loop.tell(here, messages.Reply(1))
