@@ -48,9 +48,6 @@ _log = logging.getLogger(__name__)
 
 # How long running calls may go on after SIGTERM, in seconds; a second signal ends it.
 DRAIN_S = 10.0
-# How often old replies are looked for, and how many go at once.
-EXPIRE_S = 60.0
-EXPIRE_COUNT = 2000
 # How often large files that nothing references are removed, in seconds.
 COLLECT_S = 600.0
 INCARNATION_BYTES = 16
@@ -128,7 +125,6 @@ class Daemon:
         )  # fmt: skip
         self._stop_due_s = 0.0
         self._stops_asked = self._stops_heard = 0
-        self._expire_due_s = monotonic_s() + EXPIRE_S
         self._collect_due_s = monotonic_s() + COLLECT_S
 
     def _make_discovery(self) -> Discovery | None:
@@ -219,15 +215,6 @@ class Daemon:
         now_s = monotonic_s()
         if self._stop_due_s and (self._core.owes_nothing or now_s >= self._stop_due_s):
             return True
-        if now_s >= self._expire_due_s:
-            self._expire_due_s = now_s + EXPIRE_S
-            before_s = wall_s() - 2 * self.config.reply_keep_s
-            # Each disk's own affair, also of objects with copies: what is over for all is
-            # told with their writes, and this only drops what nobody may ask for any more.
-            self._storage.write(
-                lambda engine: engine.expire_replies(before_s, limit=EXPIRE_COUNT),
-                _log_failure,
-            )
         if now_s >= self._collect_due_s:
             self._collect_due_s = now_s + COLLECT_S
             self._storage.write(lambda engine: engine.collect_garbage(), _log_failure)

@@ -33,6 +33,7 @@ from activestore.peer import ports, starts
 from activestore.peer.cluster import Cluster
 from activestore.peer.collecting import Collecting
 from activestore.peer.fetching import Fetching
+from activestore.peer.forgetting import Forgetting
 from activestore.peer.incoming import Incoming
 from activestore.peer.links import LOOK_S, Links
 from activestore.peer.moving import Moving
@@ -181,6 +182,7 @@ class PeerLoop(Incoming, Outgoing):
         self.moving.on_held = self.replicating.on_led = self.naming.held
         self.replicating.is_moving = lambda one: self.moving.target_of(one) is not None
         self.scrubbing = Scrubbing(self)
+        self.forgetting = Forgetting(self)
         self.scrubbing.on_damage = self.replicating.mending.state_lost
         self.reporting = None
         if self.machine is not None:
@@ -294,6 +296,7 @@ class PeerLoop(Incoming, Outgoing):
         self.collecting.look()
         self.scrubbing.look(now_s)
         self.replicating.dating.look()
+        self.forgetting.look(now_s)
         if self.repairing is not None:
             self.repairing.look(now_s)
         if self.reporting is not None:

@@ -21,7 +21,7 @@ Source: design section 7; reliability.md 2.2 and 3.4 R8.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from activestore.core import effects, events
@@ -36,13 +36,14 @@ from activestore.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
-from activestore.ids import ObjectId, PeerId, SessionId, home_of
+from activestore.ids import ObjectId, PeerId, home_of
+from activestore.peer.answers import answers_in, told_answers
 from activestore.peer.cluster import Cluster
 from activestore.peer.places import Places, packed_place
 from activestore.peer.publishing import as_error
 from activestore.peer.relays import Relays
 from activestore.peer.table import Session, Table
-from activestore.storage.engine import ZERO_ID, Change, Engine, Head, ReplyRecord, Row
+from activestore.storage.engine import ZERO_ID, Change, Engine, Head, Row
 from activestore.wire import packing, values
 from activestore.wire.messages import Failure
 from activestore.wire.state import (
@@ -200,16 +201,20 @@ class Moving:
             if found is None:
                 raise ObjectNotFoundError(object_id, (self._table.settings.peer_id,))
             head, state = found
-            return head, in_memory(state), engine.replies_of(object_id)
+            # Packed here: it takes as long as there are many, and the loop has no time.
+            return head, in_memory(state), told_answers(engine.replies_of(object_id))
 
         def then(found: Any, error: BaseException | None) -> None:
             leaving = self._leaving.get(object_id)
             if leaving is None:
                 return
+            if error is None:
+                try:
+                    self._install(leaving, *found)
+                except Exception as failed:  # noqa: BLE001 - else its calls hang
+                    error = failed
             if error is not None:
                 self._stay(object_id, as_error(error))
-            else:
-                self._install(leaving, *found)
 
         self._table.storage.read(read, then)
 
@@ -218,26 +223,20 @@ class Moving:
         leaving: Leaving,
         head: Head,
         state: ObjectState,
-        replies: list[ReplyRecord],
+        answers: dict[str, Any],
     ) -> None:
         object_id = leaving.object_id
         # Above what was told, which a full disk may have refused: see `Copying`.
         epoch = max(head.epoch, self._places.epoch_alone(object_id) or 0) + 1
         body, buffers = encode_states([NamedState(object_id, head.alias, state)])
         blocks = [bytes(b) for b in buffers]  # type: ignore[arg-type]  # read, all of them
-        size = len(body) + sum(map(len, blocks))
+        size = sum(map(len, (body, *blocks, *answers.get("answers", ()))))
         parameters = {
             "object_id": object_id, "epoch": epoch, "token": leaving.token,
             "version": head.version,
             "created_s": head.created_s, "state": body,
             "buffers": blocks,
-            "replies": [
-                [
-                    r.session, r.sequence, r.code, r.body, r.written_s, list(r.buffers),
-                    r.first_unacked, list(r.still_open),
-                ]
-                for r in replies
-            ],
+            **answers,
         }  # fmt: skip
 
         def then(_answer: Any, error: ActiveStoreError | None) -> None:
@@ -364,7 +363,7 @@ class Moving:
         try:
             (named,) = decode_states(parameters["state"], parameters["buffers"])
             epoch, version = int(parameters["epoch"]), int(parameters["version"])
-            replies = tuple(reply_of(*row) for row in parameters["replies"])
+            replies = answers_in(parameters)
             created_s = float(parameters["created_s"])
             given = Given(Place(source, epoch), bytes(parameters["token"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -514,24 +513,6 @@ class Moving:
     def is_idle(self) -> bool:
         """Whether nothing is halfway."""
         return not (self._leaving or self._given or self._staged)
-
-
-def reply_of(  # noqa: PLR0913, PLR0917 - a record has that many parts
-    session: bytes,
-    sequence: int,
-    code: str,
-    body: bytes,
-    written_s: float,
-    buffers: Sequence[bytes],
-    first_unacked: int = 0,
-    still_open: Sequence[int] = (),
-    *_later: object,
-) -> ReplyRecord:
-    """Return the record that a row of `install` tells; older peers say less of it."""
-    return ReplyRecord(
-        SessionId(session), int(sequence), str(code), bytes(body), float(written_s),
-        tuple(buffers), int(first_unacked), tuple(map(int, still_open)),
-    )  # fmt: skip
 
 
 def _packed_given(given: Given) -> bytes:

@@ -223,7 +223,11 @@ class Relays(Travelling):
         wait_s: float = ASK_S,
     ) -> None:  # fmt: skip
         """Ask another peer for an operation; `then(answer, error)` is called once."""
-        body, buffers = values.encode(parameters)
+        try:
+            body, buffers = values.encode(parameters)
+        except ActiveStoreError as error:
+            then(None, error)  # Nothing was asked, and whoever asks goes on.
+            return
         message = Request(self._next_sequence, operation, None, body, buffers)
         trip = self._own_trip(message, ObjectId(b""))
         trip.then = then

@@ -25,17 +25,15 @@ from typing import Any
 from activestore.errors import InvalidRequestError, RemoteProtocolError, TooLargeError
 from activestore.ids import (
     OBJECT_ID_BYTES,
-    SESSION_ID_BYTES,
     ObjectId,
-    SessionId,
     check_alias,
 )
+from activestore.peer.answers import reply_of, request_of, row_of
 from activestore.storage.engine import (
     EPOCH_MAX,
     Change,
     Durability,
     Patch,
-    ReplyRecord,
 )
 from activestore.storage.records import CHUNKED_BYTES_MAX as FILE_BYTES_MIN
 from activestore.storage.records import DIGEST_BYTES
@@ -87,8 +85,8 @@ def pack_change(change: Change) -> tuple[bytes, list[AnyBuffer]]:
         content, buffers = encode_states((NamedState(_ZERO, change.alias, state),))
     elif change.is_delete:
         kind = _DELETE
-    reply = None if change.reply is None else _reply_row(change.reply)
-    replies = [_reply_row(one) for one in change.replies] if change.replies else ()
+    reply = None if change.reply is None else row_of(change.reply)
+    replies = [row_of(one) for one in change.replies] if change.replies else ()
     body: bytes = packing.pack((
         kind, content, change.version, change.alias, change.is_rename,
         int(change.durability), reply, change.drop_replies, replies,
@@ -163,10 +161,10 @@ def _change_of(
         is_delete=kind == _DELETE,
         alias=alias,
         durability=Durability(durability),
-        reply=None if reply is None else _reply_of(reply),
-        drop_replies=tuple(map(_request_of, dropped)) if dropped else (),
+        reply=None if reply is None else reply_of(reply),
+        drop_replies=tuple(map(request_of, dropped)) if dropped else (),
         epoch=epoch,
-        replies=tuple(map(_reply_of, replies)) if replies else (),
+        replies=tuple(map(reply_of, replies)) if replies else (),
         forgets_replies=bool(forgets),
         is_rename=bool(is_rename),
         created_s=float(created_s),
@@ -278,33 +276,3 @@ def _delta_of(content: bytes, buffers: Sequence[AnyBuffer]) -> StateDelta:
     if not is_right:
         raise ValueError("a part of the delta has a wrong type")
     return delta
-
-
-def _reply_row(reply: ReplyRecord) -> tuple[Any, ...]:
-    return (
-        reply.session, reply.sequence, reply.code, reply.body, reply.written_s,
-        reply.buffers, reply.first_unacked, reply.still_open,
-    )  # fmt: skip
-
-
-def _reply_of(row: Sequence[Any]) -> ReplyRecord:
-    session, sequence, code, body, written_s, buffers, first_unacked, open_ = row[:8]
-    seen = (*_request_of((session, sequence)), code, body, written_s, first_unacked)
-    expected = (bytes, int, str, bytes, float, int)
-    if tuple(map(type, seen)) != expected:
-        raise ValueError(f"an answer has types {[type(v).__name__ for v in seen]}")
-    if not all(type(one) is bytes for one in buffers):
-        raise ValueError("what is beside an answer must be bytes")
-    return ReplyRecord(
-        SessionId(session), sequence, code, body, written_s, tuple(buffers),
-        first_unacked, tuple(map(int, open_)),
-    )  # fmt: skip
-
-
-def _request_of(row: Sequence[Any]) -> tuple[SessionId, int]:
-    session, sequence = row
-    if type(session) is not bytes or len(session) != SESSION_ID_BYTES:
-        raise ValueError(f"a session id has {SESSION_ID_BYTES} bytes")
-    if type(sequence) is not int or not 0 <= sequence <= _VERSION_MAX:
-        raise ValueError(f"a request has number {str(sequence)[:20]!r}")
-    return SessionId(session), sequence

@@ -36,6 +36,7 @@ from activestore.storage.records import (
     decode_document,
     encode_document,
     encode_reply,
+    reply_bytes,
     reply_key,
     seal,
 )
@@ -71,6 +72,7 @@ class Batch:
         room: Room,
         peer_id: PeerId,
         wall_clock: Callable[[], float],
+        ran_s: float,
     ) -> None:
         self._transaction = transaction
         self._tables = tables
@@ -79,6 +81,7 @@ class Batch:
         self._room = room
         self._peer_id = peer_id
         self._wall_clock = wall_clock
+        self._ran_s = ran_s
         self._works: dict[ObjectId, Work] = {}
         self._aliases: dict[str, ObjectId | None] = {}
         self._refused: dict[ObjectId, int] = {}
@@ -235,7 +238,7 @@ class Batch:
             state = change.state
             buffers = [*state.fields.values(), state.graph, *state.buffers]
             old = 0 if stored is None else sum(map(table_bytes, stored.parts()))
-            new = self._new_bytes(buffers) + sum(map(_reply_bytes, change.replies))
+            new = self._new_bytes(buffers) + sum(map(reply_bytes, change.replies))
             return new - old + (RECORD_BYTES if not stored else 0)
         if change.delta is None or stored is None:
             return 0
@@ -391,12 +394,13 @@ class Batch:
         for reply in change.replies:
             self._put_reply(change.object_id, reply)
         if change.reply is not None:
-            self._room.pending_bytes += _reply_bytes(change.reply)
+            self._room.pending_bytes += reply_bytes(change.reply)
             self._put_reply(change.object_id, change.reply)
 
     def _put_reply(self, object_id: ObjectId, reply: ReplyRecord) -> None:
         key = reply_key(object_id, reply.session, reply.sequence)
-        self._transaction.put(key, encode_reply(reply), db=self._tables["replies"])
+        value = encode_reply(reply, self._ran_s)
+        self._transaction.put(key, value, db=self._tables["replies"])
 
     def _apply_state(self, work: Work, change: Change) -> None:
         state = change.state
@@ -537,10 +541,6 @@ def _needs_object(change: Change) -> bool:
         return change.delta is not None
     is_step = change.delta is not None or change.is_delete
     return is_step or (change.state is None and bool(change.epoch or change.is_rename))
-
-
-def _reply_bytes(reply: ReplyRecord) -> int:
-    return len(reply.body) + sum(map(len, reply.buffers)) + RECORD_BYTES
 
 
 def keys_of(transaction: Any, table: Any, object_id: bytes) -> list[bytes]:

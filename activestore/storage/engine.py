@@ -62,6 +62,10 @@ class ReplyRecord:
 
     `first_unacked`, `still_open`: what the request said of those before it, see
     `is_over`.
+
+    `written_s`: when, by the wall clock of who led its object; told, and nothing is
+    decided by it. `age_s`: for how long it has been on the disk that it was read from, or
+    comes from, while a peer ran on that: no clocks need agree for it.
     """
 
     session: SessionId
@@ -72,6 +76,7 @@ class ReplyRecord:
     buffers: tuple[bytes, ...] = ()
     first_unacked: int = 0
     still_open: tuple[int, ...] = ()
+    age_s: float = field(default=0.0, compare=False)
 
     def is_over(self, sequence: int) -> bool:
         """Whether the client had the answer to an earlier request when it made this."""
@@ -79,6 +84,13 @@ class ReplyRecord:
             return True
         is_earlier = bool(self.still_open) and sequence < self.sequence
         return is_earlier and sequence not in self.still_open
+
+
+class Swept(NamedTuple):
+    """What a look at some replies came to; `is_round`: all have been looked at once."""
+
+    dropped_count: int
+    is_round: bool
 
 
 class Row(NamedTuple):
@@ -375,8 +387,13 @@ class Engine(Protocol):
         left out, and told to `on_damage`.
         """
 
-    def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
-        """Drop up to `limit` replies written before the wall-clock time; return how many."""
+    def expire_replies(
+        self, ran_s: float, kept_s: float, *, limit: int = 1000
+    ) -> Swept:
+        """Let all replies grow older by `ran_s`, and look at the next `limit` of them.
+
+        Those that are older than `kept_s` go. Each call goes on where the last one ended.
+        """
 
     def put_code(
         self, package: bytes, archive: bytes, records: Sequence[ClassRecord]

@@ -266,16 +266,16 @@ def reply(
 
 
 def replies_of(
-    transaction: Any, tables: Tables, object_id: ObjectId
+    transaction: Any, tables: Tables, object_id: ObjectId, ran_s: float
 ) -> list[ReplyRecord]:
-    """Return every reply that is kept of an object.
+    """Return every reply that is kept of an object, with its age.
 
     Raises:
         CorruptRecordError: one is damaged.
     """
     table = tables["replies"]
     return [
-        decode_reply(key, transaction.get(key, db=table))
+        decode_reply(key, transaction.get(key, db=table), ran_s)
         for key in keys_of(transaction, table, object_id)
     ]
 

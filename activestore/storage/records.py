@@ -15,6 +15,7 @@ Source: design section 6; reliability.md 4.2.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias, Union
@@ -30,6 +31,7 @@ from activestore.storage.engine import (
     Head,
     ReplyRecord,
 )
+from activestore.storage.room import RECORD_BYTES
 from activestore.wire import packing
 
 FORMAT = 1
@@ -144,16 +146,28 @@ def reply_key(object_id: bytes, session: bytes, sequence: int) -> bytes:
     return _REPLY_KEY.pack(object_id, session, sequence)
 
 
-def encode_reply(reply: ReplyRecord) -> bytes:
-    """Return a reply as it is stored; its key holds session and sequence."""
-    row = [reply.code, reply.body, reply.written_s, reply.buffers, reply.first_unacked]
-    if reply.still_open:
-        row.append(reply.still_open)
-    return seal(_pack(row))
+def reply_bytes(reply: ReplyRecord) -> int:
+    """Return about how much room a reply takes."""
+    return len(reply.body) + sum(map(len, reply.buffers)) + RECORD_BYTES
 
 
-def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
+def encode_reply(reply: ReplyRecord, ran_s: float) -> bytes:
+    """Return a reply as it is stored; its key holds session and sequence.
+
+    `ran_s`: for how long peers have run on the disk. What is kept is when it came here,
+    by that.
+    """
+    return seal(_pack((
+        reply.code, reply.body, reply.written_s, reply.buffers, reply.first_unacked,
+        reply.still_open, ran_s - max(0.0, reply.age_s),
+    )))  # fmt: skip
+
+
+def decode_reply(key: bytes, value: bytes, ran_s: float = 0.0) -> ReplyRecord:
     """Return the reply of a stored key and value.
+
+    Its age is below zero where it came later than `ran_s`, as one that an older program
+    has written, which does not tell when it came.
 
     Raises:
         CorruptRecordError: the checksum does not fit.
@@ -165,9 +179,11 @@ def decode_reply(key: bytes, value: bytes) -> ReplyRecord:
     buffers = tuple(more[0]) if more else ()
     first_unacked = more[1] if len(more) > 1 else 0
     still_open = tuple(more[2]) if len(more) > 2 else ()
+    came_s = more[3] if len(more) > 3 else math.inf
     return ReplyRecord(
-        session, sequence, code, body, written_s, buffers, first_unacked, still_open
-    )
+        session, sequence, code, body, written_s, buffers, first_unacked, still_open,
+        ran_s - came_s,
+    )  # fmt: skip
 
 
 def encode_class(record: ClassRecord) -> bytes:

@@ -44,6 +44,9 @@ class TableReader(abc.ABC):
     def __init__(self, tables: Mapping[str, Any], files: Files) -> None:
         self._tables = tables
         self._files = files
+        # For how long peers have run on this disk, as far as it was counted: what tells how
+        # old a reply is.
+        self._ran_s = 0.0
 
     @property
     @abc.abstractmethod
@@ -78,7 +81,7 @@ class TableReader(abc.ABC):
         with self._reading(object_id) as transaction:
             tables = self._tables
             row = facts.row_of(transaction, tables["facts"], kind, object_id)
-            replies = reading.replies_of(transaction, tables, object_id)
+            replies = reading.replies_of(transaction, tables, object_id, self._ran_s)
             document = reading.document_of(transaction, tables, object_id)
             found = reading.load(transaction, tables, object_id, self._files.open)
         head, state = found or (None, None)
@@ -153,7 +156,7 @@ class TableReader(abc.ABC):
             CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
         """
         with self._reading(object_id) as transaction:
-            return reading.replies_of(transaction, self._tables, object_id)
+            return reading.replies_of(transaction, self._tables, object_id, self._ran_s)
 
     def foreign_ids(self) -> Iterator[ObjectId]:
         """Yield the ids of objects kept here whose home is another peer, in order."""

@@ -38,6 +38,7 @@ from activestore.storage.batch_files import BatchFiles, Files
 from activestore.storage.engine import (
     Change,
     ClassRecord,
+    Swept,
 )
 from activestore.storage.reading import KEY_BYTES_MAX, as_key
 from activestore.storage.records import (
@@ -89,6 +90,7 @@ class TableEngine(TableReader):
         self.changes = 0
         with self._reading() as transaction:
             room.blob_bytes, room.dead_bytes = upkeep.sum_files(transaction, tables)
+            self._ran_s = upkeep.ran_s(transaction, tables)
 
     # -- what a subclass gives ---------------------------------------------------------
 
@@ -155,7 +157,7 @@ class TableEngine(TableReader):
             room.pending_bytes = 0  # The batch adds its files again, one by one.
             batch = Batch(
                 transaction, self._tables, self._documents, files, room, self.peer_id,
-                self._wall_clock,
+                self._wall_clock, self._ran_s,
             )  # fmt: skip
             results = batch.apply(changes, refusals)
             return results, batch.put(), batch
@@ -266,22 +268,29 @@ class TableEngine(TableReader):
 
     # -- upkeep ------------------------------------------------------------------------
 
-    def expire_replies(self, written_before_s: float, *, limit: int = 1000) -> int:
-        """Drop old replies among the next `limit`; goes round the table call by call."""
-        old, self._expired_to = self._old_replies(written_before_s, limit)
-        if old:
-            self._write(lambda transaction: upkeep.delete(
-                transaction, self._tables["replies"], old
-            ))  # fmt: skip
-        return len(old)
+    def expire_replies(
+        self, ran_s: float, kept_s: float, *, limit: int = 1000
+    ) -> Swept:
+        """Let replies grow older and drop old ones among the next `limit`.
 
-    def _old_replies(
-        self, written_before_s: float, limit: int
-    ) -> tuple[list[bytes], bytes]:
+        What is not there need not grow older: without replies nothing is written.
+        """
+        tables, after = self._tables, self._expired_to
         with self._reading() as transaction:
-            return upkeep.old_replies(
-                transaction, self._tables, self._expired_to, written_before_s, limit
+            ran_s = self._ran_s + ran_s * upkeep.has_replies(transaction, tables)
+            old, ahead, following = upkeep.old_replies(
+                transaction, tables, after, ran_s, kept_s, limit
             )
+
+        def work(transaction: Any) -> None:
+            upkeep.delete(transaction, tables["replies"], old)
+            upkeep.put(transaction, tables["replies"], ahead)
+            upkeep.put_ran_s(transaction, tables, ran_s)
+
+        if old or ahead or ran_s != self._ran_s:
+            self._write(work)
+        self._ran_s, self._expired_to = ran_s, following
+        return Swept(len(old), not following)
 
     def collect_garbage(self, unreferenced_for_s: float = 3600.0) -> int:
         """Remove large files that nothing references; return the bytes freed."""

@@ -36,9 +36,6 @@ from activestore.wire.limits import MESSAGE_BYTES_MAX, PROTOCOL_VERSION
 # A turn of the loop, and waking it.
 TURN_S = 0.000_02
 INCARNATION_BYTES = 16
-# Old replies are looked for this often, and so many go at once, as in the daemon.
-EXPIRE_S = 60.0
-EXPIRE_COUNT = 2000
 # Membership is checked after every turn of a peer that knows so many others; of one that
 # knows ten times as many, after every tenth.
 MEMBERS_PER_CHECK = 10
@@ -212,7 +209,6 @@ class SimPeer:
         self.loop = PeerLoop(self._parts(incarnation), self.waiter)
         wire(self.loop, engine, status=self.status, stop=self.stop)
         self.loop.start()
-        self.later(EXPIRE_S, self._expire)
         self.wake()
 
     def _executors(self) -> SimExecutors:
@@ -382,14 +378,6 @@ class SimPeer:
         if self._unchecked >= len(membership.members):
             self._unchecked = 0
             membership.check()
-
-    def _expire(self) -> None:
-        before_s = self.clock.wall_s() - 4 * self.settings.session_expiry_s
-        self.storage.write(
-            lambda engine: engine.expire_replies(before_s, limit=EXPIRE_COUNT),
-            lambda _value, _error: None,
-        )
-        self.later(EXPIRE_S, self._expire)
 
     # -- what it says ------------------------------------------------------------------
 

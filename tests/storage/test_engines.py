@@ -96,8 +96,8 @@ def test_replies_are_kept_dropped_and_expire(engine):
     found = engine.reply(oid(1), SESSION, 2)
     assert found is not None
     assert found.body == b"two"
-    assert engine.expire_replies(999.0) == 0
-    assert engine.expire_replies(1001.0) == 1
+    assert engine.expire_replies(60.0, 60.0) == (0, True)
+    assert engine.expire_replies(1.0, 60.0) == (1, True)
     assert engine.reply(oid(1), SESSION, 2) is None
 
 
