@@ -253,8 +253,9 @@ class PeerConfig:
     )
     reply_keep_s: float = _setting(
         3600.0,
-        "How long replies are kept for clients that ask again. At least "
-        "session_expiry_s, else a late retry would find nothing and run twice.",
+        "How long replies are kept for clients that ask again, in time for which the "
+        "peer runs, whatever its clock says. At least session_expiry_s, else a late "
+        "retry would find nothing and run twice.",
         unit="s",
         within=(60.0, 30 * DAY_S),
     )

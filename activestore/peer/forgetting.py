@@ -17,10 +17,11 @@ from activestore.storage.engine import Swept
 
 # How often all answers are looked at, and their age is counted, in seconds.
 EXPIRE_S = 60.0
-# Answers of one look: some ms in which no commit begins.
-EXPIRE_COUNT = 2000
-# From one look of a round to the next: thousands of answers a second are looked at, more
-# than clients that each ask once leave.
+# Answers of one look: some 5 ms in which no commit begins.
+EXPIRE_COUNT = 1000
+# From one look of a round to the next. So 2,000 answers a second are looked at: clients
+# that each ask once leave fewer, and where n a second come, which must stay for k seconds,
+# a round takes k * n / (2000 - n) seconds.
 REST_S = 0.5
 
 

@@ -157,9 +157,10 @@ def encode_reply(reply: ReplyRecord, ran_s: float) -> bytes:
     `ran_s`: for how long peers have run on the disk. What is kept is when it came here,
     by that.
     """
+    came_s = ran_s - reply.age_s if reply.age_s > 0 else ran_s
     return seal(_pack((
         reply.code, reply.body, reply.written_s, reply.buffers, reply.first_unacked,
-        reply.still_open, ran_s - max(0.0, reply.age_s),
+        reply.still_open, came_s,
     )))  # fmt: skip
 
 
