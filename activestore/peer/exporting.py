@@ -55,7 +55,7 @@ class Exporting:
         check_meant(parameters, settings.peer_id)
 
         def read(engine: Engine) -> dict[str, Any]:
-            snapshot = engine.snapshot(object_id, "register")
+            snapshot = engine.snapshot(object_id, "register", is_sent=True)
             head, state = snapshot.head, snapshot.state
             if head is None or state is None:
                 raise ObjectNotFoundError(object_id, (settings.peer_id,))

@@ -197,12 +197,12 @@ class Moving:
         object_id = effect.object_id
 
         def read(engine: Engine) -> Any:
-            found = engine.load(object_id)
-            if found is None:
+            found = engine.snapshot(object_id, "register", is_sent=True)
+            head, state = found.head, found.state
+            if head is None or state is None:
                 raise ObjectNotFoundError(object_id, (self._table.settings.peer_id,))
-            head, state = found
             # Packed here: it takes as long as there are many, and the loop has no time.
-            return head, in_memory(state), told_answers(engine.replies_of(object_id))
+            return head, in_memory(state), told_answers(found.replies)
 
         def then(found: Any, error: BaseException | None) -> None:
             leaving = self._leaving.get(object_id)

@@ -82,6 +82,8 @@ class Outbox:
         def read(
             contents: Sequence[shipping.Content],
             then: Callable[[Register, Change], None],
+            *,
+            is_sent: bool,
         ) -> None:
             def done(found: Any, error: BaseException | None) -> None:
                 if error is not None or found is None:
@@ -91,7 +93,10 @@ class Outbox:
                     then(*found)
 
             self._table.storage.read(
-                lambda engine: shipping.read_whole(engine, object_id, contents), done
+                lambda engine: shipping.read_whole(
+                    engine, object_id, contents, is_sent=is_sent
+                ),
+                done,
             )
 
         def send(register: Register, change: Change) -> None:
@@ -107,11 +112,11 @@ class Outbox:
                     contents = [] if error is not None else contents_from(rows)
                 except RemoteProtocolError:
                     contents = []
-                read(contents, send)
+                read(contents, send, is_sent=True)
 
             self._relays.ask(peer_id, "contents", {"object_id": object_id}, told)
 
-        read((), look)
+        read((), look, is_sent=False)
 
     def _is_under_way(self, peer_id: PeerId, object_id: ObjectId) -> bool:
         """Whether something of an object has not left for a peer because it is large."""

@@ -277,6 +277,7 @@ def _change_with_row(copy: Copy, at: Point | None) -> Change:
         created_s=change.created_s,
         is_copy=True,
         patches=change.patches,
+        addresses=change.addresses,
     )  # fmt: skip
 
 
@@ -375,18 +376,22 @@ def contents_from(rows: Any) -> list[Content]:
 
 
 def read_whole(
-    engine: Engine, object_id: ObjectId, contents: Sequence[Content] = ()
+    engine: Engine,
+    object_id: ObjectId,
+    contents: Sequence[Content] = (),
+    *,
+    is_sent: bool = True,
 ) -> tuple[Register, Change] | None:
     """Return the register of an object, and the change that makes a replica the same.
 
     Both are of one moment. None where there is no register, or no state to send: at a
-    witness, or where it is lost. Large buffers are mapped files; what the replica has of
-    them, as `contents` tell, is left out.
+    witness, or where it is lost. Large buffers are mapped files, checked where the whole
+    `is_sent`; what the replica has of them, as `contents` tell, is left out.
 
     Raises:
         CorruptRecordError: a checksum fails.
     """
-    snapshot, state, addresses = _snapshot(engine, object_id)
+    snapshot, state, addresses = _snapshot(engine, object_id, is_sent=is_sent)
     if snapshot.row is None:
         return None
     register = unpack_register(snapshot.row)
@@ -404,6 +409,7 @@ def read_whole(
         replies=snapshot.replies, forgets_replies=True, created_s=head.created_s,
         epoch=register.epoch.counter, is_copy=True,
         patches=tuple(_differences(state, addresses, contents)) if contents else (),
+        addresses=addresses if any(addresses) else (),
     )  # fmt: skip
     return register, change
 
@@ -415,10 +421,10 @@ def has_files(change: Change) -> bool:
 
 
 def _snapshot(
-    engine: Engine, object_id: ObjectId
+    engine: Engine, object_id: ObjectId, *, is_sent: bool = False
 ) -> tuple[Snapshot, ObjectState | None, Sequence[bytes]]:
     """Return all of an object, its state with files mapped, and the files' addresses."""
-    snapshot = engine.snapshot(object_id, "register")
+    snapshot = engine.snapshot(object_id, "register", is_sent=is_sent)
     state = snapshot.state
     if state is not None:
         state = state._replace(buffers=list(map(_mapped, state.buffers)))

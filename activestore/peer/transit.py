@@ -6,7 +6,8 @@ file that the replica has.
 
     body      [kind, content, version, alias, is_rename, durability, answer or nil,
                answers that go, answers, are all others forgotten, created_s, epoch,
-               patches]; nil: the body is the first buffer
+               patches, addresses: there with files only]; nil: the body is the first
+               buffer
     content   of wire.state: encode_states of one, or encode_delta
     patch     [place, address and size of the base, address and size, spans]; ascending
     buffers   those of the content without the patched, then the content of each patch
@@ -87,11 +88,13 @@ def pack_change(change: Change) -> tuple[bytes, list[AnyBuffer]]:
         kind = _DELETE
     reply = None if change.reply is None else row_of(change.reply)
     replies = [row_of(one) for one in change.replies] if change.replies else ()
+    later = (change.addresses,) if change.addresses else ()
     body: bytes = packing.pack((
         kind, content, change.version, change.alias, change.is_rename,
         int(change.durability), reply, change.drop_replies, replies,
         change.forgets_replies, change.created_s, change.epoch,
         [patch[:-1] for patch in change.patches] if change.patches else (),
+        *later,
     ))  # fmt: skip
     buffers.extend(patch.content for patch in change.patches)
     if len(body) > BODY_BYTES_MAX:
@@ -144,7 +147,7 @@ def _change_of(
 ) -> Change:
     (
         kind, content, version, alias, is_rename, durability, reply, dropped, replies,
-        forgets, created_s, epoch, patched, *_later,
+        forgets, created_s, epoch, patched, *later,
     ) = row  # fmt: skip
     patches, buffers = _patches_of(patched, buffers)
     if type(version) is not int or not 0 <= version <= _VERSION_MAX:
@@ -170,6 +173,7 @@ def _change_of(
         created_s=float(created_s),
         is_copy=True,
         patches=patches,
+        addresses=_addresses_of(later[0], state) if later else (),
     )  # fmt: skip
 
 
@@ -188,6 +192,17 @@ def _step_of(
     if buffers or patches:
         raise ValueError(f"{len(buffers) + len(patches)} buffers belong to nothing")
     return None, None
+
+
+def _addresses_of(told: Any, state: ObjectState | None) -> Sequence[bytes]:
+    """Return the addresses that the files of a whole have at its sender."""
+    count = 0 if state is None else len(state.buffers)
+    if type(told) is not tuple or len(told) != count:
+        raise ValueError(f"a whole has {count} buffers, and not an address for each")
+    for address in told:
+        if type(address) is not bytes or len(address) not in (0, DIGEST_BYTES):
+            raise ValueError(f"the address of a file has {DIGEST_BYTES} bytes")
+    return told
 
 
 def _patches_of(

@@ -4,7 +4,7 @@ A buffer comes whole, or as a patch of a file that is here. What is written is d
 and named by nothing until the commit; where that is refused, the engine removes it.
 
 Rules of this file: it writes files and no records; room is asked for before a byte is
-written. A patch that makes anything but what it names is refused.
+written. What is told with an address is refused where it is, or makes, anything else.
 
 Source: design section 6; reliability.md 3.3, big states.
 """
@@ -30,6 +30,7 @@ from activestore.storage.room import Room
 from activestore.wire.state import AnyBuffer, FileBuffer, buffer_bytes_count
 
 PATCH_FAILED = "a patch of it makes another content than it should"
+CAME_DAMAGED = "what came as it is another content: damaged at its sender or on the way"
 
 
 class Files(Protocol):
@@ -38,8 +39,13 @@ class Files(Protocol):
     def write(self, buffer: AnyBuffer) -> bytes:
         """Keep a buffer and return its address; durable on return."""
 
-    def open(self, digest: bytes, size: int, object_id: bytes) -> AnyBuffer:
-        """Return the content; CorruptRecordError where it is not there or damaged."""
+    def open(
+        self, digest: bytes, size: int, object_id: bytes, *, is_afresh: bool = False
+    ) -> AnyBuffer:
+        """Return the content; CorruptRecordError where it is not there or damaged.
+
+        What was seen of it before may be relied on, but for `is_afresh`.
+        """
 
     def remove(self, digest: bytes) -> None:
         """Remove what nothing references."""
@@ -88,26 +94,29 @@ class BatchFiles:
         self, change: Change, buffers: Sequence[AnyBuffer | int]
     ) -> ActiveStoreError | None:
         patched = {patch.at for patch in change.patches}
+        told = change.addresses or (b"",) * len(buffers)
         whole = [
-            buffer
-            for index, buffer in enumerate(buffers)
+            (buffer, address)
+            for index, (buffer, address) in enumerate(zip(buffers, told, strict=True))
             if index not in patched and _is_large(buffer)
         ]
         if not whole and not patched:
             return None
-        made = (patch.nbytes for patch in change.patches if patch.spans)
+        made = (patch.nbytes for patch in change.patches if _makes_file(patch))
         refusal: ActiveStoreError | None = self._why_no_room(
-            change, sum(map(buffer_bytes_count, whole)) + sum(made)
+            change, sum(buffer_bytes_count(one) for one, _ in whole) + sum(made)
         )
         for patch in change.patches if refusal is None else ():
             refusal = self._make(change, patch, buffers)
             if refusal is not None:
                 return refusal
-        for buffer in whole if refusal is None else ():
+        for buffer, expected in whole if refusal is None else ():
             address = self._put(buffer)
             if isinstance(address, StorageFullError):
                 return address
             self.addresses[id(buffer)] = address
+            if expected and expected != address:
+                return _corrupt(change, expected, CAME_DAMAGED)
         return refusal
 
     def _why_no_room(self, change: Change, size: int) -> StorageFullError | None:
@@ -137,15 +146,14 @@ class BatchFiles:
         except CorruptRecordError as error:
             return error
         address: bytes | StorageFullError = patch.base
-        if patch.spans:
+        if _makes_file(patch):
             address = self._put(assembled(base, patch))
         if isinstance(address, StorageFullError):
             return address
         self.addresses[id(buffers[patch.at])] = address
         if address == patch.address:
             return None
-        where = f"blob {patch.address.hex()[:16]}"
-        return CorruptRecordError(change.object_id, where, PATCH_FAILED)
+        return _corrupt(change, patch.address, PATCH_FAILED)
 
     def _compare(
         self,
@@ -212,6 +220,19 @@ class BatchFiles:
         finally:
             if isinstance(opened, FileBuffer):
                 os.close(opened.fd)
+
+
+def _makes_file(patch: Patch) -> bool:
+    """Whether a patch makes another file than its base.
+
+    Also without a span: the base may be damaged, and so have another address than its
+    content, which is just what is to come out.
+    """
+    return bool(patch.spans) or patch.base != patch.address
+
+
+def _corrupt(change: Change, address: bytes, reason: str) -> CorruptRecordError:
+    return CorruptRecordError(change.object_id, f"blob {address.hex()[:16]}", reason)
 
 
 def _is_large(buffer: AnyBuffer | int) -> TypeGuard[AnyBuffer]:

@@ -4,6 +4,9 @@ A file is written to `tmp/`, synced, renamed to its address, and its directory i
 synced; only then may a record name it. The address is the BLAKE2b of the BLAKE2b
 digests of its pieces, so that two threads can hash one file while a third writes it.
 
+A file is checked when it is first opened, when it is sent to another peer, and when all
+that is kept is looked through.
+
 Rules of this file: a file at an address is never changed; who references it, and when
 it may go, is the engine's business.
 
@@ -118,13 +121,19 @@ class Blobs:
                 parent.mkdir(exist_ok=True)
                 sync_directory(parent.parent)
 
-    def open(self, digest: bytes, size: int, object_id: bytes) -> FileBuffer:
+    def open(
+        self, digest: bytes, size: int, object_id: bytes, *, is_afresh: bool = False
+    ) -> FileBuffer:
         """Open a file for reading; its content is checked the first time.
+
+        `is_afresh`: and now, whatever was seen of it before.
 
         Raises:
             CorruptRecordError: it is not there, or not what its name says.
         """
         fd = self._open(digest, size, object_id)
+        if is_afresh:
+            self._forget(digest)
         if digest not in self._verified:
             try:
                 if self._digest_of(fd, size, object_id, digest) != digest:

@@ -152,6 +152,8 @@ class Change:
     `patches`: large buffers that are made of files here; refused with CorruptRecordError
     where a file is not here, or something else comes out. `compared`: where it is a list,
     the commit puts into it what the change's large buffers differ in from those before.
+    `addresses`: those that the files of a whole have at its sender, by buffer, b"" where
+    there is none to tell; refused with CorruptRecordError where one comes out as another.
     """
 
     object_id: ObjectId
@@ -174,6 +176,7 @@ class Change:
     is_copy: bool = False
     patches: Sequence[Patch] = ()
     compared: list[Patch] | None = None
+    addresses: Sequence[bytes] = ()
 
     @property
     def has_effect(self) -> bool:
@@ -357,8 +360,12 @@ class Engine(Protocol):
                 where a register tells that others have it.
         """
 
-    def snapshot(self, object_id: ObjectId, kind: str) -> Snapshot:
+    def snapshot(
+        self, object_id: ObjectId, kind: str, *, is_sent: bool = False
+    ) -> Snapshot:
         """Return state, replies and the row of `kind` of an object, of one moment.
+
+        `is_sent`: to where it is taken for the truth; files are checked afresh for that.
 
         Raises:
             CorruptRecordError: a checksum fails.

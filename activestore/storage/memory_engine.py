@@ -153,16 +153,20 @@ class MemoryFiles:
         self._disk.written_bytes += len(content)
         return digest
 
-    def open(self, digest: bytes, size: int, object_id: bytes) -> AnyBuffer:
-        """Return the content.
+    def open(
+        self, digest: bytes, size: int, object_id: bytes, *, is_afresh: bool = False
+    ) -> AnyBuffer:
+        """Return the content, which is checked where that `is_afresh`.
 
         Raises:
-            CorruptRecordError: it is not there.
+            CorruptRecordError: it is not there, or not what its name says.
         """
+        where = f"blob {digest.hex()[:16]}"
         found = self._disk.files.get(digest)
         if found is None or len(found[0]) != size:
-            where = f"blob {digest.hex()[:16]}"
             raise CorruptRecordError(object_id, where, FILE_MISSING)
+        if is_afresh and address_of(found[0]) != digest:
+            raise CorruptRecordError(object_id, where, FILE_WRONG)
         return found[0]
 
     def remove(self, digest: bytes) -> None:
@@ -181,10 +185,8 @@ class MemoryFiles:
         Raises:
             CorruptRecordError: it is not there, or not what its name says.
         """
-        content = bytes(view_of(self.open(digest, size, b"")))
+        self.open(digest, size, b"", is_afresh=True)
         yield size
-        if address_of(content) != digest:
-            raise CorruptRecordError(b"", f"blob {digest.hex()[:16]}", FILE_WRONG)
 
 
 class _Transaction:

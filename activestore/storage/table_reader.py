@@ -9,6 +9,7 @@ Source: design section 6.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -69,21 +70,26 @@ class TableReader(abc.ABC):
         with self._reading(object_id) as transaction:
             return reading.load(transaction, self._tables, object_id, self._files.open)
 
-    def snapshot(self, object_id: ObjectId, kind: str) -> Snapshot:
+    def snapshot(
+        self, object_id: ObjectId, kind: str, *, is_sent: bool = False
+    ) -> Snapshot:
         """Return state, replies and the row of `kind` of an object, of one moment.
+
+        `is_sent`: to where it is taken for the truth; files are checked afresh for that.
 
         Raises:
             CorruptRecordError: a checksum fails.
         """
-        return self._until_found(lambda: self._snapshot(object_id, kind))
+        return self._until_found(lambda: self._snapshot(object_id, kind, is_sent))
 
-    def _snapshot(self, object_id: ObjectId, kind: str) -> Snapshot:
+    def _snapshot(self, object_id: ObjectId, kind: str, is_sent: bool) -> Snapshot:
+        open_file = functools.partial(self._files.open, is_afresh=is_sent)
         with self._reading(object_id) as transaction:
             tables = self._tables
             row = facts.row_of(transaction, tables["facts"], kind, object_id)
             replies = reading.replies_of(transaction, tables, object_id, self._ran_s)
             document = reading.document_of(transaction, tables, object_id)
-            found = reading.load(transaction, tables, object_id, self._files.open)
+            found = reading.load(transaction, tables, object_id, open_file)
         head, state = found or (None, None)
         parts = () if document is None else document.buffers
         addresses = [part[1] if is_file(part) else b"" for part in parts]

@@ -197,11 +197,11 @@ def _send_damaged(patch: pytest.MonkeyPatch) -> None:
     def unseal(value: Any, *_: Any) -> bytes:
         return bytes(value[: -records.CHECKSUM_BYTES])
 
-    def read_any(*args: Any) -> Any:
+    def read_any(*args: Any, **_: Any) -> Any:
         with pytest.MonkeyPatch.context() as unchecked:
             for module in (records, stored):
                 unchecked.setattr(module, "unseal", unseal)
-            return read(*args)
+            return read(*args, is_sent=False)
 
     patch.setattr(shipping, "read_whole", read_any)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from activestore.errors import CorruptRecordError, NoQuorumError
 from activestore.storage.blobs import view_of
 from activestore.storage.patches import CHUNK_BYTES
 from activestore.testing import Simulation
@@ -134,3 +135,76 @@ def test_small_changes_do_not_wait_for_a_large_state_of_another_object(
     assert two.now_s - began_s < 1.1 * line_s + 2.0
     # It is sent once, though its leader wonders every 15 s where it is.
     assert sent(two) - before < 4 * MIB + 2 * REST_BYTES
+
+
+def spoil(sim: Simulation, name: str, object_id: Any) -> None:
+    """Flip a bit of a file that was read before."""
+    peer = sim.peers[name]
+    (address,) = peer.engine.snapshot(object_id, "register").addresses
+    content, written_s = peer.disk.files[address]
+    spoilt = bytearray(content)
+    spoilt[2 * MIB] ^= 1
+    peer.disk.files[address] = (bytes(spoilt), written_s)
+
+
+def check_alike(sim: Simulation, made: Any, content: bytes) -> None:
+    """Give repair its time: all have the content, under the name that it has."""
+    sim.run(40.0)
+    assert _contents(sim, made) == {content}
+    for name in ALL:
+        assert sim.peers[name].engine.verify_object(id_of(made)) == []
+
+
+def test_new_copy_is_not_made_of_a_damaged_file(album: Any) -> None:
+    """Another member leads then, and the one with the damage gets its file back."""
+    sim, made = album
+    client = sim.client("peer-1")
+    client.replicate(id_of(made), 2, peers=["peer-1", "peer-2"])
+    sim.run_until(
+        lambda: sim.peers["peer-3"].engine.head(id_of(made)) is None, timeout_s=60.0
+    )
+    before = content_at(sim, "peer-2", id_of(made))
+    spoil(sim, leaders(sim, id_of(made))[0], id_of(made))
+
+    client.replicate(id_of(made), 3)
+
+    check_alike(sim, made, before)
+    assert sim.client("peer-3").get(id_of(made)).peek(0) == 1
+
+
+def test_who_takes_over_does_not_take_a_damaged_file_for_the_newest_state(
+    album: Any,
+) -> None:
+    """It waits for somebody who has that, instead of committing what nobody wrote."""
+    sim, made = album
+    sim.crash("peer-3")
+    made.poke(6, 8)
+    sim.run(1.0)
+    before = content_at(sim, "peer-1", id_of(made))
+    spoil(sim, "peer-2", id_of(made))
+    sim.crash("peer-1")
+    sim.restart("peer-3")
+    with pytest.raises(NoQuorumError, match="damaged"):
+        sim.client("peer-3").get(id_of(made)).peek.options(timeout_s=20.0)(6)
+
+    sim.restart("peer-1")
+
+    check_alike(sim, made, before)
+
+
+def test_object_with_a_damaged_file_does_not_move() -> None:
+    """Where it is going its file would be named by its content, damage and all."""
+    with Simulation(5, peers=2, classes=[Album]) as sim:
+        join(sim)
+        made = sim.client("peer-1").create(ALBUM, SIZE)
+        made.poke(0, 1)
+        sim.run(1.0)
+        spoil(sim, "peer-1", id_of(made))
+
+        with pytest.raises(CorruptRecordError, match="its content is not"):
+            sim.client("peer-1").move(id_of(made), "peer-2")
+        with pytest.raises(CorruptRecordError, match="its content is not"):
+            sim.client("peer-1").export(id_of(made))
+
+        assert sim.peers["peer-2"].engine.head(id_of(made)) is None
+        assert made.poke(1, 1) == 0

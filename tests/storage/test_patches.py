@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activestore.core.register import Register
-from activestore.errors import RemoteProtocolError
+from activestore.errors import CorruptRecordError, RemoteProtocolError
 from activestore.ids import PeerId
 from activestore.peer.shipping import (
     Content,
@@ -176,6 +176,14 @@ def files_count(engine: Any) -> int:
     return sum(1 for _ in engine._files.unnamed_before(float("inf")))
 
 
+def spoil(engine: Any, content: bytes) -> None:
+    """Have the file of OLD be another content, behind the engine's back."""
+    if hasattr(engine._files, "path_of"):
+        engine._files.path_of(address_of(OLD)).write_bytes(content)
+    else:
+        engine._disk.files[address_of(OLD)] = (content, 0.0)
+
+
 def apply(engine: Engine, change: Change) -> str:
     return apply_copy(engine, oid(1), at(2), Point(1, 1), change, False)
 
@@ -262,12 +270,7 @@ def test_file_that_was_damaged_since_is_written_anew(
 ) -> None:
     """Its name is the right one; its chunks tell that it is not."""
     leader, replica = pair
-    damaged: Any = replica
-    if hasattr(damaged._files, "path_of"):
-        path = damaged._files.path_of(address_of(OLD))
-        path.write_bytes(poked(OLD, 3 * MIB))
-    else:
-        damaged._disk.files[address_of(OLD)] = (poked(OLD, 3 * MIB), 0.0)
+    spoil(replica, poked(OLD, 3 * MIB))
 
     told = contents_of(replica, oid(1))
     found = read_whole(leader, oid(1), told)
@@ -277,6 +280,92 @@ def test_file_that_was_damaged_since_is_written_anew(
 
     assert apply_copy(replica, oid(1), at(1), None, change, False) == ""
     assert content_of(replica, 1)[2][0] == OLD
+
+
+def test_patch_without_spans_makes_what_a_damaged_base_is_by_chance(
+    pair: tuple[Engine, Engine],
+) -> None:
+    """Else the same patch is refused, and sent again, for ever."""
+    replica = pair[1]
+    now = poked(OLD, 3 * MIB)
+    spoil(replica, now)
+    patch = Patch(0, address_of(OLD), len(OLD), address_of(now), len(now), (), b"")
+    content = state(graph=b"g", buffers=[FileBuffer(-1, 0, len(now))])
+
+    assert apply(replica, Change(oid(1), 2, content, patches=(patch,))) == ""
+
+    assert content_of(replica, 1)[2] == [now]
+    assert replica.snapshot(oid(1), "register").addresses == [address_of(now)]
+    assert replica.verify_object(oid(1)) == []
+
+
+def test_file_that_was_damaged_since_it_was_read_is_not_sent(
+    pair: tuple[Engine, Engine],
+) -> None:
+    """Its receiver would name it by what came: nobody could find the damage any more."""
+    leader = pair[0]
+    assert read_whole(leader, oid(1)) is not None
+    spoil(leader, poked(OLD, 3 * MIB))
+
+    with pytest.raises(CorruptRecordError, match="its content is not"):
+        read_whole(leader, oid(1))
+
+    spoil(leader, OLD)
+    assert read_whole(leader, oid(1)) is not None
+
+
+def sent_whole(leader: Engine) -> tuple[bytes, list[Any]]:
+    """Return the whole of the object of `pair`, as it travels; nothing of it is a file."""
+    found = read_whole(leader, oid(1))
+    assert found is not None
+    body, buffers = pack_change(found[1])
+    return body, list(buffers)
+
+
+def test_whole_that_was_damaged_on_its_way_is_refused_and_leaves_no_file(
+    pair: tuple[Engine, Engine],
+) -> None:
+    leader, replica = pair
+    body, buffers = sent_whole(leader)
+    buffers[0] = poked(bytes(buffers[0]), 3 * MIB)
+    change = unpack_change(oid(1), body, buffers)
+    before = files_count(replica)
+
+    assert apply_copy(replica, oid(1), at(2), None, change, False) == "base"
+
+    assert files_count(replica) == before
+    assert content_of(replica, 1)[2][0] == OLD
+
+
+def test_whole_of_a_peer_that_tells_no_addresses_is_taken(
+    pair: tuple[Engine, Engine],
+) -> None:
+    """As of one with an earlier version; fields that are not known are ignored as well."""
+    leader, replica = pair
+    body, buffers = sent_whole(leader)
+    row = packing.unpack(body)
+    assert row[13] == [address_of(OLD), b"", address_of(OLD[: 2 * MIB])]
+
+    change = unpack_change(oid(1), packing.pack(row[:13]), buffers)
+    later = unpack_change(oid(1), packing.pack([*row, "unknown"]), buffers)
+
+    assert later.addresses == tuple(row[13])
+    assert change.addresses == ()
+    assert apply_copy(replica, oid(1), at(2), None, change, False) == ""
+    assert content_of(replica, 1) == content_of(leader, 1)
+
+
+@pytest.mark.parametrize(
+    "told", [7, [b""], [b"", b"", b"short"], [b"", b"", "text"], [b""] * 4]
+)
+def test_addresses_that_are_none_are_refused(
+    pair: tuple[Engine, Engine], told: Any
+) -> None:
+    body, buffers = sent_whole(pair[0])
+    row = packing.unpack(body)
+
+    with pytest.raises(RemoteProtocolError, match=r"address"):
+        unpack_change(oid(1), packing.pack([*row[:13], told]), buffers)
 
 
 def test_what_the_replica_does_not_have_goes_whole(
