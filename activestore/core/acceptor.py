@@ -579,7 +579,9 @@ class Acceptor(Standing):
         quarantined = {one for one, register in registers if register.is_quarantined}
         assert self.quarantined.keys() == quarantined
         witnessed = {one for one, r in registers if r.config.witness == self._me}
-        assert self.witnessed == witnessed - quarantined
+        deleted = {one for one, register in registers if register.is_deleted}
+        assert self.deleted == deleted - quarantined
+        assert self.witnessed == witnessed - quarantined - deleted
         counts: dict[ObjectId, int] = {}
         for order in self._orders.values():
             counts[order.object_id] = counts.get(order.object_id, 0) + 1

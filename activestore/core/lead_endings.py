@@ -1,4 +1,4 @@
-"""How a lead ends: it is handed to another member, or lost.
+"""How a lead ends: handed to another member, lost, or with its deleted object.
 
 Rules of this file: what is open when a lead ends is in doubt, and everybody who waits
 for it is told.
@@ -21,10 +21,11 @@ from activestore.core.replication_desk import Desk, Wake
 from activestore.core.replication_effects import (
     Deposed,
     GroupDone,
+    Remove,
 )
 from activestore.core.replication_events import LeadHandedOver
 from activestore.ids import ObjectId, PeerId
-from activestore.wire.replicas import NOBODY
+from activestore.wire.replicas import NOBODY, Drop, Forget
 
 
 class _Hand:
@@ -155,6 +156,62 @@ class LeadEndings(LedObjects, ABC):
 
     def _tell_handed(self, lead: Lead, target: PeerId) -> None:
         self._desk.send(target, lead.told(is_handed=True))
+
+    # Deletes
+
+    def _is_deleting(self, lead: Lead) -> bool:
+        """Return whether it is deleted here, and may not be for the others."""
+        return lead.is_deleted and lead.object_id not in self._deleted
+
+    def _forget_if_all(self, lead: Lead) -> None:
+        """Let everything go once all voters have it that the object is deleted."""
+        object_id = lead.object_id
+        number = self._deleted.get(object_id)
+        waiting = self._leaving.get(object_id, {})
+        if number is None:
+            return
+        if any(isinstance(order, Forget) for order in waiting.values()):
+            self._forget_without(lead, waiting)
+            return
+        if lead.config != lead.committed_config or lead.config.before:
+            return  # Who is a voter is not settled.
+        voters = lead.config.voters
+        if any(lead.reached(peer) < number for peer in voters):
+            return
+        # Who left before, and has not said so, is told when it asks.
+        self._leaving.pop(object_id, None)
+        order = Forget(object_id, lead.ballot, number, lead.config.lineage)
+        for peer_id in sorted({*voters, *lead.learners} - {self._desk.me}):
+            self._tell_leaving(object_id, peer_id, order)
+        if object_id not in self._leaving:
+            self._forget(lead)
+
+    def _forget_without(self, lead: Lead, waiting: dict[PeerId, Drop | Forget]) -> None:
+        """Wait no more for those that are to leave, and knew that it is deleted.
+
+        So they can have nobody lead it again, and the keepers of its place tell them the
+        rest. Source: decision 11.
+        """
+        object_id = lead.object_id
+        for plan in self._plans.get(object_id, ()):
+            for peer_id in plan.leaving & waiting.keys():
+                del waiting[peer_id]
+                self._forget_lagging(object_id, peer_id)
+        self._end_plans(object_id, "")
+        if not waiting:
+            del self._leaving[object_id]
+            self._forget(lead)
+
+    def _forget(self, lead: Lead) -> None:
+        object_id = lead.object_id
+        if self._acceptor.is_busy(object_id):
+            return
+        number = self._deleted[object_id]
+        self._end_plans(object_id, "")  # Nobody is left of whom they were.
+        self._end(object_id)
+        self._desk.emit(Remove(object_id))
+        left = Forget(object_id, lead.ballot, number, lead.config.lineage)
+        self._acceptor.release(object_id, left)
 
     # Ending
 

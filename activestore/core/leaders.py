@@ -24,7 +24,6 @@ from activestore.core.replication_effects import (
     GroupDone,
     Led,
     ReadDone,
-    Remove,
     Unshared,
     WriteDone,
 )
@@ -37,7 +36,6 @@ from activestore.wire.replicas import (
     Config,
     Confirmed,
     Drop,
-    Forget,
     Nack,
     Point,
     Reason,
@@ -179,8 +177,9 @@ class Leaders(LeadEndings):
             self._go_on(lead)
 
     def _on_committed_entry(self, lead: Lead, entry: Entry) -> None:
-        if entry.is_deleted:
-            self._deleted.setdefault(lead.object_id, entry.number)
+        if entry.is_deleted and lead.object_id not in self._deleted:
+            self._deleted[lead.object_id] = entry.number
+            self._end_plans(lead.object_id, "it was deleted")
         if entry.config != lead.committed_config:
             self._finish_change(lead, entry.config)
 
@@ -248,7 +247,7 @@ class Leaders(LeadEndings):
         error = ""
         if event.wanted + event.wants_witness > VOTERS_MAX:
             error = f"{event.wanted} copies: a group has {VOTERS_MAX} voters at most"
-        elif lead is None or not lead.is_led or lead.is_deleted:
+        elif lead is None or not lead.is_led or self._is_deleting(lead):
             error = "it is not led here: ask its leader"
         if error or lead is None:
             self._desk.emit(GroupDone(event.request, event.object_id, error))
@@ -271,12 +270,11 @@ class Leaders(LeadEndings):
             if lead.is_quiet and lead.config == config:
                 self._leave(lead)
             return
-        if lead.is_deleted and lead.object_id in self._deleted:
-            self._end_plans(lead.object_id, "it was deleted")
+        if lead.object_id in self._deleted:
             self._forget_if_all(lead)
-        elif lead.object_id in self._plans:
+        if lead.object_id in self._plans:
             self._go_on_with_plan(lead)
-        else:
+        elif not lead.is_deleted:
             self._unshare_if_alone(lead)
         if lead.object_id in self._hands:
             self._hand_over(lead)
@@ -295,6 +293,9 @@ class Leaders(LeadEndings):
                     self._propose(lead, config)
                 else:
                     self._give_up_learner(lead, self._why_stopped(config))
+            return
+        if lead.is_deleted:  # Nobody is to learn of it.
+            self._shrink(lead, plan)
             return
         is_short = groups.lacks_member(plan, lead.config)
         if is_short or groups.lacks_witness(plan, lead.config):
@@ -461,7 +462,9 @@ class Leaders(LeadEndings):
             del self._plans[object_id]
         error = plan.stopped
         is_short = groups.lacks_member(plan, config)
-        if not error and (is_short or groups.lacks_witness(plan, config)):
+        if not (error or lead.is_deleted) and (
+            is_short or groups.lacks_witness(plan, config)
+        ):
             copies = len(groups.stays(plan, config))
             why = "; ".join(plan.refused) or "no other peer was named"
             error = f"{copies} of {plan.wanted} copies"
@@ -510,53 +513,6 @@ class Leaders(LeadEndings):
         for peer_id in electorate(before):
             if peer_id != self._desk.me:
                 self._drop(lead, peer_id, lead.config)
-
-    def _tell_leaving(
-        self, object_id: ObjectId, peer_id: PeerId, order: Drop | Forget
-    ) -> None:
-        self._leaving.setdefault(object_id, {})[peer_id] = order
-        self._lagging.setdefault(peer_id, {})[object_id] = None
-        self._desk.send(peer_id, order)
-        lead = self.leads[object_id]
-        lead.arm_resend()
-
-    def _retell(self, object_id: ObjectId) -> None:
-        for peer_id, order in self._leaving.get(object_id, {}).items():
-            if self._desk.is_reachable(peer_id):
-                self._desk.send(peer_id, order)
-                self.leads[object_id].arm_resend()
-
-    # Deletes
-
-    def _forget_if_all(self, lead: Lead) -> None:
-        """Let everything go once all voters have it that the object is deleted."""
-        object_id = lead.object_id
-        number = self._deleted.get(object_id)
-        waiting = self._leaving.get(object_id, {})
-        if number is None or any(isinstance(o, Forget) for o in waiting.values()):
-            return
-        if lead.config != lead.committed_config or lead.config.before:
-            return  # Who is a voter is not settled.
-        voters = lead.config.voters
-        if any(lead.reached(peer) < number for peer in voters):
-            return
-        # Who left before, and has not said so, is told when it asks.
-        self._leaving.pop(object_id, None)
-        order = Forget(object_id, lead.ballot, number, lead.config.lineage)
-        for peer_id in sorted({*voters, *lead.learners} - {self._desk.me}):
-            self._tell_leaving(object_id, peer_id, order)
-        if object_id not in self._leaving:
-            self._forget(lead)
-
-    def _forget(self, lead: Lead) -> None:
-        object_id = lead.object_id
-        if self._acceptor.is_busy(object_id):
-            return
-        number = self._deleted[object_id]
-        self._end(object_id)
-        self._desk.emit(Remove(object_id))
-        left = Forget(object_id, lead.ballot, number, lead.config.lineage)
-        self._acceptor.release(object_id, left)
 
     # Time, and peers that come back
 

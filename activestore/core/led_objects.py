@@ -112,6 +112,23 @@ class LedObjects:
             heard = Heard(lead.ballot, lead.committed, lead.newest_s)
             self._acceptor.was_heard(lead.object_id, heard)
 
+    # Those who are to hear that they are out, or that nothing is to be kept
+
+    def _tell_leaving(
+        self, object_id: ObjectId, peer_id: PeerId, order: Drop | Forget
+    ) -> None:
+        self._leaving.setdefault(object_id, {})[peer_id] = order
+        self._lagging.setdefault(peer_id, {})[object_id] = None
+        self._desk.send(peer_id, order)
+        lead = self.leads[object_id]
+        lead.arm_resend()
+
+    def _retell(self, object_id: ObjectId) -> None:
+        for peer_id, order in self._leaving.get(object_id, {}).items():
+            if self._desk.is_reachable(peer_id):
+                self._desk.send(peer_id, order)
+                self.leads[object_id].arm_resend()
+
     # Members that miss something
 
     def _note_lagging(self, lead: Lead) -> None:

@@ -60,6 +60,18 @@ class Register(NamedTuple):
         """Whether the state, or that it is deleted, can be read here."""
         return not self.is_stateless and not self.is_lost
 
+    def role(self, *, is_led: bool) -> str:
+        """Return what its peer is to the group, in a word; `is_led`: here."""
+        if self.is_quarantined:
+            return "quarantined"
+        if not self.is_voter:
+            return "learner"
+        if self.is_stateless:
+            return "witness"
+        if self.is_lost:
+            return "damaged"
+        return "leader" if is_led else "follower"
+
 
 class Heard(NamedTuple):
     """What a peer knows of what is committed; `at_s`: when its state was vouched for.
@@ -102,7 +114,10 @@ class RegisterState(NamedTuple):
 
 
 class RegisterCounts(NamedTuple):
-    """How many registers of one peer are of which kind; each is of one."""
+    """How many registers of one peer are of which kind.
+
+    Each is of one; those of deleted objects, which wait for all to know, are of none.
+    """
 
     led: int
     followed: int

@@ -70,8 +70,10 @@ class Registers:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.registers: dict[ObjectId, Register] = {}
-        # Of these, copies that are history; and votes without a state, of the others.
+        # Of these, copies that are history; what is deleted, and votes without a state,
+        # of the others.
         self.quarantined: dict[ObjectId, None] = {}
+        self.deleted: set[ObjectId] = set()
         self.witnessed: set[ObjectId] = set()
         self._busy: dict[ObjectId, Busy] = {}
         self._orders: dict[int, Order] = {}
@@ -106,10 +108,12 @@ class Registers:
             self.quarantined[object_id] = None
         else:
             self.quarantined.pop(object_id, None)
-        if config.witness == self._desk.me and not register.is_quarantined:
-            self.witnessed.add(object_id)
-        else:
-            self.witnessed.discard(object_id)
+        is_other = register.is_quarantined or register.is_deleted
+        _put(
+            self.deleted, object_id, register.is_deleted and not register.is_quarantined
+        )
+        is_witness = config.witness == self._desk.me
+        _put(self.witnessed, object_id, is_witness and not is_other)
         if len(self._configs) > 2 * len(self.registers) + 1024:
             self._configs = {r.config: r.config for r in self.registers.values()}
 
@@ -117,6 +121,7 @@ class Registers:
         """Keep no register of an object any more."""
         self.registers.pop(object_id, None)
         self.quarantined.pop(object_id, None)
+        self.deleted.discard(object_id)
         self.witnessed.discard(object_id)
 
     def pledge(self, object_id: ObjectId, ballot: Ballot) -> None:
@@ -252,6 +257,13 @@ class Registers:
         pledge = self._pledges.get(object_id)
         if pledge is not None and pledge.counter <= register.promised.counter:
             del self._pledges[object_id]
+
+
+def _put(objects: set[ObjectId], object_id: ObjectId, is_one: bool) -> None:
+    if is_one:
+        objects.add(object_id)
+    else:
+        objects.discard(object_id)
 
 
 def _age_of(register: Register) -> tuple[int, int, int, bool]:

@@ -212,8 +212,10 @@ class Replication:
         return object_id in self._leaders.led
 
     def counts(self) -> RegisterCounts:
-        """Return how many registers are of which kind; nothing is looked through."""
-        led, total = len(self._leaders.led), len(self._acceptor.registers)
+        """Return how many registers are of which kind; only deleted ones are sought."""
+        deleted = self._acceptor.deleted
+        led = len(self._leaders.led) - len(self._leaders.led & deleted)
+        total = len(self._acceptor.registers) - len(deleted)
         witnessed, quarantined = len(self._acceptor.witnessed), len(self.quarantined)
         followed = total - led - witnessed - quarantined
         return RegisterCounts(led, followed, witnessed, quarantined)
@@ -263,7 +265,7 @@ class Replication:
             acked = {peer: m.acked for peer, m in lead.members.items()}
             acked[self._me] = lead.acked
         return RegisterState(
-            self._role_of(object_id, register),
+            register.role(is_led=self.is_led(object_id)),
             register,
             self.leader_of(object_id),
             sum(peer in reachable for peer in voters),
@@ -271,17 +273,6 @@ class Replication:
             committed,
             acked,
         )
-
-    def _role_of(self, object_id: ObjectId, register: Register) -> str:
-        if register.is_quarantined:
-            return "quarantined"
-        if not register.is_voter:
-            return "learner"
-        if register.is_stateless:
-            return "witness"
-        if register.is_lost:
-            return "damaged"
-        return "leader" if self.is_led(object_id) else "follower"
 
     def why_each(self, object_id: ObjectId) -> list[tuple[PeerId, str]]:
         """Return the voters of a group that do not take part, each with why, for people."""

@@ -202,6 +202,7 @@ class Draining:
             self._open -= 1
             if error is None:
                 self.moved_count += 1
+            if error is None or isinstance(error, ObjectNotFoundError):
                 self._left.add(object_id)
                 self._failures.pop(object_id, None)
             else:

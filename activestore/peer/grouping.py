@@ -251,10 +251,7 @@ class Grouping:
         register = self._replicating.core.register_of(object_id)
         config = None if register is None else register.config
         goal = self._goal_of(config, parameters)
-        asked = goal.wanted, goal.wants_witness
-        counts = parameters.get("replicas"), parameters.get("witness")
-        if config is not None and counts == (None, None):
-            asked = happened.AS_BEFORE, False
+        asked = _asked_of(config, goal, parameters)
         peers = [self._peer(name) for name in _names(parameters, "peers")]
         leaving = [self._peer(name) for name in _names(parameters, "leaving")]
         if config is not None and not leaving:
@@ -276,7 +273,15 @@ class Grouping:
         def found(head: Any, error: BaseException | None) -> None:
             if head is None:
                 here = (self._loop.settings.peer_id,)
-                self._requests.refuse(origin, ObjectNotFoundError(object_id, here))
+                gone = ObjectNotFoundError(object_id, here)
+                if asked[0] == happened.AS_BEFORE:
+                    # It takes votes off what is deleted: see `rehousing`.
+                    self.set_group(
+                        object_id, *asked, (), leaving,
+                        lambda _: self._requests.refuse(origin, gone),
+                    )  # fmt: skip
+                else:
+                    self._requests.refuse(origin, gone)
                 return
             self._set_named(object_id, *asked, peers, leaving, then)
 
@@ -501,6 +506,16 @@ def _without_room(records: Sequence[PeerRecord], room_mb: int) -> str:
     more = f" and {len(full) - FULL_TOLD_MAX} more" if len(full) > FULL_TOLD_MAX else ""
     told = ", ".join(full[:FULL_TOLD_MAX])
     return f"; too little room for {room_mb} MB at {told}{more}" if full else ""
+
+
+def _asked_of(
+    config: Config | None, goal: Config, parameters: dict[str, Any]
+) -> tuple[int, bool]:
+    """Return which copies are asked for, AS_BEFORE where only who has them is."""
+    counts = parameters.get("replicas"), parameters.get("witness")
+    if config is not None and counts == (None, None):
+        return happened.AS_BEFORE, False
+    return goal.wanted, goal.wants_witness
 
 
 def _names(parameters: dict[str, Any], key: str) -> Sequence[str]:

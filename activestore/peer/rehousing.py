@@ -108,10 +108,17 @@ class Rehousing:
     # -- drain -------------------------------------------------------------------------
 
     def leave(self, object_id: ObjectId, then: Then) -> None:
-        """Have others hold an object instead of this peer; `then(error)` once they do."""
+        """Have others hold an object instead of this peer; `then(error)` once they do.
+
+        ObjectNotFoundError: it is deleted, so that nothing keeps this peer.
+        """
         register = self._register(object_id)
         if register is None:
             then(None)
+            return
+
+        if register.is_deleted:
+            self._give_up(object_id, register, then)
             return
 
         def shrunk(error: ActiveStoreError | None) -> None:
@@ -127,13 +134,36 @@ class Rehousing:
 
         def left(error: ActiveStoreError | None) -> None:
             if isinstance(error, ObjectNotFoundError):
-                then(None)  # It was deleted meanwhile.
+                then(error)  # It was deleted meanwhile.
             elif isinstance(error, NoQuorumError) and len(register.config.members) > 1:
                 self._leave(object_id, register, is_smaller=True, then=shrunk)
             else:
                 then(error)
 
         self._leave(object_id, register, is_smaller=False, then=left)
+
+    def _give_up(self, object_id: ObjectId, register: Register, then: Then) -> None:
+        """Have what is deleted do without the vote of this peer, if that can be.
+
+        Who does not answer goes with it: nobody else might be left to forget it.
+        """
+        leaving = [self._me, *self._grouping.repairing.gone(register.config.voters)]
+        gone = ObjectNotFoundError(object_id, (self._me,))
+        if self._loop.location.is_here(object_id):
+            self._grouping.set_group(
+                object_id, happened.AS_BEFORE, False, (), leaving, lambda _: then(gone)
+            )
+            return
+        leader = self._replicating.core.leader_of(object_id)
+        if leader is None or leader.leader in leaving:
+            then(gone)
+            return
+        # By its place nobody finds what is deleted.
+        names = [one.hex() for one in leaving]
+        self._loop.relays.ask(
+            leader.leader, "replicate", {"object_id": object_id, "leaving": names},
+            lambda *_: then(gone),
+        )  # fmt: skip
 
     def _leave(
         self, object_id: ObjectId, register: Register, *, is_smaller: bool, then: Then

@@ -131,8 +131,10 @@ class Repairing:
             if one not in self._told_gone and now_s - self._begun_s >= UNKNOWN_S:
                 self._told_gone.add(one)
                 self._loop.replicating.peer_seen(one, is_reachable=False)
-        lacks = _lacks(register)
-        if not (lacks or gone or _exceeds(register)):
+        # A change of it was cut short. Of what is deleted votes only go.
+        is_wrong = _lacks(register) or _exceeds(register)
+        is_wrong &= not register.is_deleted
+        if not (is_wrong or gone):
             return
         after_s = self._loop.settings.repair_after_s
         leaving = [
@@ -141,16 +143,17 @@ class Repairing:
         failed_s = self._failed_s.get(object_id)
         again_s = min(AGAIN_S * 2 ** self._tries.get(object_id, 0), AGAIN_S_MAX)
         is_due = failed_s is None or now_s - failed_s >= again_s
-        is_wrong = lacks or _exceeds(register)  # A change of it was cut short.
         if (is_wrong or leaving) and is_due and object_id not in self._open:
-            self._mend(object_id, leaving)
+            self._mend(object_id, leaving, is_deleted=register.is_deleted)
 
     def gone(self, voters: Sequence[PeerId]) -> list[PeerId]:
         """Return those of other peers that do not answer, for all that is known."""
         me, cluster = self._loop.settings.peer_id, self._loop.cluster
         return [one for one in voters if one != me and not cluster.is_reachable(one)]
 
-    def _mend(self, object_id: ObjectId, leaving: list[PeerId]) -> None:
+    def _mend(
+        self, object_id: ObjectId, leaving: list[PeerId], *, is_deleted: bool
+    ) -> None:
         if len(self._open) >= OPEN_MAX:
             return
         self._open.add(object_id)
@@ -165,6 +168,8 @@ class Repairing:
                 return
             for table in (self._failed_s, self._why, self._tries):
                 table.pop(object_id, None)
+            if is_deleted:
+                return  # That it is gone was told when it was deleted.
             self.repaired_count += 1
             names = ", ".join(map(self._loop.cluster.name_of, leaving)) or "none"
             self._loop.note(

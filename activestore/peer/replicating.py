@@ -435,15 +435,18 @@ class Replicating:
     def _do_led(self, effect: wanted.Led) -> None:
         object_id, config = effect.object_id, effect.config
         self._location.hold(object_id)
-        if object_id in self._deleted:  # Who led it may not have told its keepers.
-            self._places.note_delete(object_id, config.lineage)
-        else:
-            place = self._place(self._me, effect.counter, config)
-            self._places.came(object_id, place)
+        self._tell_place(object_id, effect.counter, config)
         self._table.step(events.ObjectLed(object_id, config.lineage, effect.counter))
         self.on_led(object_id)
         self._table.doubt_sessions()
         self._release(object_id)
+
+    def _tell_place(self, object_id: ObjectId, counter: int, config: Config) -> None:
+        if object_id in self._deleted:  # Who led it may not have told its keepers.
+            self._places.note_delete(object_id, config.lineage)
+        else:
+            place = self._place(self._me, counter, config)
+            self._places.came(object_id, place)
 
     def _do_deposed(self, effect: wanted.Deposed) -> None:
         object_id = effect.object_id
@@ -594,5 +597,4 @@ class Replicating:
         object_id = effect.object_id
         register = self.core.register_of(object_id)
         if register is not None and self.core.is_led(object_id):
-            place = self._place(self._me, register.epoch.counter, effect.config)
-            self._places.came(object_id, place)
+            self._tell_place(object_id, register.epoch.counter, effect.config)

@@ -399,11 +399,8 @@ class Maker:
         client = self.sim.client(*self.sim.peers)
         for object_id, alias in self.made.items():
             assert id_of(client.get(alias)) == object_id
-        self._wait_for_removals()
+        self.check_gone(LEFT_S)
         for object_id, alias in self.gone.items():
-            for peer in self.sim.peers.values():
-                assert peer.engine.head(object_id) is None, (alias, peer.name)
-                assert register_at(peer, object_id) is None, (alias, peer.name)
             try:
                 client.get(object_id).peek()
             except ObjectNotFoundError:
@@ -413,18 +410,22 @@ class Maker:
             again = self._make_again(client, alias)
             assert id_of(client.get(alias)) == id_of(again)
 
-    def _wait_for_removals(self) -> None:
-        """Let a while pass until no register is left of what was deleted.
+    def check_gone(self, wait_s: float) -> None:
+        """Assert that nothing is left of what was deleted, within so many seconds.
 
         A leader that died with its own removal not on the disk leads it again first.
         """
-        end_s = self.sim.now_s + LEFT_S
+        end_s = self.sim.now_s + wait_s
         while self.sim.now_s < end_s and any(
             register_at(peer, object_id) is not None
             for object_id in self.gone
             for peer in self.sim.peers.values()
         ):
             self.sim.run(1.0)
+        for object_id, alias in self.gone.items():
+            for peer in self.sim.peers.values():
+                assert peer.engine.head(object_id) is None, (alias, peer.name)
+                assert register_at(peer, object_id) is None, (alias, peer.name)
 
     def _make_again(self, client: SimClient, alias: str) -> Any:
         """Make another object of this name, within a while.

@@ -224,6 +224,11 @@ def play_changing(case: str, seed: int) -> None:
         check_end(sim, books, dict.fromkeys(books, 0))
 
 
+LOSSES = ("disk", "crash", "cut")
+# Deleted objects wait for a lost disk until repair has found, and tried again, without.
+LET_GO_S = 900.0
+
+
 def play_lost(_case: str, seed: int) -> None:
     settings = settings_of(seed, repair_after_s=5.0)
     with joined(seed, 4 + seed % 4, [Counter], settings) as sim:
@@ -284,14 +289,26 @@ def play_relays(case: str, seed: int) -> None:
 
 
 def play_names(case: str, seed: int) -> None:
-    """What was deleted is gone at all peers, and its name free; what was made is there."""
+    """What was deleted is gone at all peers, and its name free; what was made is there.
+
+    Where disks are lost too only that nothing is left of what was deleted: what had one
+    copy is lost with it, and two of which one is lost serve nobody.
+    """
     settings = settings_of(seed, repair_after_s=5.0)
     with joined(seed, 3 + seed % 3, [Counter], settings) as sim:
         names = list(sim.peers)
         makers = [Maker(sim, sim.rng.sample(names, 2), f"m{n}") for n in range(3)]
         others = [sim.spawn(one.play, 6, 0.8) for one in makers]
         gusts = 0 if case == "calm" else 1
-        play_storm(sim, {}, KINDS.get(case, ()), gusts, others=others, calls=0)
+        is_losing = case == "disks"
+        play_storm(
+            sim, {}, KINDS.get(case, LOSSES), gusts, others=others, calls=0,
+            losers=names if is_losing else (),
+        )  # fmt: skip
+        if is_losing:
+            for maker in makers:
+                maker.check_gone(LET_GO_S)
+            return
         if case == "calm":
             assert [error for one in makers for error in one.errors] == []
         made = {one: 0 for maker in makers for one in maker.made}
@@ -530,7 +547,7 @@ HISTORIES = {
     "changing": Kind(play_changing, ("calm", *KINDS)),
     "lost": Kind(play_lost, ("disks",)),
     "relays": Kind(play_relays, ("calm", "cut_off", "apart", "dying", "all")),
-    "names": Kind(play_names, ("calm", "cut_off", "dying", "refusing")),
+    "names": Kind(play_names, ("calm", "cut_off", "dying", "refusing", "disks")),
     "decay": Kind(play_decay, tuple(DECAYS)),
     "set_back": Kind(play_set_back, tuple(SET_BACKS)),
     "large": Kind(play_large, ("calm", "cut_off", "dying", "refusing")),
