@@ -562,6 +562,9 @@ class Acceptor(Standing):
             return
         if lineage <= register.config.lineage:
             return
+        if register.is_stateless:  # A vote is no history: it may be asked for anew.
+            self.remove(object_id, 0)
+            return
         self._hooks.on_quarantined(object_id)
         text = f"replica quarantined object={object_id.hex()} newer_lineage={lineage}"
         self._desk.emit(Note("WARNING", text))

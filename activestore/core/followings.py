@@ -69,6 +69,8 @@ class Followings:
         self._acceptor = acceptor
         self.leaders: dict[ObjectId, Ballot] = {}
         self._led_by: dict[PeerId, dict[ObjectId, None]] = {}
+        # The newest state of an object, by number, that no copy which answers has.
+        self.missing: dict[ObjectId, int] = {}
         # Copies whose registers could not be read when this peer started.
         self._unreadable: dict[ObjectId, None] = {}
 
@@ -93,6 +95,7 @@ class Followings:
             self._tell_followed(object_id, leader)
 
     def _unlead(self, object_id: ObjectId) -> Ballot | None:
+        self.missing.pop(object_id, None)
         known = self.leaders.pop(object_id, None)
         if known is not None:
             objects = self._led_by.get(known.leader, {})
@@ -100,6 +103,16 @@ class Followings:
             if not objects:
                 self._led_by.pop(known.leader, None)
         return known
+
+    def _shown_missing(self, object_id: ObjectId) -> str:
+        number = self.missing.get(object_id)
+        if number is None:
+            return ""
+        return (
+            f"the newest state, number {number}, is known here to the witness or a damaged "
+            "copy only: a member that has it must come back, or else `force` a copy, "
+            "which gives that state up"
+        )
 
     def _tell_followed(self, object_id: ObjectId, leader: Ballot) -> None:
         register = self._acceptor.latest(object_id)

@@ -23,7 +23,7 @@ from activestore.core.replication_effects import (
     GroupDone,
     Remove,
 )
-from activestore.core.replication_events import LeadHandedOver
+from activestore.core.replication_events import AS_BEFORE, GroupWanted, LeadHandedOver
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import NOBODY, Drop, Forget
 
@@ -159,9 +159,10 @@ class LeadEndings(LedObjects, ABC):
 
     # Deletes
 
-    def _is_deleting(self, lead: Lead) -> bool:
-        """Return whether it is deleted here, and may not be for the others."""
-        return lead.is_deleted and lead.object_id not in self._deleted
+    def _is_too_late(self, lead: Lead, event: GroupWanted) -> bool:
+        """Return whether an object is deleted, so that votes may go, and only that."""
+        is_known = lead.object_id in self._deleted
+        return lead.is_deleted and not (is_known and event.wanted == AS_BEFORE)
 
     def _forget_if_all(self, lead: Lead) -> None:
         """Let everything go once all voters have it that the object is deleted."""

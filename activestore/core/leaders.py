@@ -247,7 +247,7 @@ class Leaders(LeadEndings):
         error = ""
         if event.wanted + event.wants_witness > VOTERS_MAX:
             error = f"{event.wanted} copies: a group has {VOTERS_MAX} voters at most"
-        elif lead is None or not lead.is_led or self._is_deleting(lead):
+        elif lead is None or not lead.is_led or self._is_too_late(lead, event):
             error = "it is not led here: ask its leader"
         if error or lead is None:
             self._desk.emit(GroupDone(event.request, event.object_id, error))
@@ -294,7 +294,8 @@ class Leaders(LeadEndings):
                 else:
                     self._give_up_learner(lead, self._why_stopped(config))
             return
-        if lead.is_deleted:  # Nobody is to learn of it.
+        if lead.is_deleted:  # Nobody is to learn of it, nor to leave but who is to.
+            plan.wanted = max(plan.wanted, len(groups.stays(plan, lead.config)))
             self._shrink(lead, plan)
             return
         is_short = groups.lacks_member(plan, lead.config)

@@ -278,6 +278,10 @@ class Replication:
         """Return the voters of a group that do not take part, each with why, for people."""
         return self._acceptor.why_each(object_id)
 
+    def missing_number(self, object_id: ObjectId) -> int | None:
+        """Return the number of the newest state where no copy that answers has it."""
+        return self._takeovers.missing.get(object_id)
+
     def distrust(self) -> None:
         """Neither vote nor lead from now on: this disk is not what others remember.
 

@@ -388,7 +388,8 @@ class TakeOvers(Followings):
         if register.is_quarantined:
             text = "this copy is of an old lineage: the group was forced elsewhere"
         elif not text:
-            text = shown_votes(present, len(voters), needed)
+            votes = shown_votes(present, len(voters), needed)
+            text = self._shown_missing(object_id) or votes
         self._desk.emit(NoQuorum(object_id, present, needed, text))
 
     # Preparing
@@ -465,12 +466,10 @@ class TakeOvers(Followings):
         """Only a witness knows the newest state: whoever has it must come. Decision 11."""
         answered = search.promises.keys() | search.refusals
         voters = electorate(best.config)
-        if self._desk.reachable(voters) <= answered and search.wanted_until_s:
-            text = (
-                f"the newest state, number {best.accepted.number}, is known here to the "
-                "witness or a damaged copy only: a member that has it must come back"
-            )
-            self._say_no_quorum(object_id, search, text)
+        if self._desk.reachable(voters) <= answered:
+            self.missing[object_id] = best.accepted.number
+            if search.wanted_until_s:
+                self._say_no_quorum(object_id, search, "")
 
     def on_state(self, sender: PeerId, message: State) -> None:
         """Take the state that was asked for, and accept it under the new epoch."""

@@ -476,7 +476,8 @@ class Grouping:
         """Refuse to force a group that can go on by itself.
 
         Raises:
-            InvalidRequestError: a majority answers, as far as this peer knows.
+            InvalidRequestError: a majority answers, as far as this peer knows, and one of
+                it has the newest state.
         """
         silent = {peer_id for peer_id, _ in self._replicating.core.why_each(object_id)}
         me, cluster = self._loop.settings.peer_id, self._loop.cluster
@@ -487,6 +488,9 @@ class Grouping:
         ]
         if register.is_quarantined or not has_quorum(register.config, voters):
             return  # Of a copy that is quarantined more is said by the core.
+        is_missing = self._replicating.core.missing_number(object_id) is not None
+        if is_missing and len(voters) < len(electorate(register.config)):
+            return  # A witness answers, and has nothing to go on with.
         names = ", ".join(map(cluster.name_of, voters))
         raise InvalidRequestError(
             f"a majority of its group answers: {names}; nothing is lost, and `replicate` "

@@ -274,17 +274,30 @@ class Repairing:
             "wants_witness": config.wants_witness,
             "has_witness": bool(config.witness) and config.witness not in without,
             "missing": names,
-            "reason": "; ".join([*refused, *self._reasons(register, names, failed)]),
+            "reason": "; ".join(
+                [*refused, *self._reasons(object_id, register, names, failed)]
+            ),
             "is_refused": bool(refused or failed),
         }
 
     def _reasons(
-        self, register: Register, missing: Sequence[str], failed: str
+        self,
+        object_id: ObjectId,
+        register: Register,
+        missing: Sequence[str],
+        failed: str,
     ) -> list[str]:
         if register.is_quarantined:
             return [
                 "its group was forced at another peer: this copy is history; export what "
                 "is wanted of it"
+            ]
+        number = self._core.missing_number(object_id)
+        if missing and number is not None:
+            return [
+                f"the newest state, number {number}, is lost or away with "
+                f"{', '.join(missing)}, which does not answer: wait for it, or `force` "
+                "this copy, which gives that state up"
             ]
         if missing:
             after_s = self._loop.settings.repair_after_s
