@@ -422,7 +422,11 @@ class Acceptor(Standing):
     def note_refusal(self, sender: PeerId, message: Nack) -> None:
         """Keep a voter's refusal, for what is told people."""
         register = self.registers.get(message.object_id)
-        if register is not None and sender in electorate(register.config):
+        if register is None or sender not in electorate(register.config):
+            return
+        # Of one lineage by now: what it refused was asked before this peer was forced.
+        is_old = message.config and message.config.lineage == register.config.lineage
+        if message.reason is not Reason.LINEAGE or not is_old:
             self._desk.refusals.note(sender, message)
 
     def why_each(self, object_id: ObjectId) -> list[tuple[PeerId, str]]:
@@ -555,15 +559,15 @@ class Acceptor(Standing):
     def meet_lineage(self, object_id: ObjectId, lineage: int) -> None:
         """Take note of a lineage: where it is newer, the copy here is history.
 
-        The higher number is the newer one: it counts how often a group was forced.
+        The higher one is newer: it counts how often a group was forced.
         """
         register = self.latest(object_id)
         if register is None or register.is_quarantined or self.is_busy(object_id):
             return
         if lineage <= register.config.lineage:
             return
-        if register.is_stateless:  # A vote is no history: it may be asked for anew.
-            self.remove(object_id, 0)
+        if register.is_stateless:
+            self.remove(object_id, 0)  # A vote without a state is no history.
             return
         self._hooks.on_quarantined(object_id)
         text = f"replica quarantined object={object_id.hex()} newer_lineage={lineage}"

@@ -48,6 +48,7 @@ from activestore.wire.replicas import (
     Config,
     Confirm,
     Confirmed,
+    Forget,
     Nack,
     Point,
     Prepare,
@@ -320,6 +321,26 @@ def test_a_change_of_members_alone_keeps_what_was_asked_for_before_its_turn() ->
     grown = core.register_of(OBJECT)
     assert grown is not None
     assert grown.config == Config(6, (A, B), wanted=2)
+
+
+def test_who_is_lost_before_it_is_told_to_forget_keeps_nobody() -> None:
+    """It had on disk that the object is deleted: its vote is not needed any more."""
+    core, epoch = leader()
+    core.begin_write(OBJECT, "answer", is_delete=True)
+    core.step(WriteStored(OBJECT, 8), 1.0)
+    core.step(MessageCame(B, Accepted(OBJECT, epoch, 8)), 1.0)
+    told = core.step(MessageCame(C, Accepted(OBJECT, epoch, 8)), 1.0)
+    assert {peer for peer, _ in sent(told, Forget)} == {B, C}
+    core.step(MessageCame(B, Told(OBJECT, Ballot(), Point(), None, False)), 1.0)
+    core.step(PeerSeen(C, False), 2.0)
+    assert core.register_of(OBJECT) is not None
+
+    effects = core.step(GroupWanted(1, OBJECT, AS_BEFORE, False, (), (C,)), 600.0)
+
+    assert of(effects, GroupDone) == [GroupDone(1, OBJECT)]
+    assert of(effects, Remove) == [Remove(OBJECT)]
+    assert core.register_of(OBJECT) is None
+    core.check()
 
 
 def test_an_object_that_nobody_else_takes_is_plain_again() -> None:
