@@ -557,10 +557,7 @@ class Acceptor(Standing):
         self.remove(object_id, left)
 
     def meet_lineage(self, object_id: ObjectId, lineage: int) -> None:
-        """Take note of a lineage: where it is newer, the copy here is history.
-
-        The higher one is newer: it counts how often a group was forced.
-        """
+        """Take note of a lineage: a higher one is newer, and the copy here history."""
         register = self.latest(object_id)
         if register is None or register.is_quarantined or self.is_busy(object_id):
             return
