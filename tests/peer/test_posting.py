@@ -35,7 +35,7 @@ def test_entries_are_parted_by_what_their_buffers_weigh() -> None:
     half = accept(100, ENTRIES_BYTES_MAX // 2)
     small = accept(100)
     messages = [small, large, half, small, half, small, small]
-    batches = _batches(list(messages))
+    batches = _batches(list(messages), ENTRIES_BYTES_MAX)
     assert [one for batch in batches for one in batch] == messages
     assert [len(batch) for batch in batches] == [1, 1, 2, 3]
     for batch in batches:
@@ -44,7 +44,8 @@ def test_entries_are_parted_by_what_their_buffers_weigh() -> None:
 
 def test_entries_without_a_state_are_parted_by_their_count() -> None:
     messages = [accept(0)] * (2 * ENTRIES_MAX + 1)
-    assert [len(one) for one in _batches(messages)] == [ENTRIES_MAX, ENTRIES_MAX, 1]
+    batches = _batches(messages, ENTRIES_BYTES_MAX)
+    assert [len(one) for one in batches] == [ENTRIES_MAX, ENTRIES_MAX, 1]
 
 
 def test_a_state_of_another_epoch_does_not_leave_under_the_old_one() -> None:
