@@ -190,7 +190,8 @@ def _end(target: Target, operation: str, *, as_json: bool) -> None:
                 peer = store.status()
                 is_asked = True
                 # Its id, for if it dies meanwhile, the next peer is asked.
-                moved = store.request(operation, peer_id=peer["peer_id"])
+                more = {"is_told_fewer": True} if operation == "drain" else {}
+                told = store.request(operation, peer_id=peer["peer_id"], **more)
             _wait_until_gone(target, operation)
     except KeyboardInterrupt:
         if is_asked:
@@ -198,9 +199,17 @@ def _end(target: Target, operation: str, *, as_json: bool) -> None:
         raise
     about = {"stopped": target.endpoint, "pid": peer["pid"]}
     text = f"stopped the peer at {target.endpoint} (pid {peer['pid']})"
+    moved, fewer = (told["moved"], told["fewer"]) if type(told) is dict else (told, 0)
     if moved is not None:  # How many objects a drain took to others.
         about["moved"] = moved
         text += f", {moved} object{'s' if moved != 1 else ''} moved off it first"
+    if operation == "drain":
+        about["fewer"] = fewer
+    if fewer:
+        text += (
+            f"; {fewer} of them now ha{'ve' if fewer != 1 else 's'} a copy fewer than "
+            "wanted, for no other peer takes it: that is made again when one can"
+        )
     if as_json:
         show(about, as_json=True)
     else:

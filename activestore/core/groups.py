@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from activestore.core.replication_events import AS_BEFORE, GroupWanted
+from activestore.core.replication_events import FEWER, GroupWanted
 from activestore.ids import PeerId
 from activestore.wire.replicas import NOBODY, Config
 
@@ -30,6 +30,7 @@ class Plan:
         "candidates",
         "deadline_s",
         "is_begun",
+        "is_fewer",
         "is_witness",
         "learner",
         "leaving",
@@ -42,7 +43,8 @@ class Plan:
 
     def __init__(self, event: GroupWanted) -> None:
         self.request = event.request
-        self.is_begun = event.wanted != AS_BEFORE
+        self.is_begun = event.wanted > 0
+        self.is_fewer = event.wanted == FEWER  # nobody comes for those that leave
         self.wanted = max(1, event.wanted)
         self.wants_witness = event.wants_witness
         self.candidates = deque(event.candidates)
@@ -71,13 +73,13 @@ def stays(plan: Plan, config: Config) -> list[PeerId]:
 
 def lacks_member(plan: Plan, config: Config) -> bool:
     """Return whether one more must hold the state."""
-    return len(stays(plan, config)) < plan.wanted
+    return not plan.is_fewer and len(stays(plan, config)) < plan.wanted
 
 
 def lacks_witness(plan: Plan, config: Config) -> bool:
     """Return whether a witness is wanted, and there is none that stays."""
     has_one = bool(config.witness) and config.witness not in plan.leaving
-    return plan.wants_witness and not has_one
+    return plan.wants_witness and not has_one and not plan.is_fewer
 
 
 def changing_roles(
@@ -132,7 +134,10 @@ def victims(
         going = []
     if len(going) > 1:
         going = [one for one in going if one != me]
-    if config.witness and (not plan.wants_witness or config.witness in plan.leaving):
+    # One copy is better off without a witness: neither could be spared.
+    is_alone = plan.is_fewer and len(staying) == 1
+    is_over = is_alone or not plan.wants_witness or config.witness in plan.leaving
+    if config.witness and is_over:
         going.append(config.witness)
     going.reverse()  # Who came last goes first, where all else is the same.
     return sorted(going, key=rank)

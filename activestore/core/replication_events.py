@@ -52,6 +52,8 @@ class Touched(NamedTuple):
 
 # A group of which only members change.
 AS_BEFORE = 0
+# The same, and nobody comes for those that leave: the group lacks copies afterwards.
+FEWER = -1
 
 
 class GroupWanted(NamedTuple):
@@ -60,7 +62,7 @@ class GroupWanted(NamedTuple):
     `request`: told back by `GroupDone`. `wanted`: copies of the state; `candidates`: peers
     that may take one, the best first; members that are not to stay are in `leaving`.
     Where `wanted` is AS_BEFORE that, and the witness, is what its config says when its
-    turn comes: what an operator asked for meanwhile stays wanted.
+    turn comes: what an operator asked for meanwhile stays wanted. So too for FEWER.
     """
 
     request: int

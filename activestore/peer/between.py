@@ -103,7 +103,7 @@ class Between:
     def _do_drain(self, origin: Origin, parameters: dict[str, Any]) -> None:
         check_meant(parameters, self._loop.settings.peer_id)
         if not self._loop.cluster.alive():
-            self._requests.answer(origin, 0)
+            self._requests.answer(origin, _moved(parameters, 0, 0))
             self._stop()  # Nobody else is there: its objects stay on its disk.
             return
 
@@ -111,7 +111,8 @@ class Between:
             if error is not None:
                 self._requests.refuse(origin, error)
                 return
-            self._requests.answer(origin, self._draining.moved_count)
+            moved, fewer = self._draining.moved_count, self._draining.fewer_count
+            self._requests.answer(origin, _moved(parameters, moved, fewer))
             self._stop()
 
         self._draining.begin(then)
@@ -184,6 +185,12 @@ class Between:
         self._requests.read(
             origin, lambda engine: is_kept(engine, object_id, epoch), answer
         )
+
+
+def _moved(parameters: dict[str, Any], moved: int, fewer: int) -> Any:
+    """Return what a drain did, in the shape that was asked for."""
+    told = {"moved": moved, "fewer": fewer}
+    return told if parameters.get("is_told_fewer", False) else moved
 
 
 def _token(parameters: dict[str, Any]) -> bytes:

@@ -72,6 +72,11 @@ class Draining:
         self._loop.is_emptying = True
         self._begin_pass()
 
+    @property
+    def fewer_count(self) -> int:
+        """How many groups have a copy fewer than is wanted of them, as nobody took it."""
+        return 0 if self._moving.shared is None else len(self._moving.shared.fewer)
+
     def _begin_pass(self) -> None:
         self._queue, self._after, self._is_read = [], None, False
         self._queue = [one for one in self._copies() if one not in self._left]
@@ -226,10 +231,9 @@ class Draining:
         if not self.moved_count:
             return ""
         text = "; what was moved stays where it is now"
-        shared = self._moving.shared
-        if shared is not None and shared.fewer:
+        if self.fewer_count:
             text += (
-                f"; of that {len(shared.fewer)} have a copy fewer, which is made again "
+                f"; of that {self.fewer_count} have a copy fewer, which is made again "
                 "within minutes, here too"
             )
         return text

@@ -142,7 +142,8 @@ class Grouping:
     ) -> None:
         """Have the group of an object that is led here be this; `then(why not)`.
 
-        `wanted`: AS_BEFORE for what is wanted of it when its turn comes, witness too.
+        `wanted`: AS_BEFORE for what is wanted of it when its turn comes, witness too;
+        FEWER where nobody is to come for those that leave.
         """
 
         def shared(error: Any) -> None:
@@ -154,7 +155,7 @@ class Grouping:
                 return
             goal = wanted, wants_witness
             register = self._replicating.core.register_of(object_id)
-            if wanted == happened.AS_BEFORE and register is not None:
+            if wanted <= happened.AS_BEFORE and register is not None:
                 goal = register.config.wanted, register.config.wants_witness
             count = sum(goal) + len(leaving)
             self._candidates(object_id, count, goal[1], leaving, begin)
@@ -515,10 +516,11 @@ def _without_room(records: Sequence[PeerRecord], room_mb: int) -> str:
 def _asked_of(
     config: Config | None, goal: Config, parameters: dict[str, Any]
 ) -> tuple[int, bool]:
-    """Return which copies are asked for, AS_BEFORE where only who has them is."""
+    """Return which copies are asked for, as before where only who has them is."""
     counts = parameters.get("replicas"), parameters.get("witness")
     if config is not None and counts == (None, None):
-        return happened.AS_BEFORE, False
+        is_fewer = parameters.get("is_fewer", False)
+        return happened.FEWER if is_fewer else happened.AS_BEFORE, False
     return goal.wanted, goal.wants_witness
 
 

@@ -14,7 +14,6 @@ Source: design section 8; reliability.md 3.4 R8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from activestore.core import replication_events as happened
 from activestore.core.register import Register
@@ -63,8 +62,8 @@ class Rehousing:
             return
         if target == register.config.witness:
             then(InvalidRequestError(
-                "peer is the witness of its group and shall hold no copy: name another, or "
-                "replicate it with leaving= first", "peer",
+                f"{self._loop.cluster.name_of(target)} is the witness of its group and shall "
+                "hold no copy: name another, or replicate it with leaving= first", "peer",
             ))  # fmt: skip
             return
 
@@ -75,7 +74,7 @@ class Rehousing:
                 self._ask_to_lead(object_id, target, then)
 
         # No other peer instead: it is this one that was asked for.
-        self._regroup(object_id, register, [target], is_smaller=False, then=left)
+        self._regroup(object_id, [target], is_smaller=False, then=left)
 
     def _hand_over(self, object_id: ObjectId, target: PeerId, then: Then) -> None:
         def make(request: int) -> happened.LeadHandedOver:
@@ -92,18 +91,6 @@ class Rehousing:
         self._loop.relays.ask_about(
             object_id, "move", parameters, lambda _, error: then(error), False
         )
-
-    def _keep_goal(
-        self, object_id: ObjectId, register: Register, then: Callable[[], None]
-    ) -> None:
-        """Have a group grow again when there are peers: what was wanted is wanted."""
-        config = register.config
-        goal = {
-            "replicas": config.wanted, "witness": config.wants_witness,
-            "leaving": [self._me.hex()],
-        }  # fmt: skip
-        # It is noted, and refused for now.
-        self._ask(object_id, goal, lambda _: then())
 
     # -- drain -------------------------------------------------------------------------
 
@@ -130,17 +117,17 @@ class Rehousing:
             self._loop.note(
                 "warning", f"a copy fewer object={object_id.hex()} reason={why}"
             )
-            self._keep_goal(object_id, register, lambda: then(None))
+            then(None)
 
         def left(error: ActiveStoreError | None) -> None:
             if isinstance(error, ObjectNotFoundError):
                 then(error)  # It was deleted meanwhile.
-            elif isinstance(error, NoQuorumError) and len(register.config.members) > 1:
-                self._leave(object_id, register, is_smaller=True, then=shrunk)
+            elif isinstance(error, NoQuorumError) and self._has_others(object_id):
+                self._leave(object_id, is_smaller=True, then=shrunk)
             else:
                 then(error)
 
-        self._leave(object_id, register, is_smaller=False, then=left)
+        self._leave(object_id, is_smaller=False, then=left)
 
     def _give_up(self, object_id: ObjectId, register: Register, then: Then) -> None:
         """Have what is deleted do without the vote of this peer, if that can be.
@@ -165,31 +152,30 @@ class Rehousing:
             lambda *_: then(gone),
         )  # fmt: skip
 
-    def _leave(
-        self, object_id: ObjectId, register: Register, *, is_smaller: bool, then: Then
-    ) -> None:
-        if self._loop.location.is_here(object_id):
-            self._regroup(object_id, register, (), is_smaller=is_smaller, then=then)
-            return
-        parameters: dict[str, Any] = {"leaving": [self._me.hex()]}
-        if is_smaller:
-            parameters["replicas"] = _fewer(register, self._me)
-            parameters["witness"] = False
-        self._ask(object_id, parameters, then)
+    def _has_others(self, object_id: ObjectId) -> bool:
+        """Whether others hold the state of an object too, as far as is known here."""
+        register = self._register(object_id)
+        members = () if register is None else register.config.members
+        return any(one != self._me for one in members)
 
-    def _ask(self, object_id: ObjectId, parameters: dict[str, Any], then: Then) -> None:
-        """Ask whoever leads an object for another group."""
+    def _leave(self, object_id: ObjectId, *, is_smaller: bool, then: Then) -> None:
+        if self._loop.location.is_here(object_id):
+            self._regroup(object_id, (), is_smaller=is_smaller, then=then)
+            return
+        parameters = {
+            "object_id": object_id, "leaving": [self._me.hex()],
+            "is_fewer": is_smaller,
+        }  # fmt: skip
         self._loop.relays.ask_about(
-            object_id, "replicate", {"object_id": object_id, **parameters},
-            lambda _, error: then(error), False,
-        )  # fmt: skip
+            object_id, "replicate", parameters, lambda _, error: then(error), False
+        )
 
     def _regroup(
-        self, object_id: ObjectId, register: Register, first: Sequence[PeerId], *,
-        is_smaller: bool, then: Then,
+        self, object_id: ObjectId, first: Sequence[PeerId], *, is_smaller: bool,
+        then: Then,
     ) -> None:  # fmt: skip
         """Have the group of an object that is led here go on without this peer."""
-        wanted = _fewer(register, self._me) if is_smaller else happened.AS_BEFORE
+        wanted = happened.FEWER if is_smaller else happened.AS_BEFORE
 
         def done(why: str) -> None:
             error = NoQuorumError(_named(object_id), why) if why else None
@@ -197,11 +183,6 @@ class Rehousing:
             self._loop.storage.read(lambda _: None, lambda *_: then(error))
 
         self._grouping.set_group(object_id, wanted, False, first, (self._me,), done)
-
-
-def _fewer(register: Register, me: PeerId) -> int:
-    """Return how many copies there are without this peer's."""
-    return max(1, len([one for one in register.config.members if one != me]))
 
 
 def _named(object_id: ObjectId) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from activestore.cli import admin
 from activestore.client.client import Store
 
 pytestmark = pytest.mark.net
@@ -296,6 +297,20 @@ def test_interrupt_says_that_the_peer_goes_on_with_it(
     assert outcome.err.startswith(f"the {operation} goes on; `status` shows how far")
 
 
+def test_drain_says_how_many_groups_have_a_copy_fewer(
+    peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"moved": 3, "fewer": 2}
+    monkeypatch.setattr(Store, "request", lambda *_, **__: told)
+    monkeypatch.setattr(Store, "status", lambda _: {"peer_id": b"", "pid": 1})
+    monkeypatch.setattr(admin, "_wait_until_gone", lambda *_: None)
+
+    said, as_json = peer.run("drain").out, peer.run("drain", "--json").json
+
+    assert "3 objects moved off it first; 2 of them now have a copy fewer than" in said
+    assert (as_json["moved"], as_json["fewer"]) == (3, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["stop", "drain"])
 def test_peer_is_gone_when_stop_and_drain_return(
@@ -305,7 +320,7 @@ def test_peer_is_gone_when_stop_and_drain_return(
 
     outcome = peer.run(operation, "--json")
 
-    moved = {"moved": 0} if operation == "drain" else {}
+    moved = {"moved": 0, "fewer": 0} if operation == "drain" else {}
     about = {"stopped": peer.endpoint, "pid": peer.ready["pid"]}
     assert outcome.json == {**about, **moved}
     assert peer.process.wait(timeout=5) == 0

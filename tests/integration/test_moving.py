@@ -90,13 +90,16 @@ def test_drained_peer_leaves_everything_to_others(cluster, models_file, eventual
     peers, (here, there) = cluster(2)
     for store in (here, there):
         store.publish(models_file)
-    made = [here.create("models.Counter", n) for n in range(20)]
+    made = [here.create("models.Counter", n, replicas=1) for n in range(19)]
+    made.append(here.create("models.Counter", 19, replicas=2))
     ids = [id_of(counter) for counter in made]
 
-    assert here.request("drain") == 20
+    told = here.request("drain", is_told_fewer=True)
+    assert told == {"moved": 20, "fewer": 1}
     assert peers[0].wait() == 0
 
     assert [there.get(object_id).peek() for object_id in ids] == list(range(20))
+    assert there.group(ids[-1]).wanted == 2
 
 
 def test_peers_that_are_drained_at_once_do_not_fill_each_other(cluster, models_file):

@@ -205,6 +205,35 @@ def test_last_two_peers_of_a_group_can_be_drained_one_after_the_other() -> None:
         assert not sim.peers[LEADER].is_up
         assert counter.add(1) == 2
         assert copies.members() == {"peer-2"}
+        assert copies.config().wanted == 2
+
+
+@pytest.mark.parametrize("is_witnessed", [False, True], ids=["two", "witnessed"])
+def test_what_is_wanted_outlives_any_number_of_drains(*, is_witnessed: bool) -> None:
+    """A group that became one peer forgot how many copies an operator had asked for."""
+    with Simulation(6, peers=3, classes=[Counter]) as sim:
+        copies = Copies(sim, replicas=2, witness=is_witnessed)
+        counter = sim.client("peer-3", "peer-2").get("hits")
+        follower = sorted(copies.members() - {LEADER})[0]
+        (stays,) = {"peer-2", "peer-3"} - {follower}
+        assert counter.add(1) == 1
+
+        drain(sim, LEADER)
+        sim.run(10.0)
+        drain(sim, follower)
+        sim.run(10.0)
+
+        assert counter.add(1) == 2
+        assert copies.members() == {stays}
+        config = copies.config()
+        assert config is not None
+        assert (config.wanted, config.wants_witness) == (2, is_witnessed)
+        for name in (LEADER, follower):
+            sim.restart(name)
+        sim.run(330.0)
+        assert len(copies.members()) == 2
+        assert bool(copies.config().witness) is is_witnessed
+        assert counter.add(1) == 3
 
 
 def test_drained_witness_is_replaced() -> None:
