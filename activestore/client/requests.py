@@ -31,8 +31,10 @@ ATTEMPTS_MAX = 3
 # Items that a stream may be ahead of its reader; granted again in halves.
 STREAM_CREDIT = 16
 # A forwarded request may still be told `moved`, by peers that disagree for a moment or by an
-# answer to an earlier attempt. It did not run, so it is tried again: this often in all.
+# answer to an earlier attempt. It did not run, so it is tried again: this often in all, and
+# for so long: after the loss of a peer others take over what it led within that.
 MOVES_MAX = 10
+MOVED_S = 20.0
 # What the connected peer is asked once more, where another one that had the object says so.
 ASKED_AGAIN = frozenset({"object_not_found", "no_quorum"})
 # Requests about one peer, or its own copy: what it refuses is asked of no other one.
@@ -146,7 +148,8 @@ class Request:
             return False
         if code == MovedError.code:
             self.redirects += 1
-            return self.redirects <= MOVES_MAX
+            is_new = now_s - self.first_sent_s < MOVED_S
+            return is_new or self.redirects <= MOVES_MAX
         if code not in RETRYABLE:
             return False
         if getattr(self.message, "operation", "") in OF_ONE_PEER:

@@ -326,7 +326,10 @@ class Relays(Travelling):
             )
         else:
             is_asked = bool(trip.due_s and trip.redirects)
-            may_rest = is_asked and is_between and rested_s <= REST_S
+            # Who had it knows of nobody now: it goes on to another peer at this moment.
+            trip.is_going |= any(trip.asked.values()) and not trip.is_stream
+            may_rest = (is_asked and is_between) or trip.is_going
+            may_rest = may_rest and rested_s <= REST_S
         if not may_rest:
             self._end(trip, self.routing.why_lost(trip))
             return
@@ -499,7 +502,9 @@ class Relays(Travelling):
     def _come_home(self, trip: Trip) -> None:
         """The object has moved here in the meantime, or its holder believes so."""
         if not self._location.is_here(trip.object_id):
-            self._go_on(trip)  # Who said so knows no better; others may.
+            # Who said so knows no better; others may. It was here, then, until just now.
+            trip.is_going = not trip.is_stream
+            self._go_on(trip)
             return
         is_call = trip.call_id and type(trip.message) in {Call, Delete}
         if is_call and trip.is_sent and not trip.is_stream:

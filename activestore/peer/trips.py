@@ -68,7 +68,7 @@ class Trip(Question):
     """One request on its way to another peer."""
 
     __slots__ = (
-        "again", "asked", "attempt", "call_id", "due_s", "is_again", "is_here",
+        "again", "asked", "attempt", "call_id", "due_s", "is_again", "is_going", "is_here",
         "is_parked", "is_resting", "is_sent", "link", "named_s", "passed", "redirects",
         "sequence", "session", "session_id", "target", "then",
     )  # fmt: skip
@@ -99,6 +99,7 @@ class Trip(Question):
         self.is_resting = False  # asked again with the next look
         self.is_sent = False  # some peer may have it
         self.is_here = False  # asked of this peer, as others are
+        self.is_going = False  # who had its object does not, and nobody else said so
         # When it was sent, or its peer last told that it has it; of a client's also when
         # the client was told so because a large message got on.
         self.named_s = now_s

@@ -8,7 +8,7 @@ import pytest
 
 from activestore.client import links as links_module
 from activestore.client.links import REACH_S, UNREACHABLE_S
-from activestore.client.requests import MOVES_MAX, Request
+from activestore.client.requests import MOVED_S, MOVES_MAX, Request
 from activestore.client.session import (
     DEAD_S,
     REDIRECTS_MAX,
@@ -172,6 +172,17 @@ def test_forwarded_call_that_is_answered_moved_is_tried_again_later(world):
 
     assert B not in world.sent
     assert world.calls(A) == [(1, 0, True), (1, 1, True)]
+
+
+def test_forwarded_call_is_tried_again_for_as_long_as_a_take_over_may_take(world):
+    request = world.call(direct=False)
+    for _ in range(2 * MOVES_MAX):
+        world.moved(A, request, B)
+        world.pass_time(MOVED_S / (2 * MOVES_MAX + 1))
+
+    world.moved(A, request, B)
+
+    assert world.ended == []
 
 
 def test_forwarded_call_that_stays_moved_fails_with_that(world):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from activestore import ActiveObject, activemethod, remote
+from activestore.client import requests
 from activestore.errors import (
     NoQuorumError,
     ObjectNotFoundError,
@@ -298,3 +299,33 @@ def test_restored_disk_is_known_though_the_others_have_restarted_too() -> None:
         sim.restart("peer-2")
         sim.run(10.0)
         assert sim.client("peer-2").get(object_id).peek() == 2
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_call_of_an_object_that_moves_on_and_on_is_refused(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies: who led it knows of nobody for a moment. No client asks twice here."""
+    monkeypatch.setattr(requests, "ATTEMPTS_MAX", 1)
+    with Simulation(seed, peers=5, classes=[Counter]) as sim:
+        join(sim)
+        names = list(sim.peers)
+        object_id = id_of(sim.client("peer-1").create(COUNTER, replicas=2))
+        mover = sim.client(names[seed % 5])
+        values: list[int] = []
+
+        def call(peer: str) -> None:
+            counter = sim.client(peer).get(object_id)
+            while sim.now_s < 6.0:
+                sim.sleep(sim.rng.expovariate(50.0))
+                values.append(counter.add())
+
+        tasks = [sim.spawn(call, peer) for peer in names[:3]]
+        while sim.now_s < 6.0:
+            sim.run(0.15)
+            mover.move(mover.get(object_id), sim.rng.choice(names))
+
+        assert sim.run_until(
+            lambda: all(task.is_over for task in tasks), timeout_s=60.0
+        )
+        assert sorted(values) == list(range(1, len(values) + 1))
