@@ -236,7 +236,7 @@ def test_minority_that_restarts_with_a_clock_that_went_back_answers_no_old_read(
 
 def test_clock_that_is_set_back_while_a_copy_runs_does_not_make_it_younger() -> None:
     with Simulation(26, peers=3, classes=[Counter]) as sim:
-        sim.set_clock("peer-3", skew_s=3600.0)
+        sim.set_clock("peer-3", skew_s=180.0)
         object_id = make(sim, 3)
         assert at(sim, "peer-1", object_id).add(3) == 3
         sim.run(5.0)
@@ -245,14 +245,14 @@ def test_clock_that_is_set_back_while_a_copy_runs_does_not_make_it_younger() -> 
         counter = at(sim, "peer-3", object_id)
         cut_off(sim, ["peer-3"])
         begin_s = sim.now_s
-        sim.run(3700.0)
+        sim.run(200.0)
         sim.crash("peer-3")
         sim.restart("peer-3")
 
         _, info = counter.peek.options(staleness_s=1e6).with_info()
 
         assert info.age_s >= sim.now_s - begin_s - 1.0
-        refused_within_s(sim, counter.peek.options(staleness_s=300.0))
+        refused_within_s(sim, counter.peek.options(staleness_s=100.0))
 
 
 def test_minority_that_comes_back_has_lost_nothing_and_added_nothing() -> None:
