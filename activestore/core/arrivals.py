@@ -94,6 +94,8 @@ class Arrivals(Travels):
             self._emit(effects.Refuse(origin, error))
             return False
         call.is_stale = True
+        if event.is_young:
+            call.round = 0
         if call.object_id not in self.replicated and not event.is_here:
             box = self.boxes.box_of(call.object_id)
             box.is_followed = True

@@ -242,10 +242,14 @@ class HurryCommits(NamedTuple):
 
 
 class Saw(NamedTuple):
-    """Which state an answer shows; version 0: not known, it is told a second time."""
+    """Which state an answer shows; version 0: not known, it is told a second time.
+
+    `is_unasked`: nobody was asked whether it is the newest.
+    """
 
     object_id: ObjectId
     version: int
+    is_unasked: bool = False
 
 
 class Answer(NamedTuple):

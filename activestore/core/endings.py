@@ -325,5 +325,5 @@ def _shown(
         return effects.Refuse(call.origin, None, event.code, event.body)
     saw = None
     if call.wants_info or box.is_shared or call.is_stale:
-        saw = effects.Saw(box.object_id, version)
+        saw = effects.Saw(box.object_id, version, call.is_stale and not call.round)
     return effects.Answer(call.origin, event.body, event.buffers, saw)

@@ -26,7 +26,8 @@ class CallArrived(NamedTuple):
     the answers of others before this one have arrived. `chain`, `depth`, `began_ms`: of
     a nested call from another peer, see travels. `is_stale`: it may read
     an older state, and nothing but read; the object may be led elsewhere, unless it
-    `is_here`. `wants_info`: its Answer is to tell the version that it saw.
+    `is_here`; `is_young`: what is committed here is new enough for it, and nobody need be
+    asked. `wants_info`: its Answer is to tell the version that it saw.
     `fence`: of a nested call of an object with a register at another peer.
     """
 
@@ -50,6 +51,7 @@ class CallArrived(NamedTuple):
     wants_info: bool = False
     is_here: bool = False
     fence: Fence | None = None
+    is_young: bool = False
 
 
 class NestedLeft(NamedTuple):

@@ -97,6 +97,12 @@ class LedObjects:
         self._asking[object_id] = lead
         return lead.round + 1
 
+    def newest_s(self, object_id: ObjectId) -> float | None:
+        """Return when what is committed of a led object was the newest for sure."""
+        lead = self.leads[object_id]
+        is_alone = set(electorate(lead.config)) == {self._desk.me}
+        return self._desk.now_s if is_alone else lead.newest_s
+
     def flush_rounds(self) -> None:
         """Send the questions of all reads that came since the last time."""
         if self._asking:

@@ -235,9 +235,9 @@ class Replication:
         A leader vouches when a majority has answered it, at most `vouch_s` apart while
         there are reads or writes.
         """
-        if self.is_led(object_id):
-            return 0.0
         vouched_s = self._acceptor.vouched_s(object_id)
+        if self.is_led(object_id):
+            vouched_s = self._leaders.newest_s(object_id)
         return None if vouched_s is None else max(0.0, now_s - vouched_s)
 
     def is_shown(self, object_id: ObjectId) -> bool:

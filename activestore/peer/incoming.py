@@ -350,12 +350,13 @@ class Incoming(Making):
         still_open: Sequence[int] = ()
         chain: Sequence[tuple[bytes, int]] = ()
         depth = began_ms = 0
-        is_stale = wants_info = is_here = False
+        is_stale = wants_info = is_here = is_young = False
         fence = None
         if message.extra:
             fence = self._fence(origin, message)
             is_stale = extras.number(message.extra, STALENESS) > 0
             is_here = is_stale and self.location.is_here(ObjectId(message.object_id))
+            is_young = is_here and self.reading.is_young(message)
             wants_info = message.extra.get("info") is True
             age_s = extras.number(message.extra, "age_ms") / 1000
             credit = int(extras.number(message.extra, "stream"))
@@ -366,7 +367,7 @@ class Incoming(Making):
                 origin, ObjectId(message.object_id), _KINDS[message.operation],
                 message.method, message, message.attempt, message.first_unacked,
                 message.deadline_ms / 1000, age_s, credit, "", "", still_open, chain,
-                depth, began_ms, is_stale, wants_info, is_here, fence,
+                depth, began_ms, is_stale, wants_info, is_here, fence, is_young,
             )
         )  # fmt: skip
 

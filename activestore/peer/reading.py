@@ -56,6 +56,24 @@ class Reading:
             return False
         if tuple(register.point) < _pair(extra.get("seen")):
             return False
+        return self._is_within(object_id, bound_ms)
+
+    def is_young(self, message: Call) -> bool:
+        """Whether what is committed of an object led here will do for a call as it is.
+
+        Its leader may be cut off and not know it: it has what it was told last.
+        """
+        object_id, extra = ObjectId(message.object_id), message.extra or {}
+        register = self._core.register_of(object_id)
+        if register is None or not self._core.is_led(object_id):
+            return False
+        if not self._core.is_shown(object_id):
+            return False  # Something is under way, and may be in doubt.
+        if tuple(register.point) < _pair(extra.get("seen")):
+            return False
+        return self._is_within(object_id, extras.number(extra, STALENESS))
+
+    def _is_within(self, object_id: ObjectId, bound_ms: float) -> bool:
         age_s = self._core.age_s(object_id, self._clock())
         return age_s is not None and age_s * 1000 <= bound_ms
 
@@ -89,6 +107,8 @@ class Reading:
             if self._core.is_led(object_id):
                 # What is under way may never be committed under this number.
                 number = state.committed or 0
+                if saw.is_unasked:
+                    age_s = self._core.age_s(object_id, self._clock()) or 0.0
             else:
                 told_s = self._core.age_s(object_id, self._clock())
                 known_s = max(0.0, self._wall_clock() - register.changed_s)

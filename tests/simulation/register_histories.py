@@ -247,8 +247,7 @@ class History:
         row, core = node.disk.rows.get(object_id), node.core
         if core is not None and row is not None and row.state is not None:
             age_s = core.age_s(object_id, world.now_s)
-            is_led = core.is_led(object_id)
-            if age_s is not None and not is_led and core.is_shown(object_id):
+            if age_s is not None and core.is_shown(object_id):
                 lineage = row.register.config.lineage
                 since_s = world.now_s - age_s - VOUCHED_LATE_S
                 world.checks.on_stale(object_id, lineage, row.state, since_s)

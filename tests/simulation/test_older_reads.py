@@ -144,3 +144,23 @@ def test_object_without_copies_tells_of_itself_too(sim: Simulation) -> None:
     value, info = counter.peek.options(staleness_s=60).with_info()
 
     assert (value, info.peer, info.version, info.epoch) == (3, "peer-1", 2, 0)
+
+
+def test_leader_that_was_just_cut_off_reads_stale_at_once() -> None:
+    with Simulation(6, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        assert counter.add(3) == 3
+        counter.peek()
+        sim.partition(["peer-1", client.name], ["peer-2", "peer-3"])
+        sim.run(1.0)
+        begin_s = sim.now_s
+
+        value, info = counter.peek.options(staleness_s=5.0).with_info()
+
+        assert (value, info.peer) == (3, "peer-1")
+        assert 1.0 <= info.age_s <= 1.1, "as long ago as it was sure of it"
+        assert sim.now_s - begin_s < 0.1
+        with pytest.raises(NoQuorumError):
+            counter.peek.options(staleness_s=0.5, timeout_s=2.0)()
