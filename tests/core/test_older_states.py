@@ -32,7 +32,7 @@ def test_older_state_is_read_where_the_object_is_not_led(stage: Stage) -> None:
     out = stage.end(stage.run(1, "peek", is_stale=True, wants_info=True))
 
     (answer,) = only(out, effects.Answer)
-    assert answer.saw == (OBJECT, 1)
+    assert answer.saw == effects.Saw(OBJECT, 1)
     assert group.asked == []
     assert only(out, effects.Commit) == []
 
