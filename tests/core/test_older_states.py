@@ -116,9 +116,9 @@ def test_running_reader_ends_on_the_state_it_has_beside_the_next(stage: Stage) -
 
     assert is_beside
     assert only(replaced, effects.DropCopy) == []
-    assert new.saw == (OBJECT, 2)
+    assert new.saw == effects.Saw(OBJECT, 2)
     assert [type(one) for one in ended] == [effects.DropCopy, effects.Answer]
-    assert only(ended, effects.Answer)[0].saw == (OBJECT, 1)
+    assert only(ended, effects.Answer)[0].saw == effects.Saw(OBJECT, 1)
 
 
 def test_state_that_changes_faster_than_it_is_read_serves_who_waited(
@@ -194,7 +194,7 @@ def test_answer_tells_the_version_where_that_is_asked_for(
     if change is not None:
         out = stage.commit(out)
 
-    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, version)]
+    assert [one.saw for one in only(out, effects.Answer)] == [effects.Saw(OBJECT, version)]
 
 
 def test_answer_of_an_object_with_copies_tells_its_version_unasked(led: Stage) -> None:
