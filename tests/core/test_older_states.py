@@ -194,14 +194,16 @@ def test_answer_tells_the_version_where_that_is_asked_for(
     if change is not None:
         out = stage.commit(out)
 
-    assert [one.saw for one in only(out, effects.Answer)] == [effects.Saw(OBJECT, version)]
+    assert [one.saw for one in only(out, effects.Answer)] == [
+        effects.Saw(OBJECT, version)
+    ]
 
 
 def test_answer_of_an_object_with_copies_tells_its_version_unasked(led: Stage) -> None:
     """So that its client never reads an older state after what it wrote."""
     out = led.commit(led.end(led.run(1), change=delta()))
 
-    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, 2)]
+    assert [one.saw for one in only(out, effects.Answer)] == [effects.Saw(OBJECT, 2)]
 
 
 def test_answer_of_an_object_without_copies_tells_nothing_unasked(stage: Stage) -> None:
@@ -223,7 +225,7 @@ def test_recorded_answer_does_not_know_its_version(stage: Stage) -> None:
 
     out = stage.step(events.ReplyLookedUp(look_up.call_id, "", b"\x05"))
 
-    assert [one.saw for one in only(out, effects.Answer)] == [(OBJECT, 0)]
+    assert [one.saw for one in only(out, effects.Answer)] == [effects.Saw(OBJECT, 0)]
 
 
 def test_unproven_copy_has_its_readers_sent_to_the_leader(stage: Stage) -> None:
