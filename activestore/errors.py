@@ -378,7 +378,10 @@ class NoQuorumError(UnavailableError):
         if not self.needed:
             return super().__str__()
         counts = f"{self.reachable} of its voters answer, {self.needed} must"
-        advice = "start the others (`activestore-node show` names them)"
+        advice = (
+            "start the others (`activestore-node show` names them; `force` one copy where "
+            "they are lost for good)"
+        )
         if self.reachable >= self.needed:
             advice = "mend what keeps them from it"
         return (

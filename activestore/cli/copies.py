@@ -235,6 +235,9 @@ def export(target: Target, ref: str, file: str, *, as_json: bool) -> None:
     except FileExistsError:
         reason = "it is there already: name another file, or remove that one first"
         raise InvalidRequestError(reason, file) from None
+    except OSError as error:
+        reason = f"it cannot be written: {error.strerror}"
+        raise InvalidRequestError(reason, file) from None
     with out:
         try:
             with spinner("export", quiet=as_json), target.connected() as store:
@@ -394,6 +397,8 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
     if row.get("wants_witness") and not row.get("has_witness"):
         found += ", no witness"
     missing = ", ".join(row.get("missing", ()))
+    lost = row.get("lost", ())  # Another peer runs under their names.
+    back = ", ".join(one for one in row.get("missing", ()) if one not in lost)
     if row.get("reason"):
         found += f"; {row['reason'].removeprefix(f'{found}: ')}"
     elif missing:
@@ -401,7 +406,8 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
     left = row["copies"] + bool(row.get("has_witness"))
     if missing and len(row["missing"]) >= left:  # No majority: no copy can be made.
         force = f"`force {ref}`, which gives up what only they had"
-        return found, f"start {missing}, or, if they are gone for good, {force}"
+        away = f"start {back}, or, " if back else ""
+        return found, f"{away}if they are gone for good, {force}"
     if row.get("is_refused"):
         fewer = f"`replicate {ref} {max(1, row['copies'])}`"
         if row.get("wants_witness"):
@@ -410,6 +416,6 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
             "make room where there is none (delete objects, raise disk_budget_mb), start "
             f"a peer that can take a copy, or want no more: {fewer}"
         )
-        return found, f"start {missing}, or {mend}" if missing else mend
+        return found, f"start {back}, or {mend}" if back else mend
     now = f"`replicate {ref} {wanted}` makes other copies now"
-    return found, f"start {missing}, or {now}" if missing else now
+    return found, f"start {back}, or {now}" if back else now

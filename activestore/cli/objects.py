@@ -154,7 +154,7 @@ def _group_rows(group: Group | None) -> list[tuple[str, Any]]:
     state += ", QUARANTINED HERE" if group.is_quarantined else ""
     state += ", changing" if group.is_joint else ""
     rows: list[tuple[str, Any]] = [
-        ("copies", f"{group.copies} of {wanted}{state}"),
+        ("copies", f"{group.copies_living} of {wanted}{state}"),
         ("group", f"version {group.config_version}, epoch {group.epoch}, "
                   f"number {group.number}, lineage {group.lineage}"),
     ]  # fmt: skip

@@ -78,10 +78,18 @@ class Group(NamedTuple):
         """
         if self.is_quarantined:
             return False
-        living = [one for one in self.members if one.state == ALIVE and not one.reason]
-        copies = sum(one.role in KEEPERS for one in living)
-        is_witnessed = any(one.role == WITNESS for one in living)
-        return copies >= self.wanted and (is_witnessed or not self.wants_witness)
+        is_witnessed = any(one.role == WITNESS for one in self._living)
+        is_all = self.copies_living >= self.wanted
+        return is_all and (is_witnessed or not self.wants_witness)
+
+    @property
+    def copies_living(self) -> int:
+        """How many of the copies are at peers that answer and keep up."""
+        return sum(one.role in KEEPERS for one in self._living)
+
+    @property
+    def _living(self) -> list[Member]:
+        return [one for one in self.members if one.state == ALIVE and not one.reason]
 
 
 class Info(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from activestore.core.acceptor import Acceptor
 from activestore.core.groups import Plan
+from activestore.core.lead_members import Mode
 from activestore.core.leading import Lead
 from activestore.core.led_objects import LedObjects
 from activestore.core.register import Heard, electorate
@@ -102,6 +103,15 @@ class LeadEndings(LedObjects, ABC):
 
     def _hand_over(self, lead: Lead) -> None:
         hand = self._hands[lead.object_id]
+        target = lead.members.get(hand.target)
+        if target is not None and target.mode is Mode.FULL:
+            # It lacks something, and says why: waiting does not help.
+            del self._hands[lead.object_id]
+            told = self._desk.refusals.of(lead.object_id, [hand.target], {hand.target})
+            why = "; ".join(text for _, text in told) or "it has no room"
+            error = f"the target takes no changes now: {why}"
+            self._desk.emit(GroupDone(hand.request, lead.object_id, error))
+            return
         is_open = lead.object_id in self._plans or lead.config.before
         if is_open or not lead.is_quiet or lead.reached(hand.target) < lead.acked:
             return

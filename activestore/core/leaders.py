@@ -215,6 +215,8 @@ class Leaders(LeadEndings):
             return
         lead.on_nack(peer_id, message)
         self._note_lagging(lead)
+        if message.object_id in self._hands:
+            self._hand_over(lead)
 
     def on_told(self, peer_id: PeerId, message: Told) -> None:
         """Take that a peer dropped its copy, or keeps it as history."""
@@ -467,7 +469,7 @@ class Leaders(LeadEndings):
             is_short or groups.lacks_witness(plan, config)
         ):
             copies = len(groups.stays(plan, config))
-            why = "; ".join(plan.refused) or "no other peer was named"
+            why = "; ".join(plan.refused) or "there is no other peer that may take one"
             error = f"{copies} of {plan.wanted} copies"
             if plan.wants_witness:
                 error += " and a witness" if config.witness else ", no witness"

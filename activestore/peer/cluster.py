@@ -327,6 +327,14 @@ class Cluster:
         record = self.membership.record_of(peer_id)
         return record.name if record is not None and record.name else peer_id.hex()
 
+    def namesake_of(self, peer_id: PeerId) -> PeerId | None:
+        """Return another peer of the same name that answers, None where none does."""
+        name = self.name_of(peer_id)
+        for other, member in self.membership.members.items():
+            if member.record.name == name and member.is_live and other != peer_id:
+                return PeerId(other)
+        return None
+
     def title_of(self, peer_id: bytes) -> str:
         """Return how a peer is called where an operator has to find it."""
         record = self.membership.record_of(peer_id)

@@ -254,7 +254,8 @@ class Grouping:
         goal = self._goal_of(config, parameters)
         asked = _asked_of(config, goal, parameters)
         peers = [self._peer(name) for name in _names(parameters, "peers")]
-        leaving = [self._peer(name) for name in _names(parameters, "leaving")]
+        names = _names(parameters, "leaving")
+        leaving = [self._leaving_peer(name, goal.voters) for name in names]
         if config is not None and not leaving:
             # Who does not answer is not waited for: that is what is asked for.
             leaving = self.repairing.gone(config.voters)
@@ -267,7 +268,7 @@ class Grouping:
                 error = NoQuorumError(f"object {object_id.hex()}", why)
                 self._requests.refuse(origin, error)
             elif not self._requests.is_elsewhere(
-                origin, "replicate", object_id, parameters
+                origin, "replicate", object_id, {**parameters, "leaving": []}
             ):  # Else this peer was to leave: who leads now finds it done.
                 self._tell_group(origin, object_id)
 
@@ -322,6 +323,25 @@ class Grouping:
                 self.set_group(object_id, wanted, wants_witness, (), leaving, then)
 
         self.set_group(object_id, wanted, wants_witness, peers, leaving, named)
+
+    def _leaving_peer(self, name: str, voters: Sequence[PeerId]) -> PeerId:
+        """Return the member of a name; one whose disk was lost may share it.
+
+        An id may be of a peer that has left meanwhile: peers ask again by it.
+
+        Raises:
+            InvalidRequestError: a peer has that name, and no vote.
+        """
+        cluster = self._loop.cluster
+        for one in sorted(voters, key=cluster.is_reachable):
+            if name in (cluster.name_of(one), one.hex()):
+                return one
+        found = self._peer(name)
+        if name == found.hex():
+            return found
+        shown = ", ".join(map(cluster.name_of, voters))
+        reason = f"{name} is not in its group, and cannot leave it; there are {shown}"
+        raise InvalidRequestError(reason, "leaving")
 
     def _peer(self, name: str) -> PeerId:
         membership = self._loop.cluster.membership
@@ -454,7 +474,7 @@ class Grouping:
         register = self._replicating.core.register_of(object_id)
         if register is None:
             raise InvalidRequestError(
-                "no copy of a replica group is here; ask a peer that `group` lists",
+                "no copy of a replica group is here; ask a peer that `show` lists",
                 f"object {object_id.hex()}",
             )
 

@@ -229,7 +229,9 @@ class Links:
         elif cluster != settings.cluster:
             why = f"it belongs to the cluster {cluster!r}, this peer to {settings.cluster!r}"
         if why:
-            self._complain(link.endpoint, why)
+            # Who had this address before may have left it in the lists of others.
+            if why != THIS_PEER or link.is_to_join:
+                self._complain(link.endpoint, why)
             self.close(link)
             return
         self._hear_known(message.extra)

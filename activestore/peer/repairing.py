@@ -20,7 +20,7 @@ from typing import Any
 
 from activestore.core.peers import PeerState
 from activestore.core.refusals import UNREACHABLE
-from activestore.core.register import Register
+from activestore.core.register import Register, has_quorum
 from activestore.core.replication_events import AS_BEFORE
 from activestore.ids import ObjectId, PeerId
 from activestore.peer.loop import PeerLoop
@@ -73,6 +73,7 @@ class Repairing:
         self._tries: dict[ObjectId, int] = {}
         self._live: frozenset[bytes] = frozenset()
         self.repaired_count = 0
+        self._namesakes: dict[PeerId, PeerId | None] = {}  # of one telling
         self._rollcall = Rollcall(loop)
 
     def look(self, now_s: float) -> None:
@@ -191,6 +192,7 @@ class Repairing:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is wrong with groups that this peer is in, alias left out."""
+        self._namesakes.clear()
         self._note_few()
         found = []
         for object_id in islice(self._core.quarantined, ROWS_MAX):
@@ -255,13 +257,30 @@ class Repairing:
             if one != me and cluster.state_of(one) is not PeerState.ALIVE
         ]
 
+    def _namesake(self, peer_id: PeerId) -> PeerId | None:
+        """Return who answers under the name of a peer that does not; looked up once."""
+        if peer_id not in self._namesakes:
+            self._namesakes[peer_id] = self._loop.cluster.namesake_of(peer_id)
+        return self._namesakes[peer_id]
+
+    def _shown(self, peer_id: PeerId) -> str:
+        """Return a peer's name, with what tells it from another one of that name."""
+        name, other = self._loop.cluster.name_of(peer_id), self._namesake(peer_id)
+        if other is None:
+            return name
+        return (
+            f"{name} with the id {peer_id.hex()} (a {name} that runs has the id "
+            f"{other.hex()}: the data directory of the first was lost or changed)"
+        )
+
     def _row(
         self, object_id: ObjectId, register: Register, problem: str,
         missing: Sequence[PeerId],
     ) -> dict[str, Any]:  # fmt: skip
         config = register.config
         name_of = self._loop.cluster.name_of
-        names = [name_of(one) for one in missing]
+        names = [self._shown(one) for one in missing]
+        lost = [one for one in missing if self._namesake(one)]
         refusing = {} if register.is_quarantined else self._refusing(object_id)
         refused = [f"{name_of(one)}: {why}" for one, why in refusing.items()]
         failed = self._why.get(object_id, "")
@@ -274,8 +293,9 @@ class Repairing:
             "wants_witness": config.wants_witness,
             "has_witness": bool(config.witness) and config.witness not in without,
             "missing": names,
+            "lost": [self._shown(one) for one in lost],
             "reason": "; ".join(
-                [*refused, *self._reasons(object_id, register, names, failed)]
+                [*refused, *self._reasons(object_id, register, missing, failed)]
             ),
             "is_refused": bool(refused or failed),
         }
@@ -284,7 +304,7 @@ class Repairing:
         self,
         object_id: ObjectId,
         register: Register,
-        missing: Sequence[str],
+        missing: Sequence[PeerId],
         failed: str,
     ) -> list[str]:
         if register.is_quarantined:
@@ -293,17 +313,22 @@ class Repairing:
                 "is wanted of it"
             ]
         number = self._core.missing_number(object_id)
+        names = ", ".join(map(self._shown, missing))
         if missing and number is not None:
             return [
                 f"the newest state, number {number}, is lost or away with "
-                f"{', '.join(missing)}, which does not answer: wait for it, or `force` "
+                f"{names}, which does not answer: wait for it, or `force` "
                 "this copy, which gives that state up"
             ]
         if missing:
             after_s = self._loop.settings.repair_after_s
+            text = f"{names} does not answer; "
+            there = set(register.config.voters).difference(missing)
+            if not has_quorum(register.config, there):
+                return [text + "there is no majority, so that nobody can replace it"]
             return [
-                f"{', '.join(missing)} does not answer; it is replaced {after_s:g} s "
-                "after it went, or at once by `replicate`, where there is a peer for it"
+                text + f"it is replaced {after_s:g} s after it went, or at once by "
+                "`replicate`, where there is a peer for it"
             ]
         if failed or not _lacks(register):
             return [failed] if failed else []

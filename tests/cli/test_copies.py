@@ -164,7 +164,7 @@ def test_show_tells_who_has_copies_and_how_far_each_is(run: Any) -> None:
     rows = dict(row.split("\t") for row in run("show", REF).out.splitlines())
     document = run("show", REF, "--json").json
 
-    assert rows["copies"] == "3 of 3, NOT WHOLE"
+    assert rows["copies"] == "2 of 3, NOT WHOLE"
     assert rows["group"] == "version 5, epoch 4, number 9, lineage 0"
     assert rows["at edge-1"] == "primary, alive, number 9"
     assert rows["at edge-2"] == "replica, alive, number 7, 2 behind"
@@ -184,7 +184,7 @@ def test_show_names_a_copy_that_keeps_no_change(fake: FakePeer, run: Any) -> Non
 
     rows = dict(row.split("\t") for row in run("show", REF).out.splitlines())
 
-    assert rows["copies"] == "2 of 2, NOT WHOLE"
+    assert rows["copies"] == "1 of 2, NOT WHOLE"
     assert rows["at edge-2"] == "replica, alive, number 7, 2 behind: its disk is full"
 
 
@@ -477,6 +477,24 @@ def test_object_without_a_majority_is_not_advised_to_make_copies() -> None:
     assert "start peer-2" in advice
     assert "`force two`" in advice
     assert "replicate" not in advice
+
+
+def test_export_to_where_nothing_can_be_written_says_so(run: Any) -> None:
+    outcome = run("export", REF, "/nonexistent/x")
+
+    assert outcome.code == 1
+    assert "/nonexistent/x: it cannot be written: No such file or dir" in outcome.err
+
+
+def test_peer_whose_disk_was_lost_is_not_to_be_started() -> None:
+    row = {
+        "object_id": b"\x01" * 16, "alias": "big", "problem": "under", "wanted": 3,
+        "copies": 2, "missing": ["n-1 with the id aa"], "lost": ["n-1 with the id aa"],
+    }  # fmt: skip
+
+    assert copies_module.problem_texts(row)[1] == (
+        "`replicate big 3` makes other copies now"
+    )
 
 
 def test_copy_that_is_refused_is_not_advised_to_be_made_by_what_was_refused() -> None:

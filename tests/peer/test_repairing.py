@@ -44,6 +44,11 @@ class Neighbours:
         """Return whether it is alive."""
         return self.state_of(peer_id) is PeerState.ALIVE
 
+    def namesake_of(self, peer_id: PeerId) -> PeerId | None:
+        """Return nobody: all have names of their own."""
+        assert peer_id
+        return None
+
     def name_of(self, peer_id: PeerId) -> str:
         """Return a name."""
         return peer_id.decode()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from activestore.errors import NoQuorumError, StorageFullError
+from activestore.errors import NoQuorumError, StorageFullError, UnavailableError
 from activestore.testing import Simulation
 from activestore.testing.clients import SimClient
 from tests.simulation.clusters import join
@@ -146,3 +146,23 @@ def test_change_in_doubt_is_given_up_where_the_other_one_is_forced() -> None:
 
         assert theirs.size() == FITS
         assert theirs.fill(SMALL) == FITS
+
+
+def test_move_to_a_member_without_room_is_refused_at_once() -> None:
+    with Simulation(4, peers=3, classes=[Shelf]) as sim:
+        for name in sim.peers:
+            give_budget(sim, name, SMALL_BUDGET if name == "peer-2" else LARGE_BUDGET)
+        join(sim)
+        client = sim.client(LEADER)
+        shelf = client.create(SHELF, FITS, replicas=3, witness=False)
+        sim.run(2.0)
+        shelf.fill(TOO_LARGE)
+        sim.run(2.0)
+
+        began_s = sim.now_s
+        with pytest.raises(UnavailableError, match="disk is full"):
+            client.move(shelf, "peer-2")
+
+        assert sim.now_s - began_s < 2.0
+        client.move(shelf, "peer-3")
+        assert shelf.size() == TOO_LARGE

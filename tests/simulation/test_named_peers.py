@@ -139,3 +139,47 @@ def test_peers_without_room_are_named_where_no_copy_can_be_made(
     assert "too little room for 5 MB at peer-" in str(refused.value)
     assert "(3 MB free)" in str(refused.value)
     assert "and 1 more" in str(refused.value)
+
+
+def test_name_means_the_member_whose_disk_was_lost(sim: Simulation) -> None:
+    """Another peer of that name runs by then, and has no vote."""
+    client, counter, before = made(sim, replicas=3)
+    lost = sorted(before - {"peer-1"})[0]
+    old_id = sim.peers[lost].disk.peer_id
+    sim.crash(lost, disk=False)
+    sim.restart(lost)
+    sim.run(30.0)
+    (row,) = client.request("replication")["objects"]
+
+    group = client.replicate(counter, 3, leaving=[lost])
+
+    new_id = sim.peers[lost].disk.peer_id
+    assert old_id.hex() in row["reason"]
+    assert new_id.hex() in row["reason"]
+    assert len(row["lost"]) == 1
+    assert old_id not in {one.peer_id for one in group.members}
+    assert (group.is_whole, group.copies, counter.add()) == (True, 3, 2)
+
+
+def test_who_is_not_in_the_group_cannot_leave_it(sim: Simulation) -> None:
+    client, counter, before = made(sim, replicas=3)
+    stranger = sorted(set(sim.peers) - before)[0]
+
+    with pytest.raises(InvalidRequestError, match=f"{stranger} is not in its group"):
+        client.replicate(counter, 3, leaving=[stranger])
+    leader_left = client.replicate(counter, 3, leaving=["peer-1"])
+
+    assert "peer-1" not in keepers(leader_left)
+
+
+def test_two_copies_without_a_majority_are_not_said_to_be_replaced(
+    sim: Simulation,
+) -> None:
+    client, _, before = made(sim, replicas=2, witness=False)
+    (other,) = before - {"peer-1"}
+    sim.crash(other)
+    sim.run(30.0)
+
+    (row,) = client.request("replication")["objects"]
+
+    assert row["reason"].startswith(f"{other} does not answer; there is no majority")
