@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,6 +65,20 @@ def test_where_no_peer_is_the_address_and_the_remedy_are_named(
         f"error: {NOBODY}: no peer answered within 0.1 s; start one with "
         f"`activestore-node start --listen {NOBODY}`\n"
     )
+
+
+@pytest.mark.net
+def test_no_peer_is_to_be_started_where_something_listens_and_says_nothing(
+    cli: Callable[..., Any],
+) -> None:
+    """So it is of a peer that was stopped by a signal."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        outcome = cli("status", "--connect-timeout", "0.1", endpoint=endpoint)
+
+    assert outcome.code == 3
+    assert "within 0.1 s; something listens there: it hangs" in outcome.err
+    assert "start one" not in outcome.err
 
 
 @pytest.mark.net
