@@ -379,8 +379,7 @@ class NoQuorumError(UnavailableError):
             return super().__str__()
         counts = f"{self.reachable} of its voters answer, {self.needed} must"
         advice = (
-            "start the others (`activestore-node show` names them; `force` one copy where "
-            "they are lost for good)"
+            "start the others (see `activestore-node show`), `force` if they are lost"
         )
         if self.reachable >= self.needed:
             advice = "mend what keeps them from it"

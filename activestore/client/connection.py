@@ -244,7 +244,11 @@ class Connection(Waiting):
         while session.peer is None:
             left_s = deadline_s - _now()
             if left_s <= 0:
-                raise session.why_unreached() or session.links.why_nobody(wait_s)
+                # Nobody else needs it, and it loads `socket`.
+                from activestore.client.listening import is_listened_to
+
+                nobody = session.links.why_nobody(wait_s, is_listened_to)
+                raise session.why_unreached() or nobody
             self._turn(min(left_s, 0.1))
             if session.refusal is not None:
                 raise session.refusal

@@ -13,7 +13,7 @@ Source: reliability.md section 2.2; design sections 5 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from activestore.errors import UnavailableError
@@ -31,8 +31,6 @@ DIRECT_LINKS_MAX = 64
 # Objects whose place is remembered; the one that was called longest ago makes room.
 PLACES_MAX = 256
 UNREACHABLE_MAX = 256
-# Within this machine a connection is accepted at once, or refused. In seconds.
-LISTENS_S = 0.2
 # What a call carries that any copy may answer, as old as its caller allows.
 STALENESS = "staleness_ms"
 # A connected peer that sent such a call on is asked again after this: its copy was behind
@@ -245,12 +243,14 @@ class Links:
 
     # -- peers that hold objects -------------------------------------------------------
 
-    def why_nobody(self, wait_s: float) -> UnavailableError:
+    def why_nobody(
+        self, wait_s: float, is_listened_to: Callable[[str], bool]
+    ) -> UnavailableError:
         """Return the error that says that no peer answered, and what to do."""
         what = f"no peer answered within {wait_s:g} s"
         if len(self.given) == 1 and is_local(self.given[0]):
             advice = f"start one with `activestore-node start --listen {self.given[0]}`"
-            if _is_listened_to(self.given[0]):
+            if is_listened_to(self.given[0]):
                 advice = (
                     "something listens there: it hangs, was stopped by a signal, or is no "
                     "peer; continue or end that process"
@@ -350,18 +350,3 @@ class Links:
             self.end(min(idle, key=lambda one: one.heard_s))
         place.link = self.open(place.endpoint, now_s, expected_id=place.peer_id)
         return place.link
-
-
-def _is_listened_to(endpoint: str) -> bool:
-    """Whether a process of this machine has an address open; it may say nothing."""
-    import socket
-
-    scheme, _, address = endpoint.partition("://")
-    host, _, port = address.rpartition(":")
-    if scheme != "tcp" or not port.isdecimal():
-        return False
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), LISTENS_S).close()
-    except (OSError, OverflowError):
-        return False
-    return True
