@@ -378,9 +378,7 @@ class NoQuorumError(UnavailableError):
         if not self.needed:
             return super().__str__()
         counts = f"{self.reachable} of its voters answer, {self.needed} must"
-        advice = (
-            "start the others (see `activestore-node show`), `force` if they are lost"
-        )
+        advice = "start the others (see `activestore-node show`), or `force` if lost"
         if self.reachable >= self.needed:
             advice = "mend what keeps them from it"
         return (
