@@ -74,6 +74,8 @@ class Naming:
         # Requests that wait for their names: what to do then.
         self._pending: dict[Origin, Callable[[], None]] = {}
         self.open: dict[Origin, _Open] = {}
+        # Of whom it is read what became of them, and what then begins, asked again.
+        self._settling: dict[Origin, Callable[[], None] | None] = {}
         self._times: dict[ObjectId, float] = {}
         self._has_rows = False
         self._deadline_s = _NEVER
@@ -151,6 +153,10 @@ class Naming:
         """Have a request begin once all aliases that it gives are its own."""
         if not wants or self.is_alone:
             begin()
+            return
+        if origin in self._settling:
+            # Asked again: what its names are is known when the first time has ended.
+            self._settling[origin] = lambda: self.claim(origin, wants, begin)
             return
         if origin in self._pending:
             self._pending[origin] = begin  # Of retries the last one counts.
@@ -265,6 +271,7 @@ class Naming:
         found = self._forget(origin)
         if found is None:
             return
+        self._settling[origin] = None
 
         def read(engine: Engine) -> bool:
             return any(engine.resolve(a) == who for a, who in found.names.items())
@@ -277,6 +284,9 @@ class Naming:
             elif not is_kept:
                 for alias, object_id in found.names.items():
                     self._step(names.NameFreed(alias, object_id))
+            again = self._settling.pop(origin, None)
+            if again is not None:
+                again()
 
         # In the writer thread: behind every commit that was ordered before.
         self._table.storage.write(read, then)

@@ -13,7 +13,7 @@ import pytest
 from activestore.core import effects
 from activestore.core.calls import Client
 from activestore.errors import ActiveStoreError
-from activestore.ids import SessionId
+from activestore.ids import ObjectId, SessionId
 from activestore.testing import DiskSpeed, Latency, Simulation
 from activestore.wire.state import NamedState
 from tests.simulation.clusters import COUNTER, join
@@ -96,3 +96,21 @@ def test_a_persist_under_another_number_is_refused_and_the_object_lives() -> Non
         assert core.register_of(id_of(x)) == before
         assert x.add() == 1
         check_nothing_left(sim)
+
+
+def test_a_request_that_gives_a_name_is_asked_again_as_it_ends() -> None:
+    """While it is read what became of the first time the name is neither free nor held."""
+    with Simulation(3, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        naming = sim.peers["peer-1"].loop.naming
+        origin = Client(SessionId(bytes(16)), 1)
+        wants = {"hits": ObjectId(bytes(16))}
+        begun: list[str] = []
+        naming.claim(origin, wants, lambda: begun.append("first"))
+        sim.run(1.0)
+
+        naming.ended(origin, is_done=False)
+        naming.claim(origin, wants, lambda: begun.append("again"))
+        sim.run(1.0)
+
+        assert begun == ["first", "again"]
