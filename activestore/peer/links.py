@@ -229,10 +229,7 @@ class Links:
         elif cluster != settings.cluster:
             why = f"it belongs to the cluster {cluster!r}, this peer to {settings.cluster!r}"
         if why:
-            # Who had this address before may have left it in the lists of others.
-            if why != THIS_PEER or link.is_to_join:
-                self._complain(link.endpoint, why)
-            self.close(link)
+            self._turned_away(link, why)
             return
         self._hear_known(message.extra)
         if link.peer_id != message.peer_id:
@@ -266,7 +263,12 @@ class Links:
         why = message.reason
         if message.code == "version":
             why = f"{why}; install a newer activestore on the older of the two"
-        self._complain(link.endpoint, why)
+        self._turned_away(link, why)
+
+    def _turned_away(self, link: Link, why: str) -> None:
+        # Others may have told of who had this address before, as of a lost disk.
+        if why != THIS_PEER or link.is_to_join:
+            self._complain(link.endpoint, why)
         self.close(link)
 
     def _complain(self, endpoint: str, why: str) -> None:

@@ -136,6 +136,7 @@ class Repairing:
         is_wrong = _lacks(register) or _exceeds(register)
         is_wrong &= not register.is_deleted
         if not (is_wrong or gone):
+            self._forget_failures(object_id)  # An operator may have mended it.
             return
         after_s = self._loop.settings.repair_after_s
         leaving = [
@@ -167,8 +168,7 @@ class Repairing:
                 self._failed_s[object_id] = self._loop.clock()
                 self._why[object_id] = why
                 return
-            for table in (self._failed_s, self._why, self._tries):
-                table.pop(object_id, None)
+            self._forget_failures(object_id)
             if is_deleted:
                 return  # That it is gone was told when it was deleted.
             self.repaired_count += 1
@@ -178,6 +178,12 @@ class Repairing:
             )
 
         self._set_group(object_id, AS_BEFORE, False, (), leaving, then)
+
+    def _forget_failures(self, object_id: ObjectId) -> None:
+        if object_id in self._failed_s:
+            del self._failed_s[object_id]
+            self._why.pop(object_id, None)
+            self._tries.pop(object_id, None)
 
     # -- what is told ------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 
 from activestore.client.groups import Group
 from activestore.errors import InvalidRequestError, NoQuorumError
+from activestore.remote import id_of
 from activestore.testing import Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter
@@ -183,3 +184,23 @@ def test_two_copies_without_a_majority_are_not_said_to_be_replaced(
     (row,) = client.request("replication")["objects"]
 
     assert row["reason"].startswith(f"{other} does not answer; there is no majority")
+
+
+def test_why_a_repair_failed_is_forgotten_when_an_operator_has_mended_it() -> None:
+    """`doctor` advised to make room for a copy that only a dead peer had lost."""
+    with Simulation(72, peers=2, classes=[Counter]) as sim:
+        join(sim)
+        client, counter, _ = made(sim, replicas=2, witness=False)
+        shared: Any = sim.peers["peer-1"].loop.moving.shared
+        repairing = shared._grouping.repairing
+        object_id = id_of(counter)
+        repairing._failed_s[object_id] = 0.0
+        repairing._why[object_id] = "there is no other peer that may take one"
+
+        sim.run(10.0)
+        sim.crash("peer-2")
+        sim.run(30.0)
+
+        (row,) = client.request("replication")["objects"]
+        assert not row["is_refused"]
+        assert "no other peer" not in row["reason"]
