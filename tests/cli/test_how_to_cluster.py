@@ -102,7 +102,7 @@ def test_commands_of_the_page_on_replicas_run(shell: Any) -> None:
     assert [row[0] for row in rows if row[0] in {"6", "7"}] == ["6", "7"]
     # `show` before and after the primary died.
     copies = [row[1] for row in rows if row[0] == "copies"]
-    assert copies == ["3 of 3", "3 of 3, NOT WHOLE"]
+    assert copies == ["3 of 3", "2 of 3, NOT WHOLE"]
     roles = [row[1].partition(",")[0] for row in rows if row[0] == "at edge-1"]
     assert roles == ["primary", "replica"]
     # `doctor` says so, and `replicate` leaves two.
