@@ -445,7 +445,8 @@ class Relays(Travelling):
             trip.named_s = now_s
             if trip.due_s:  # It is at it: a move waits for what runs.
                 trip.due_s = max(trip.due_s, now_s + ASK_S)
-            if unled.peer_id == trip.target and self._may_pass_by(trip):
+            is_by_target = unled.epoch and unled.peer_id == trip.target
+            if is_by_target and self._may_pass_by(trip):
                 trip.message = with_unled(trip.message, unled)
                 self.routing.note_unled(trip.object_id, unled)
                 self._pass_by(trip)

@@ -450,3 +450,19 @@ def test_sign_of_life_for_a_call_that_came_home_ends_there() -> None:
 
         loop.beat(here, [1])
         loop.tell(here, messages.Reply(1))
+
+
+def test_sign_of_life_of_a_request_that_nobody_has_now_passes_nobody_by() -> None:
+    """It waits here for a leader; who had it before says that it is under way."""
+    with Simulation(2, peers=3, classes=[Counter]) as sim:
+        join(sim)
+        counter = sim.client("peer-1").create(COUNTER, replicas=3)
+        object_id = remote.id_of(counter)
+        assert object_id is not None
+        sim.run(2.0)
+        loop = sim.peers["peer-2"].loop
+        trip = loop.relays._own_trip(call(object_id, 1), object_id)
+
+        loop.tell(loop.session_here(trip.session_id), messages.Beat([trip.sequence]))
+
+        assert (trip.passed, trip.is_again) == (set(), False)
