@@ -66,8 +66,8 @@ class FakePeer:
         self.is_frozen = False
         self.incarnation = 0
         self.port = 0
-        self.seen: list[Message] = []
-        self.arrived = threading.Condition()
+        self.arrived = threading.Condition()  # Its lock guards what came.
+        self._seen: list[Message] = []
         self._context = zmq.Context()
         self._start()
 
@@ -75,6 +75,12 @@ class FakePeer:
     def endpoint(self) -> str:
         """The address to connect to; the same after a restart."""
         return f"tcp://127.0.0.1:{self.port}"
+
+    @property
+    def seen(self) -> list[Message]:
+        """What came until now; whoever has an answer finds here what it answers."""
+        with self.arrived:
+            return list(self._seen)
 
     def _start(self) -> None:
         self.incarnation += 1
@@ -166,11 +172,10 @@ class FakePeer:
                 time.sleep(POLL_MS / 1000)
             elif self._socket.poll(POLL_MS):
                 route, *frames = self._socket.recv_multipart()
-                came = codec.decode_frames(frames)
-                for message in came:
-                    self._take(route, message)
                 with self.arrived:
-                    self.seen += came
+                    for message in codec.decode_frames(frames):
+                        self._take(route, message)
+                        self._seen.append(message)
                     self.arrived.notify_all()
 
     def _send(self, route: bytes, frames: list[Any]) -> None:
