@@ -16,6 +16,7 @@ Source: reliability.md 3.4 R1, R2, R9, R10; decision 11.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from activestore.core.effects import Note
@@ -88,10 +89,8 @@ class Hooks(Protocol):
     def on_quarantined(self, object_id: ObjectId) -> None:
         """A newer lineage was heard of: the copy here is history."""
 
-    def on_own_stored(
-        self, object_id: ObjectId, register: Register, problem: str
-    ) -> None:
-        """What this peer's leader or candidate ordered is on disk, or is not."""
+    def on_state_lost(self, object_id: ObjectId) -> None:
+        """The state on this disk is damaged, and that has been written down or tried."""
 
     def on_asked(self, object_id: ObjectId, sender: PeerId) -> None:
         """Another peer wants to know who leads the object."""
@@ -124,23 +123,21 @@ class Acceptor(Standing):
         order = self._orders.pop(event.token, None)
         if order is None:
             return
-        object_id, register, sender, message, heard = order
+        object_id, register, asked, heard, then = order
         before = self.registers.get(object_id)
         if not event.problem:
             self._settle(object_id, register)
             self._vouches.wrote(object_id, heard)
             self._learn(object_id, heard)
-        if message is None:
+        if asked is None:
             self._desk.refusals.stored(self._me, object_id, event)
-            self._hooks.on_own_stored(object_id, register, event.problem)
-            if register.is_lost and not event.problem:
-                self._tell_lost(object_id, register)
+            then(event.problem)
         elif event.problem:
-            self._refuse_stored(order, event)
-        elif isinstance(message, Prepare):
-            self._promise(sender, message, register)
+            self._refuse_stored(*asked, order, event)
+        elif isinstance(asked[1], Prepare):
+            self._promise(asked[0], asked[1], register)
         else:
-            self._accepted(sender, message, before)
+            self._accepted(asked[0], asked[1], before)
         self._finish(object_id)
 
     def _finish(self, object_id: ObjectId) -> None:
@@ -152,25 +149,16 @@ class Acceptor(Standing):
         for sender, message in busy.deferred:
             self.on_message(sender, message)
 
-    def _refuse_stored(self, order: Order, event: Stored) -> None:
+    def _refuse_stored(
+        self, sender: PeerId, message: Prepare | Accept, order: Order, event: Stored
+    ) -> None:
         reasons = {"base": Reason.BASE, "requirement": Reason.REQUIREMENT}
         reason = reasons.get(event.problem, Reason.SPACE)
-        message = order.message
-        assert message is not None
+        object_id, epoch = order.object_id, message.epoch
         number = message.number if isinstance(message, Accept) else 0
         promised = order.register.promised
-        self._desk.send(
-            order.sender,
-            Nack(
-                order.object_id,
-                message.epoch,
-                number,
-                reason,
-                promised,
-                None,
-                event.text,
-            ),
-        )
+        nack = Nack(object_id, epoch, number, reason, promised, None, event.text)
+        self._desk.send(sender, nack)
 
     # Messages
 
@@ -236,7 +224,7 @@ class Acceptor(Standing):
             self._promise(sender, message, stored)
             return
         register = stored._replace(promised=message.epoch)
-        self.order(object_id, register, sender=sender, message=message)
+        self.order(object_id, register, asked=(sender, message))
 
     def _promise(self, sender: PeerId, message: Prepare, register: Register) -> None:
         self._desk.send(
@@ -298,14 +286,8 @@ class Acceptor(Standing):
         new = accepted_by(self._me, register, message)
         base = None if is_whole(message) or new.is_stateless else message.base
         change = None if new.is_stateless else message.change
-        self.order(
-            message.object_id,
-            new,
-            base=base,
-            change=change,
-            sender=sender,
-            message=message,
-        )
+        asked = (sender, message)
+        self.order(message.object_id, new, base=base, change=change, asked=asked)
 
     def _accepted(
         self, sender: PeerId, message: Accept, before: Register | None
@@ -451,7 +433,17 @@ class Acceptor(Standing):
         if register.is_lost:
             self._tell_lost(event.object_id, register)
         else:
-            self.order(event.object_id, register._replace(is_lost=True))
+            lost = register._replace(is_lost=True)
+            then = partial(self._on_loss_stored, event.object_id, lost)
+            self.order(event.object_id, lost, then=then)
+
+    def _on_loss_stored(
+        self, object_id: ObjectId, register: Register, problem: str
+    ) -> None:
+        # This peer may have become its leader while that was being written.
+        self._hooks.on_state_lost(object_id)
+        if not problem:
+            self._tell_lost(object_id, register)
 
     def _tell_lost(self, object_id: ObjectId, register: Register) -> None:
         """Ask the leader for the whole; it may be lost, and is said again when told so."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from activestore.core import groups, refusals
 from activestore.core.acceptor import Acceptor
@@ -126,7 +127,7 @@ class Leaders(LeadEndings):
             lead.is_deleted = any(entry.is_deleted for entry in lead.entries)
         self._after(lead)
 
-    def on_own_stored(
+    def _on_proposed(
         self, object_id: ObjectId, register: Register, problem: str
     ) -> None:
         """Take that a change of the group is on this disk, or that it failed."""
@@ -426,7 +427,8 @@ class Leaders(LeadEndings):
         before = self._acceptor.latest(lead.object_id)
         assert before is not None
         register = self._numbered(lead, config, None, size=0)
-        self._acceptor.order(lead.object_id, register, base=before.point)
+        then = partial(self._on_proposed, lead.object_id, register)
+        self._acceptor.order(lead.object_id, register, base=before.point, then=then)
 
     def _finish_change(self, lead: Lead, config: Config) -> None:
         """A config is committed: by both majorities first, then on its own."""

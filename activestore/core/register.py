@@ -60,18 +60,6 @@ class Register(NamedTuple):
         """Whether the state, or that it is deleted, can be read here."""
         return not self.is_stateless and not self.is_lost
 
-    def role(self, *, is_led: bool) -> str:
-        """Return what its peer is to the group, in a word; `is_led`: here."""
-        if self.is_quarantined:
-            return "quarantined"
-        if not self.is_voter:
-            return "learner"
-        if self.is_stateless:
-            return "witness"
-        if self.is_lost:
-            return "damaged"
-        return "leader" if is_led else "follower"
-
 
 class Heard(NamedTuple):
     """What a peer knows of what is committed; `at_s`: when its state was vouched for.
@@ -94,23 +82,6 @@ class Vouch(NamedTuple):
 
     committed: int
     at_ms: int
-
-
-class RegisterState(NamedTuple):
-    """What `show` tells of a register.
-
-    `role`: "leader", "follower", "learner", "witness", "damaged", "quarantined". `reachable`,
-    `needed`: voters that answer, and how many must. `acked`: the number that each member
-    acknowledged, at the leader only; 0 where nothing was under this epoch.
-    """
-
-    role: str
-    register: Register
-    leader: Ballot | None
-    reachable: int
-    needed: int
-    committed: int | None
-    acked: dict[PeerId, int]
 
 
 class RegisterCounts(NamedTuple):

@@ -9,6 +9,7 @@ Source: reliability.md 3.2; decision 11.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from activestore.core.register import Heard, Register, is_proof
@@ -18,7 +19,6 @@ from activestore.core.replication_events import StateLost
 from activestore.core.vouches import Vouches
 from activestore.ids import ObjectId, PeerId
 from activestore.wire.replicas import (
-    NOBODY,
     Accept,
     Ballot,
     Config,
@@ -29,19 +29,21 @@ from activestore.wire.replicas import (
 )
 
 Deferrable = Prepare | Accept | Drop | Forget | StateLost
+Asked = tuple[PeerId, Prepare | Accept]
 
 
 class Order(NamedTuple):
-    """A Store that is not answered yet; `message` None: one of this peer's own.
+    """A Store that is not answered yet.
 
-    `heard`: what is known of the state once that is on disk.
+    `asked`: by whom, and with what; None: one of this peer's own, of which `then` takes
+    what the disk says, "" where it has it. `heard`: what is known of the state then.
     """
 
     object_id: ObjectId
     register: Register
-    sender: PeerId
-    message: Prepare | Accept | None
+    asked: Asked | None
     heard: Heard | None
+    then: Callable[[str], None]
 
 
 class Unkept(NamedTuple):
@@ -200,13 +202,13 @@ class Registers:
         *,
         base: Point | None = None,
         change: object = None,
-        sender: PeerId = NOBODY,
-        message: Prepare | Accept | None = None,
+        asked: Asked | None = None,
+        then: Callable[[str], None] = lambda _problem: None,
     ) -> None:
         """Have a register written; what stands in the orders' answers happens then."""
         token = self._desk.next_token()
-        heard = self._heard_with(object_id, register, message)
-        self._orders[token] = Order(object_id, register, sender, message, heard)
+        heard = self._heard_with(object_id, register, asked)
+        self._orders[token] = Order(object_id, register, asked, heard, then)
         self._begin(object_id, register)
         is_delete = register.is_deleted
         base = None if is_delete else base
@@ -215,10 +217,11 @@ class Registers:
         )
 
     def _heard_with(
-        self, object_id: ObjectId, register: Register, message: Prepare | Accept | None
+        self, object_id: ObjectId, register: Register, asked: Asked | None
     ) -> Heard | None:
         """Return what is known of a state once it is written; None: nothing yet."""
         known = self.committed_of(object_id, register.epoch)
+        message = None if asked is None else asked[1]
         if not isinstance(message, Accept) or not is_proof(self._desk.me, message):
             return self._heard[object_id] if register.number <= known else None
         committed = max(known, message.committed, register.number)

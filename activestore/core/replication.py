@@ -15,6 +15,7 @@ Source: reliability.md section 3; design section 8.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from activestore.core.acceptor import Acceptor
@@ -23,8 +24,6 @@ from activestore.core.register import (
     Heard,
     Register,
     RegisterCounts,
-    RegisterState,
-    electorate,
     next_lineage,
 )
 from activestore.core.registers import Unkept
@@ -104,7 +103,6 @@ class Replication:
         self._acceptor = Acceptor(self._desk, self, plain)
         self._leaders = Leaders(self._desk, self._acceptor, self._on_led, self._on_lost)
         self._takeovers = TakeOvers(self._desk, self._acceptor, self._leaders.recommit)
-        self._forced: dict[ObjectId, tuple[int, Config]] = {}
 
     # What the shell asks
 
@@ -251,28 +249,18 @@ class Replication:
         """Return whether a state that was led elsewhere is known to be committed."""
         return number <= self._acceptor.committed_of(object_id, epoch)
 
-    def state_of(self, object_id: ObjectId) -> RegisterState | None:
-        """Return what `show` tells, None where nothing of the object is here."""
-        register = self._acceptor.registers.get(object_id)
-        if register is None:
-            return None
-        voters = electorate(register.config)
-        reachable = self._desk.reachable(voters) | {self._me}
+    def committed_of(self, object_id: ObjectId) -> int:
+        """Return the number that is committed of an object that is led here, else 0."""
         lead = self._leaders.leads.get(object_id)
-        acked, committed = {}, self._acceptor.shown_number(object_id)
-        if lead is not None:
-            committed = lead.committed
-            acked = {peer: m.acked for peer, m in lead.members.items()}
-            acked[self._me] = lead.acked
-        return RegisterState(
-            register.role(is_led=self.is_led(object_id)),
-            register,
-            self.leader_of(object_id),
-            sum(peer in reachable for peer in voters),
-            len(register.config.voters) // 2 + 1,
-            committed,
-            acked,
-        )
+        return 0 if lead is None else lead.committed
+
+    def acked_of(self, object_id: ObjectId) -> dict[PeerId, int]:
+        """Return the number that each member has, where it is led here; 0: not known."""
+        lead = self._leaders.leads.get(object_id)
+        if lead is None:
+            return {}
+        acked = {peer: member.acked for peer, member in lead.members.items()}
+        return {**acked, self._me: lead.acked}
 
     def why_each(self, object_id: ObjectId) -> list[tuple[PeerId, str]]:
         """Return the voters of a group that do not take part, each with why, for people."""
@@ -493,9 +481,9 @@ class Replication:
         new = register._replace(
             promised=ballot, epoch=ballot, config=config, is_voter=True
         )
-        self._forced[object_id] = request, register.config
         self._takeovers.on_gone(object_id)
-        self._acceptor.order(object_id, new)
+        then = partial(self._on_forced, request, object_id, new, register.config)
+        self._acceptor.order(object_id, new, then=then)
 
     def _why_not_forced(self, object_id: ObjectId, register: Register | None) -> str:
         if register is None or not register.has_state:
@@ -506,12 +494,18 @@ class Replication:
             return (
                 "this copy is quarantined: the group was forced elsewhere; `export` it"
             )
-        if self._acceptor.is_busy(object_id) or object_id in self._forced:
+        if self._acceptor.is_busy(object_id):
             return "it is being written: try again"
         return ""
 
-    def _on_forced(self, object_id: ObjectId, register: Register, problem: str) -> None:
-        request, before = self._forced.pop(object_id)
+    def _on_forced(
+        self,
+        request: int,
+        object_id: ObjectId,
+        register: Register,
+        before: Config,
+        problem: str,
+    ) -> None:
         if problem:
             error = f"it could not be written: {problem}"
             self._desk.emit(GroupDone(request, object_id, error))
@@ -552,18 +546,9 @@ class Replication:
         """Another peer wants to know who leads."""
         self._takeovers.on_asked(object_id, sender)
 
-    def on_own_stored(
-        self, object_id: ObjectId, register: Register, problem: str
-    ) -> None:
-        """What this peer's leader or candidate ordered is on disk, or is not."""
-        forced = self._forced.get(object_id)
-        if forced is not None and forced[1].lineage != register.config.lineage:
-            self._on_forced(object_id, register, problem)
-        elif not self._takeovers.on_own_stored(object_id, register, problem):
-            self._leaders.on_own_stored(object_id, register, problem)
-        if register.is_lost and not problem:
-            # The damage was told while its own candidacy was being written.
-            self._leaders.on_state_lost(object_id)
+    def on_state_lost(self, object_id: ObjectId) -> None:
+        """The state on this disk is damaged: another has to lead."""
+        self._leaders.on_state_lost(object_id)
 
     def told_config(self, object_id: ObjectId) -> Config | None:
         """Return the committed config of an object that is led here."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from activestore.core.acceptor import Acceptor
@@ -516,27 +517,27 @@ class TakeOvers(Followings):
             is_deleted=best.is_deleted,
         )
         base = None if is_whole else best.accepted
-        self._acceptor.order(object_id, new, base=base, change=change)
+        then = partial(self._on_accepted_here, object_id, new)
+        self._acceptor.order(object_id, new, base=base, change=change, then=then)
 
-    def on_own_stored(
+    def _on_accepted_here(
         self, object_id: ObjectId, register: Register, problem: str
-    ) -> bool:
-        """Take that the state is accepted here; return whether it was of a search."""
+    ) -> None:
+        """Have the others accept the state that is accepted here, or look again."""
         search = self._searches.get(object_id)
         if search is None or search.phase is not Phase.ACCEPTING:
-            return False
+            return
         if search.ballot != register.epoch:
-            return False
+            return
         if problem:
             self._back_off(object_id, search)
-            return True
+            return
         at = {
             peer_id
             for peer_id, promise in search.promises.items()
             if promise.accepted == search.base
         }
         self._recommit(object_id, register, search.base, at)
-        return True
 
     # Refusals
 

@@ -397,8 +397,7 @@ class Grouping:
                 "is_joint": False,
             }  # fmt: skip
         config = register.config
-        state = self._replicating.core.state_of(object_id)
-        acked = state.acked if state is not None else {}
+        acked = self._replicating.core.acked_of(object_id)
         reasons = dict(self._replicating.core.why_each(object_id))
         leader = self._leader_of(object_id)
         rows = []

@@ -99,14 +99,13 @@ class Reading:
         The pair of epoch and number is at least that of this state.
         """
         object_id = saw.object_id
-        state = self._core.state_of(object_id)
+        register = self._core.register_of(object_id)
         epoch, number, age_s = 0, saw.version, 0.0
-        if state is not None:
-            register = state.register
+        if register is not None:
             epoch, number = register.point
             if self._core.is_led(object_id):
                 # What is under way may never be committed under this number.
-                number = state.committed or 0
+                number = self._core.committed_of(object_id)
                 if saw.is_unasked:
                     age_s = self._core.age_s(object_id, self._clock()) or 0.0
             else:

@@ -42,9 +42,9 @@ def _promise_before_disk(patch: pytest.MonkeyPatch) -> None:
     order = Acceptor.order
 
     def order_later(self: Acceptor, *args: Any, **options: Any) -> None:
-        message = options.get("message")
+        sender, message = options.get("asked") or (None, None)
         if isinstance(message, Prepare):
-            self._promise(options["sender"], message, args[1])
+            self._promise(sender, message, args[1])
         order(self, *args, **options)
 
     patch.setattr(Acceptor, "order", order_later)

@@ -232,9 +232,8 @@ class History:
         for object_id in self.world.objects:
             for node in self.world.nodes.values():
                 row = node.disk.rows.get(object_id)
-                state = None if node.core is None else node.core.state_of(object_id)
                 if row is not None:
-                    lines.append(f"\n  {node.peer_id!r} {row} {state and state.role}")
+                    lines.append(f"\n  {node.peer_id!r} {row}")
                 elif object_id in node.disk.plain:
                     lines.append(f"\n  {node.peer_id!r} {node.disk.plain[object_id]}")
         return "".join(lines)
