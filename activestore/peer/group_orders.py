@@ -16,7 +16,6 @@ from activestore.core.replication_events import (
 )
 from activestore.errors import ActiveStoreError, UnavailableError
 from activestore.ids import ObjectId, PeerId
-from activestore.peer.ports import StoragePort
 from activestore.storage.engine import Change
 from activestore.wire.state import buffer_bytes_count
 
@@ -103,11 +102,6 @@ class Regroupings:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-
-def hurry(storage: StoragePort) -> None:
-    """Have commits of relaxed durability wait for no company."""
-    storage.write(lambda _: None, lambda *_: None)
 
 
 def size_of(change: Change) -> int:

@@ -102,9 +102,7 @@ class PeerLoop(Incoming, Outgoing):
             effects.Answer: self._do_answer,
             effects.Commit: self._do_commit,
             effects.CommitStates: self._do_commit_states,
-            effects.HurryCommits: lambda _: storage.write(
-                lambda _: None, lambda *_: None
-            ),
+            effects.HurryCommits: lambda _: self.hurry_commits(),
             effects.LoadObject: self._do_load,
             effects.LookUpReply: self._do_look_up,
             effects.LookUpFences: self._do_look_up_fences,

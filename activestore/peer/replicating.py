@@ -296,7 +296,7 @@ class Replicating:
                 waiting.append((numbers[-1], order))
         self._table.storage.commit(token, ordered)
         if self._regroupings.has_any(writes):
-            group_orders.hurry(self._table.storage)
+            self._table.hurry_commits()
 
     def write(self, change: Change, then: Decided) -> None:
         """Have a change that no call makes committed as `order` does; `then(why not)`.
@@ -585,9 +585,7 @@ class Replicating:
         self, make: Callable[[int], group_orders.Regrouping], then: Then
     ) -> None:
         """Have the core change a group; `then(why not)` once that is done, "" for done."""
-        group_orders.hurry(
-            self._table.storage
-        )  # It waits for what is not on this disk yet.
+        self._table.hurry_commits()  # It waits for what is not on this disk yet.
         self.step(self._regroupings.add(make, then))
 
     def _do_group_done(self, effect: wanted.GroupDone) -> None:
