@@ -65,8 +65,8 @@ from activestore.wire.state import (
 )
 
 __all__ = [
-    "Content", "Copy", "Outgoing", "apply_copies", "apply_copy", "claim_name",
-    "contents_from", "contents_of", "has_files", "mend_register", "outgoing", "pack_change",
+    "Content", "Copy", "Outgoing", "apply_copies", "claim_name", "contents_from",
+    "contents_of", "has_files", "mend_register", "outgoing", "pack_change",
     "problem_of", "read_whole", "register_row", "registers_of", "remove_copy",
     "unpack_change",
 ]  # fmt: skip
@@ -142,19 +142,6 @@ def register_row(
     """Return the row of a register and of what is known of it; None takes it away."""
     value = None if register is None else pack_register(register, vouch)
     return Row("register", object_id, value)
-
-
-def apply_copy(
-    engine: Engine,
-    object_id: ObjectId,
-    register: Register,
-    base: Point | None,
-    change: Change | None,
-    is_delete: bool,
-) -> str:
-    """Carry out one step, see `apply_copies`."""
-    copy = Copy(object_id, register, base, change, is_delete)
-    return apply_copies(engine, (copy,))[0][0]
 
 
 def apply_copies(engine: Engine, copies: Sequence[Copy]) -> list[tuple[str, str]]:

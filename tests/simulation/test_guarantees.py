@@ -432,6 +432,15 @@ def test_forced_copy_goes_on_and_the_old_one_is_quarantined() -> None:
 # -- two copies and a witness ----------------------------------------------------------
 
 
+def make_witnessed(sim: Simulation) -> tuple[ObjectId, str, str]:
+    """Return an object that peer-1 leads, who has its other copy, and its witness."""
+    object_id = make(sim, 2, witness=True)
+    at(sim, "peer-1", object_id).add()
+    second = next(name for name in holders(sim, object_id) if name != "peer-1")
+    (witness,) = set(peers_of(3)) - set(holders(sim, object_id))
+    return object_id, second, witness
+
+
 def test_witness_has_no_state() -> None:
     with Simulation(14, peers=3, classes=[Counter]) as sim:
         object_id = make(sim, 2, witness=True)
@@ -456,10 +465,7 @@ def test_two_copies_and_a_witness_with_one_down_are_written_and_read(lost: str) 
 def test_stale_copy_and_a_witness_refuse_rather_than_go_back() -> None:
     """The witness knows that there is something newer than what is left."""
     with Simulation(16, peers=3, classes=[Counter]) as sim:
-        object_id = make(sim, 2, witness=True)
-        at(sim, "peer-1", object_id).add()
-        second = next(name for name in holders(sim, object_id) if name != "peer-1")
-        (witness,) = set(peers_of(3)) - set(holders(sim, object_id))
+        object_id, second, witness = make_witnessed(sim)
         sim.crash(second)
         assert at(sim, witness, object_id).add() == 2
         sim.crash("peer-1", disk=False)
@@ -474,10 +480,7 @@ def test_stale_copy_and_a_witness_refuse_rather_than_go_back() -> None:
 def test_leader_lost_in_a_change_leaves_a_copy_that_leads() -> None:
     """What the copy has not got yet is not acknowledged, and no witness knows of it."""
     with Simulation(18, peers=3, classes=[Counter]) as sim:
-        object_id = make(sim, 2, witness=True)
-        at(sim, "peer-1", object_id).add()
-        second = next(name for name in holders(sim, object_id) if name != "peer-1")
-        (witness,) = set(peers_of(3)) - set(holders(sim, object_id))
+        object_id, second, witness = make_witnessed(sim)
         sim.run(2.0)
         sim.partition("peer-1", second)
         answer = at(sim, "peer-1", object_id).add.submit()

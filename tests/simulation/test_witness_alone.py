@@ -21,21 +21,29 @@ from tests.simulation.replica_clusters import id_of
 SETTINGS = PeerSettings(repair_after_s=5.0)
 
 
+def lose_newest(sim: Simulation, *, disk: bool) -> tuple[ObjectId, dict[str, str]]:
+    """Take away who has an object's newest state; return the object, and who was what.
+
+    The other copy is back and a change behind, and the witness knows. `disk`: it may return.
+    """
+    join(sim)
+    client = sim.client("peer-1")
+    counter = client.create(COUNTER, replicas=2, witness=True)
+    by = {one.role: one.peer for one in client.group(counter).members}
+    counter.add()
+    sim.crash(by["replica"])
+    sim.client(by["primary"], by["witness"]).get(id_of(counter)).add()
+    sim.crash(by["primary"], disk=disk)
+    sim.restart(by["replica"])
+    sim.run(20.0)
+    return id_of(counter), by
+
+
 @pytest.fixture
 def lost() -> Iterator[tuple[Simulation, ObjectId, dict[str, str]]]:
-    """Yield an object whose newest state went with its leader, and who was what."""
+    """Yield an object whose newest state is lost for good, and who was what."""
     with Simulation(1, peers=3, classes=[Counter], settings=SETTINGS) as sim:
-        join(sim)
-        client = sim.client("peer-1")
-        counter = client.create(COUNTER, replicas=2, witness=True)
-        by = {one.role: one.peer for one in client.group(counter).members}
-        counter.add()
-        sim.crash(by["replica"])
-        sim.client(by["primary"], by["witness"]).get(id_of(counter)).add()
-        sim.crash(by["primary"], disk=False)
-        sim.restart(by["replica"])
-        sim.run(20.0)
-        yield sim, id_of(counter), by
+        yield sim, *lose_newest(sim, disk=False)
 
 
 def test_newest_state_that_is_lost_is_told_by_all_who_are_asked(
@@ -74,21 +82,12 @@ def test_witness_of_the_group_before_is_of_the_new_one(
 
 def test_force_is_refused_once_who_has_the_newest_state_is_back() -> None:
     with Simulation(2, peers=3, classes=[Counter]) as sim:
-        join(sim)
-        client = sim.client("peer-1")
-        counter = client.create(COUNTER, replicas=2, witness=True)
-        by = {one.role: one.peer for one in client.group(counter).members}
-        counter.add()
-        sim.crash(by["replica"])
-        sim.client(by["primary"], by["witness"]).get(id_of(counter)).add()
-        sim.crash(by["primary"])
-        sim.restart(by["replica"])
-        sim.run(20.0)
+        object_id, by = lose_newest(sim, disk=True)
         sim.restart(by["primary"])
         sim.run(30.0)
         client = sim.client(by["replica"])
 
         with pytest.raises(InvalidRequestError, match="a majority of its group"):
-            client.force(counter)
+            client.force(object_id)
 
-        assert client.get(id_of(counter)).add() == 3
+        assert client.get(object_id).add() == 3

@@ -14,7 +14,6 @@ from activestore.ids import ObjectId, PeerId
 from activestore.peer.shipping import (
     Copy,
     apply_copies,
-    apply_copy,
     claim_name,
     mend_register,
     pack_change,
@@ -51,6 +50,20 @@ def at(counter: int, number: int, **fields: Any) -> Register:
 def shipped(change: Change) -> Change:
     body, buffers = pack_change(change)
     return unpack_change(change.object_id, body, buffers)
+
+
+def apply_copy(
+    engine: Engine,
+    object_id: ObjectId,
+    register: Register,
+    base: Point | None,
+    change: Change | None,
+    is_delete: bool,
+) -> str:
+    """Write one step alone; return why it was not done, "" where it was."""
+    copy = Copy(object_id, register, base, change, is_delete)
+    ((problem, _text),) = apply_copies(engine, [copy])
+    return problem
 
 
 def keep(engine: Engine, number: int, content: Any = None, **options: Any) -> ObjectId:
