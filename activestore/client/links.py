@@ -69,8 +69,9 @@ class Link:
         self.peer: Peer | None = None
         self.is_open = True
         self.is_up = False  # welcomed, and not lost since
-        # Another was asked for what was sent here: what is sent now may stand still behind
-        # that, and come when others have answered it. So it is never a first attempt.
+        # Another was asked for what was sent here and not answered: what is sent now may stand
+        # still behind that, and come when others have answered it. So it is never a first
+        # attempt.
         self.is_passed = False
         self.opened_s = now_s
         self.heard_s = now_s

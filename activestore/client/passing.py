@@ -77,11 +77,11 @@ def next_link(
     request.is_unheard = False
     if is_silent and request.link not in tried:
         tried.append(request.link)
-        request.link.is_passed = True
     if request.link not in tried or request.is_stream:
         return None
     found = _other(tried, links, now_s)
     if found is not None:
+        request.link.is_passed |= is_silent
         request.ask_to_forward()
     return found
 
@@ -106,7 +106,6 @@ def note_refusal(request: Request, error: ActiveStoreError, link: Link) -> None:
         request.refusal = error
         if link not in request.tried:
             request.tried.append(link)
-            link.is_passed = True
 
 
 def answered(request: Request, links: Links, link: Link) -> None:

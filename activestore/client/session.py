@@ -144,6 +144,8 @@ class Session:
         request = Request(sequence, message, links.main, now_s, timeout_s, where)
         if links.places or message.extra:
             request.choose_link(links, now_s, self._busy())
+        if request.link.is_passed:
+            request.message = request.as_sent(now_s)
         self.requests[sequence] = request
         return request
 

@@ -122,6 +122,42 @@ def test_request_that_its_peer_does_not_name_goes_by_another_too(pair):
     assert pair.session.endpoint == A, "it was slow, no more"
 
 
+def test_what_follows_a_request_that_went_by_another_is_no_first_attempt(pair):
+    """It may stand still behind that one, and come when others have answered it."""
+    pair.call()
+    stay(pair, PASS_S + PING_S, A)
+    pair.greet(B)
+
+    pair.call()
+
+    assert pair.calls(A) == [(1, 0, False), (2, 1, False)]
+    assert pair.calls(B) == [(1, 1, True)]
+
+
+def test_what_follows_a_refusal_is_a_first_attempt(pair):
+    """Nothing stands still where it was answered: no later call need be looked up."""
+    pair.call()
+    pair.come(A, failure(1, NoQuorumError("object", "1 of 3 voters answer", 1, 2)))
+    stay(pair, PING_S, A)
+    pair.greet(B)
+
+    pair.call()
+
+    assert pair.calls(A) == [(1, 0, False), (2, 0, False)]
+    assert pair.calls(B) == [(1, 1, True)]
+
+
+def test_what_follows_a_request_that_no_other_peer_was_asked_for_is_a_first_attempt(
+    world,
+):
+    world.call()
+    stay(world, PASS_S + PING_S, A)
+
+    world.call()
+
+    assert world.calls(A) == [(1, 0, False), (2, 0, False)]
+
+
 def test_request_that_its_peer_hears_nobody_answer_goes_by_another_at_once(pair):
     """Once for each word; and only of the peer that it was asked by last."""
     request, other = pair.call(), pair.call()
