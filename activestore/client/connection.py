@@ -26,7 +26,7 @@ from typing import Any
 
 import zmq
 
-from activestore.client.knocking import is_refused
+from activestore.client.knocking import is_listened_to, is_refused
 from activestore.client.links import Link
 from activestore.client.requests import Request
 from activestore.client.session import Out, Session
@@ -244,11 +244,10 @@ class Connection(Waiting):
         while session.peer is None:
             left_s = deadline_s - _now()
             if left_s <= 0:
-                # Nobody else needs it, and it loads `socket`.
-                from activestore.client.listening import is_listened_to
-
-                nobody = session.links.why_nobody(wait_s, is_listened_to)
-                raise session.why_unreached() or nobody
+                links = session.links
+                raise session.why_unreached() or links.why_nobody(
+                    wait_s, is_silent=is_listened_to(links.given[0])
+                )
             self._turn(min(left_s, 0.1))
             if session.refusal is not None:
                 raise session.refusal

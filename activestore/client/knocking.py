@@ -1,4 +1,4 @@
-"""Whether anything listens where a peer was that has gone silent.
+"""Whether anything listens where a peer was, or should be, that says nothing.
 
 ZeroMQ connects again and again and says nothing of it. A peer whose process has ended
 refuses connections at once, and one that is only busy does not: so a plain connection
@@ -23,9 +23,20 @@ _ADDRESS = re.compile(r"tcp://(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):0*([0-9]{1,5})$
 
 def is_refused(endpoint: str) -> bool:
     """Return whether connections to an address are refused: nothing listens there."""
+    return _connect(endpoint) == errno.ECONNREFUSED
+
+
+def is_listened_to(endpoint: str) -> bool:
+    """Return whether something accepts connections at an address; it may say nothing."""
+    # The one name that needs no server; where a client says it, IPv4 is meant.
+    return _connect(endpoint.replace("//localhost:", "//127.0.0.1:")) == 0
+
+
+def _connect(endpoint: str) -> int:
+    """Return the number of the error that connecting ends with, 0 for none, -1 if unknown."""
     found = _ADDRESS.match(endpoint)
     if found is None:
-        return False  # A name, or no TCP.
+        return -1  # A name, or no TCP.
     import socket
 
     family = socket.AF_INET6 if found[1] else socket.AF_INET
@@ -37,8 +48,8 @@ def is_refused(endpoint: str) -> bool:
                 poller = select.poll()
                 poller.register(probe.fileno(), select.POLLOUT)
                 if not poller.poll(WAIT_MS):
-                    return False
+                    return -1
                 code = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except (OSError, OverflowError):  # No such address, or no descriptor is left.
-        return False
-    return code == errno.ECONNREFUSED
+        return -1
+    return code

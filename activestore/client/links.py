@@ -13,7 +13,7 @@ Source: reliability.md section 2.2; design sections 5 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from activestore.errors import UnavailableError
@@ -244,14 +244,15 @@ class Links:
 
     # -- peers that hold objects -------------------------------------------------------
 
-    def why_nobody(
-        self, wait_s: float, is_listened_to: Callable[[str], bool]
-    ) -> UnavailableError:
-        """Return the error that says that no peer answered, and what to do."""
+    def why_nobody(self, wait_s: float, *, is_silent: bool) -> UnavailableError:
+        """Return the error that says that no peer answered, and what to do.
+
+        `is_silent`: something listens at the first address, and says nothing.
+        """
         what = f"no peer answered within {wait_s:g} s"
         if len(self.given) == 1 and is_local(self.given[0]):
             advice = f"start one with `activestore-node start --listen {self.given[0]}`"
-            if is_listened_to(self.given[0]):
+            if is_silent:
                 advice = (
                     "something listens there: it hangs, was stopped by a signal, or is no "
                     "peer; continue or end that process"

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from activestore.client.knocking import is_refused
+from activestore.client.knocking import is_listened_to, is_refused
 from activestore.client.session import PING_S
 from activestore.wire.messages import Reply
 from tests.client.worlds import A, B, World, world_of
@@ -41,6 +41,17 @@ def test_an_address_where_nobody_listens_any_more_is_refused(listening) -> None:
 )
 def test_what_cannot_be_seen_at_once_is_not_taken_for_refused(endpoint: str) -> None:
     assert not is_refused(endpoint)
+    assert not is_listened_to(endpoint)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_what_listens_and_says_nothing_is_seen(listening, host: str) -> None:
+    endpoint = f"tcp://{host}:{listening.getsockname()[1]}"
+    assert is_listened_to(endpoint)
+
+    listening.close()
+
+    assert not is_listened_to(endpoint)
 
 
 def silent_link(world: World, endpoint: str):
