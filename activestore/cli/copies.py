@@ -19,7 +19,7 @@ from activestore.cli.output import echo, is_terminal, say, show, size_text, tabl
 from activestore.cli.waiting import Step, spinner, watched
 from activestore.client import exporting, groups
 from activestore.client.client import Store
-from activestore.client.groups import ALIVE, KEEPERS, WITNESS, Group
+from activestore.client.groups import ALIVE, KEEPERS, LEARNER, PRIMARY, WITNESS, Group
 from activestore.errors import (
     InvalidRequestError,
     RemoteProtocolError,
@@ -206,12 +206,16 @@ def _ask(
             copy = f"{status['name']}'s is quarantined, so this will be refused"
         elif here is not None and here.role != WITNESS:
             copy = f"number {_known(here.number)} at {here.peer}"
-        lost = [m for m in group.members if m.state != ALIVE]
-        names = ", ".join(f"{m.peer} ({m.role}, {m.state})" for m in lost)
-        missing = f"Members that do not answer: {names}."
+        voters = [m for m in group.members if m.role != LEARNER]
+        lost = [m for m in voters if m.state != ALIVE or m.reason]
+        names = ", ".join(f"{m.peer} ({m.role}, {m.reason or m.state})" for m in lost)
+        missing = f"Members that take no part: {names}."
         if not lost:
             missing = "All members answer: `replicate` again before you do this."
-        if not is_despite and 2 * len(lost) < len(group.members):
+        # Only who leads knows who keeps no change.
+        is_led_here = here is not None and here.role == PRIMARY
+        silent = lost if is_led_here else [m for m in lost if m.state != ALIVE]
+        if not is_despite and 2 * len(silent) < len(voters):
             missing += (
                 f" A majority answers, so this will be refused without {DESPITE}."
             )

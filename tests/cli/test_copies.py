@@ -218,8 +218,48 @@ def test_force_without_anybody_to_ask_needs_yes(fake: FakePeer, run: Any) -> Non
     assert outcome.code == 2
     assert "give --yes" in outcome.err
     assert "The copy at the connected peer becomes the object: number 9" in outcome.err
-    assert "Members that do not answer: edge-3 (replica, dead)." in outcome.err
+    assert "Members that take no part: edge-3 (replica, dead)." in outcome.err
+    assert "A majority answers, so this will be refused" in outcome.err
     assert not [m for m in fake.seen if getattr(m, "operation", "") == "force"]
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ([member("edge-2", "replica", reason="its disk is full")],
+         "edge-2 (replica, its disk is full)"),
+        ([member("edge-2", "replica", "dead"), member("edge-3", "learner")],
+         "edge-2 (replica, dead)"),
+    ],
+    ids=["full", "learner"],
+)  # fmt: skip
+def test_force_of_a_group_that_cannot_go_on_is_not_said_to_be_refused(
+    fake: FakePeer, run: Any, others: list[dict[str, Any]], told: str
+) -> None:
+    """Who keeps no change is of no majority, nor is who has no vote yet."""
+    fake.answers["group"] = {
+        **GROUP, "members": [GROUP["members"][0], *others], "wanted": 2,  # type: ignore[index]
+    }  # fmt: skip
+
+    outcome = run("force", REF)
+
+    assert f"Members that take no part: {told}." in outcome.err
+    assert "will be refused" not in outcome.err
+
+
+def test_force_where_only_the_leader_knows_who_is_full_is_said_to_be_refused(
+    fake: FakePeer, run: Any
+) -> None:
+    """So the connected peer, which follows, counts that one to the majority."""
+    full = member("edge-1", "replica", reason="its disk is full")
+    fake.answers["group"] = {
+        **GROUP, "members": [member("edge-2", "primary"), full], "wanted": 2,
+    }  # fmt: skip
+
+    outcome = run("force", REF)
+
+    told = "Members that take no part: edge-1 (replica, its disk is full). A majority"
+    assert told in outcome.err
 
 
 @pytest.mark.parametrize(("answer", "code"), [(True, 0), (False, 130)])
