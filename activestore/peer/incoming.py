@@ -163,7 +163,7 @@ class Incoming(Making):
             if kind is Relay:
                 self._on_relay(link, message)
             elif kind is Relayed:
-                self.relays.take_relayed(message)
+                self.relays.take_relayed(link, message)
             elif kind is Replicate:
                 self.replicating.take(link, message)
             elif kind is AskOn:
@@ -274,12 +274,11 @@ class Incoming(Making):
         self.lanes.close(route)
         self.links.lose(route)
         session = self.routes.pop(route, None)
-        if session is not None and session.route == route:
-            for call in list(self.core.sessions.get(session.session_id, {}).values()):
-                if call.is_stream:
-                    self.step(
-                        events.CancelArrived(session.session_id, _sequence(call.origin))
-                    )
+        if session is not None and route in (session.route, session.direct):
+            for number in list(self.core.sessions.get(session.session_id, ())):
+                if number not in (session.behind or ()):
+                    self.end_stream(session, number)
+            self.relays.end_streams(session)
 
     def _end_idle_session(self) -> bool:
         """Forget the session that was silent longest, of those without open requests."""
@@ -484,7 +483,3 @@ class Incoming(Making):
             self._persist(origin, message, states)
         else:
             self._leave(origin, message, first)
-
-
-def _sequence(origin: Any) -> int:
-    return int(origin.sequence)

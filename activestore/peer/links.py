@@ -375,9 +375,13 @@ class Links:
             self._table.transport.disconnect(link.route)
         self.lose(link.route)
 
+    def to(self, peer_id: PeerId) -> list[Link]:
+        """Return all links to a peer."""
+        return list(self._by_peer.get(peer_id, ()))
+
     def close_all_to(self, peer_id: PeerId) -> None:
         """End every link to a peer that is gone."""
-        for link in list(self._by_peer.get(peer_id, ())):
+        for link in self.to(peer_id):
             self.close(link)
 
     def lose(self, route: bytes) -> None:

@@ -412,9 +412,14 @@ class Relays(Travelling):
 
     # -- what comes back ---------------------------------------------------------------
 
-    def take_relayed(self, message: Relayed) -> None:
+    def take_relayed(self, link: Link, message: Relayed) -> None:
         """Take an answer to a trip, or a sign of life of several."""
-        self._take(SessionId(bytes(message.session)), opened(message))
+        session_id, inner = SessionId(bytes(message.session)), opened(message)
+        if self._cancelled and type(inner) is Beat:
+            self._cancel_again(link, session_id, inner)
+        elif self._cancelled and type(inner) in {Reply, Failure}:
+            self._cancelled.pop((session_id, inner[0]), None)  # type: ignore[arg-type]
+        self._take(session_id, inner)
 
     def _take(self, session_id: SessionId, inner: Message) -> None:
         if type(inner) is Beat:
@@ -531,6 +536,8 @@ class Relays(Travelling):
         is_restarted = self._note_start(link)
         self._cluster.link_up(link)
         if is_restarted:
+            for one in self._links.to(link.peer_id):
+                self._table.end_streams_by(one.route)
             # This link works; another to the same peer may take long to come back.
             for trip in [t for t in self._trips.values() if t.target == link.peer_id]:
                 trip.link = link

@@ -359,12 +359,29 @@ class Table:
         self._look_due_s = min(self._look_due_s, at_s)
 
     def forget_way(self, route: bytes) -> None:
-        """Note that a link to a peer is gone: what came by it may be asked another way."""
+        """Note that a link to a peer is gone: what came by it may be asked another way.
+
+        Its streams will not.
+        """
+        self.end_streams_by(route)
         for session in self.sessions.values():
             if session.behind:
                 gone = [n for n, by in session.behind.items() if by == route]
                 for number in gone:
                     del session.behind[number]
+
+    def end_streams_by(self, route: bytes) -> None:
+        """End the streams that came by a link: nobody is left who takes their items."""
+        for session in list(self.sessions.values()):
+            for number, by in list((session.behind or {}).items()):
+                if by == route:
+                    self.end_stream(session, number)
+
+    def end_stream(self, session: Session, number: int) -> None:
+        """End a request of a session where it is a stream."""
+        call = self.core.sessions.get(session.session_id, {}).get(number)
+        if call is not None and call.is_stream:
+            self.step(events.CancelArrived(session.session_id, number))
 
     def send(
         self, route: bytes, message: Message, lines: Collection[bytes] = ()

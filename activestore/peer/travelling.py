@@ -36,6 +36,7 @@ from activestore.wire import codec, values
 from activestore.wire.gossip import OTHERS_MAX
 from activestore.wire.messages import (
     AskOn,
+    Beat,
     Buffer,
     Cancel,
     Credit,
@@ -53,6 +54,9 @@ BEAT_S = 2.0
 # Who has a request, and is asked for a sign, and gives none for so long, is not waited for:
 # a client is told so, and at a deadline it is told how it ended.
 UNHEARD_S = 1.0
+# Streams that were cancelled and may run on elsewhere. Of one that is forgotten, and whose
+# Cancel was lost with a link, the object is held until its peer loses that link too.
+CANCELLED_MAX = 4096
 
 
 class Travelling:
@@ -67,6 +71,8 @@ class Travelling:
         self._next_sequence = 1
         # Requests that were relayed here, and wait for a leader.
         self._waits: dict[int, Wait] = {}
+        # Streams that were cancelled, and whose peer has not said yet that they ended.
+        self._cancelled: dict[tuple[SessionId, int], None] = {}
         self._dues = Dues(table.look_by)
 
     def _own_trip(self, message: Any, object_id: ObjectId) -> Trip:
@@ -242,6 +248,8 @@ class Travelling:
             self._drop(trip)
             trip.then(None, error)
             return
+        if trip.is_stream:
+            self._cancel(trip)  # Else it waits there for credit, and holds its object.
         error = in_doubt(trip.message, error, was_sent=trip.is_sent)
         body = values.encode_error(error)
         self._finish(trip, Failure(trip.sequence, error.code, None, body))
@@ -279,10 +287,7 @@ class Travelling:
         trip = self._away.get(call_id)
         if trip is None:
             return
-        if trip.link is not None:
-            self._links.send(
-                trip.link, relay_of(trip.session_id, Cancel(trip.sequence))
-            )
+        self._cancel(trip)
         self._drop(trip)
         if trip.is_here:
             here = self._table.session_here(trip.session_id)
@@ -307,11 +312,35 @@ class Travelling:
             credit = Credit(trip.sequence, effect.items)
             self._links.send(trip.link, relay_of(trip.session_id, credit))
 
+    def _cancel(self, trip: Trip) -> None:
+        """Have a request end where it is; a stream by and by, where this Cancel is lost."""
+        if trip.is_stream:
+            self._cancelled[trip.session_id, trip.sequence] = None
+            if len(self._cancelled) > CANCELLED_MAX:
+                del self._cancelled[next(iter(self._cancelled))]
+        if trip.link is not None:
+            cancel = Cancel(trip.sequence)
+            self._links.send(trip.link, relay_of(trip.session_id, cancel))
+
+    def _cancel_again(self, link: Link, session_id: SessionId, beat: Beat) -> None:
+        """Cancel the streams that a peer has still, and nobody here reads any more."""
+        for sequence in beat.sequences:
+            if (session_id, sequence) in self._cancelled:
+                self._links.send(link, relay_of(session_id, Cancel(sequence)))
+
     def end_session(self, session: Session) -> None:
         """Cancel what a client that is gone had on its way."""
+        self._end_trips(session, is_gone=True)
+
+    def end_streams(self, session: Session) -> None:
+        """Cancel the streams of a client that may come back: they are not resumed."""
+        self._end_trips(session, is_gone=False)
+
+    def _end_trips(self, session: Session, *, is_gone: bool) -> None:
         for trip in [t for t in self._trips.values() if t.session is session]:
-            self.pass_on(session, Cancel(trip.sequence))
-            self._drop(trip)
+            if is_gone or trip.is_stream:
+                self._cancel(trip)
+                self._drop(trip)
 
     def _by(self, link: Link) -> list[Trip]:
         return [trip for trip in self._trips.values() if trip.link is link]
