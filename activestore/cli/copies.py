@@ -1,4 +1,4 @@
-"""Commands on the copies of an object: replicate, force, export, import.
+"""Commands on the copies of an object: replicate, force, export, discard, import.
 
 Rules of this file: what gives up changes that were acknowledged is asked for twice; a
 file is written whole or not at all, and never over another.

@@ -159,7 +159,8 @@ class TableReader(abc.ABC):
         """Return every reply that is kept of an object, with its buffers.
 
         Raises:
-            CorruptRecordError: one is damaged; it goes with the next `expire_replies`.
+            CorruptRecordError: one is damaged; it goes with the next `expire_replies`, but
+                where a register tells that others have it.
         """
         with self._reading(object_id) as transaction:
             return reading.replies_of(transaction, self._tables, object_id, self._ran_s)

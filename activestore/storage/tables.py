@@ -46,6 +46,7 @@ from activestore.storage.records import (
     Document,
     Part,
     encode_class,
+    reply_bytes,
     seal,
 )
 from activestore.storage.room import Room
@@ -276,20 +277,22 @@ class TableEngine(TableReader):
         What is not there need not grow older: without replies nothing is written.
         """
         tables, after = self._tables, self._expired_to
+        counted_s = self._ran_s
         with self._reading() as transaction:
-            ran_s = self._ran_s + ran_s * upkeep.has_replies(transaction, tables)
+            if upkeep.has_replies(transaction, tables):
+                counted_s += ran_s
             old, ahead, following = upkeep.old_replies(
-                transaction, tables, after, ran_s, kept_s, limit
+                transaction, tables, after, counted_s, kept_s, limit
             )
 
         def work(transaction: Any) -> None:
             upkeep.delete(transaction, tables["replies"], old)
             upkeep.put(transaction, tables["replies"], ahead)
-            upkeep.put_ran_s(transaction, tables, ran_s)
+            upkeep.put_ran_s(transaction, tables, counted_s)
 
-        if old or ahead or ran_s != self._ran_s:
+        if old or ahead or counted_s != self._ran_s:
             self._write(work)
-        self._ran_s, self._expired_to = ran_s, following
+        self._ran_s, self._expired_to = counted_s, following
         return Swept(len(old), not following)
 
     def collect_garbage(self, unreferenced_for_s: float = 3600.0) -> int:
@@ -357,10 +360,8 @@ def _needed_bytes(changes: Sequence[Change]) -> int:
                 if not isinstance(buffer, int):
                     count = buffer_bytes_count(buffer)
                     size += count if count <= CHUNKED_BYTES_MAX else 0
-        for reply in (*change.replies, change.reply):
-            if reply is None:
-                continue
-            size += len(reply.body) + sum(map(len, reply.buffers))
+        size += sum(map(reply_bytes, change.replies))
+        size += reply_bytes(change.reply) if change.reply else 0
         for row in change.rows:
             size += ROW_BYTES + len(row.key) + len(row.value or b"")
     return size + size // 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import resource
@@ -24,6 +25,7 @@ from tests.storage.changes import (
     new,
     oid,
     place,
+    reply,
     rows_only,
     state,
 )
@@ -338,6 +340,17 @@ def test_file_gets_the_blocks_of_rows_before_a_commit(open_engine: Open) -> None
     engine.commit([rows_only(*(place(n, os.urandom(60_000)) for n in range(100)))])
 
     assert file.stat().st_size >= 100 * 64_000 + disk.RESERVE_BYTES
+
+
+def test_file_gets_the_blocks_of_answers_before_a_commit(open_engine: Open) -> None:
+    """Those that an object brings along: their keys take more than what they say."""
+    engine = open_engine()
+    file = engine.path / "data" / "data.mdb"
+    brought = [reply(sequence) for sequence in range(20_000)]
+
+    engine.commit([dataclasses.replace(new(1, state()), replies=brought)])
+
+    assert file.stat().st_size >= 20_000 * 150 + disk.RESERVE_BYTES
 
 
 def test_refused_objects_on_a_small_disk_leave_room_for_deletes(
