@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from activestore.core.register import Register
 from activestore.ids import ObjectId, SessionId
+from activestore.peer.shipping import Copy, apply_copies
 from activestore.storage.blobs import view_of
 from activestore.storage.engine import ZERO_ID, Change, Engine, ReplyRecord, Row
+from activestore.wire.replicas import Point
 from activestore.wire.state import FileBuffer, ObjectState, StateDelta
 
 REVISION = b"r" * 16
@@ -66,3 +69,17 @@ def rows_only(*rows: Row) -> Change:
 
 def place(number: int, value: bytes | None = b"elsewhere") -> Row:
     return Row("place", oid(number), value)
+
+
+def apply_copy(
+    engine: Engine,
+    object_id: ObjectId,
+    register: Register,
+    base: Point | None,
+    change: Change | None,
+    is_delete: bool,
+) -> str:
+    """Write one step alone; return why it was not done, "" where it was."""
+    copy = Copy(object_id, register, base, change, is_delete)
+    ((problem, _text),) = apply_copies(engine, [copy])
+    return problem

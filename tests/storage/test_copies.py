@@ -27,6 +27,7 @@ from activestore.storage.engine import Change, Damage, Engine
 from activestore.wire.replicas import Ballot, Config, Point
 from tests.storage.changes import (
     SESSION,
+    apply_copy,
     changed,
     content_of,
     deleted,
@@ -50,20 +51,6 @@ def at(counter: int, number: int, **fields: Any) -> Register:
 def shipped(change: Change) -> Change:
     body, buffers = pack_change(change)
     return unpack_change(change.object_id, body, buffers)
-
-
-def apply_copy(
-    engine: Engine,
-    object_id: ObjectId,
-    register: Register,
-    base: Point | None,
-    change: Change | None,
-    is_delete: bool,
-) -> str:
-    """Write one step alone; return why it was not done, "" where it was."""
-    copy = Copy(object_id, register, base, change, is_delete)
-    ((problem, _text),) = apply_copies(engine, [copy])
-    return problem
 
 
 def keep(engine: Engine, number: int, content: Any = None, **options: Any) -> ObjectId:

@@ -16,7 +16,6 @@ from activestore.errors import CorruptRecordError, RemoteProtocolError
 from activestore.ids import PeerId
 from activestore.peer.shipping import (
     Content,
-    apply_copy,
     contents_from,
     contents_of,
     outgoing,
@@ -32,7 +31,15 @@ from activestore.wire import packing
 from activestore.wire.messages import whole
 from activestore.wire.replicas import Ballot, Config, Point
 from activestore.wire.state import FileBuffer, buffer_bytes_count
-from tests.storage.changes import changed, content_of, delta, new, oid, state
+from tests.storage.changes import (
+    apply_copy,
+    changed,
+    content_of,
+    delta,
+    new,
+    oid,
+    state,
+)
 
 MIB = 1 << 20
 CHUNK = patches.CHUNK_BYTES
