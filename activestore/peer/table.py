@@ -373,6 +373,9 @@ class Table:
     def end_streams_by(self, route: bytes) -> None:
         """End the streams that came by a link: nobody is left who takes their items."""
         for session in list(self.sessions.values()):
+            if session.is_peer and session.route == route:
+                for number in list(self.core.sessions.get(session.session_id, ())):
+                    self.end_stream(session, number)
             for number, by in list((session.behind or {}).items()):
                 if by == route:
                     self.end_stream(session, number)

@@ -88,6 +88,23 @@ class Relay(ActiveObject):
         return self
 
 
+class Puller(ActiveObject):
+    """Reads a stream of another object, and waits for a third one in the middle."""
+
+    source: Counter
+    other: Counter
+
+    def __init__(self, source: Counter, other: Counter) -> None:
+        self.source = source
+        self.other = other
+
+    @activemethod
+    def pull(self, count: int) -> None:
+        for number in self.source.numbers.stream(count):
+            if number == 0:
+                self.other.add_slowly()
+
+
 class Maker(ActiveObject):
     last: Counter | None
 

@@ -15,13 +15,22 @@ import pytest
 from activestore import remote
 from activestore.errors import ActiveStoreError
 from activestore.peer.relays import UNNAMED_S
-from activestore.testing import SimClient, Simulation
+from activestore.testing import (
+    ExecutorSpeed,
+    Latency,
+    PeerSettings,
+    SimClient,
+    Simulation,
+)
 from tests.simulation.clusters import COUNTER, join
-from tests.simulation.models import Counter
+from tests.simulation.models import Counter, Puller
 
+PULLER = "tests.simulation.models.Puller"
 # Its credit comes after each eight: too rarely for items to be signs of life.
 ITEMS = 60
 PAUSE_S = 1.0
+# Each peer has been told by then what is under way.
+BEATEN_S = 5.0
 # A peer that was away is dialled again after up to 30 s, and named in a beat each 2 s.
 FREE_S = 40.0
 
@@ -120,4 +129,23 @@ def test_own_connection_of_a_killed_client_ends_its_stream() -> None:
         reader.client.crash()
 
         sim.run(1.0)
+        check_free(sim, counter)
+
+
+def test_stream_of_a_method_ends_with_the_peer_of_its_reader() -> None:
+    """That peer does not come back, and its client asks nobody else."""
+    slow = ExecutorSpeed(runs={"add_slowly": Latency(600.0, 600.0)})
+    settings = PeerSettings(executor=slow)
+    with Simulation(1, peers=3, classes=[Counter, Puller], settings=settings) as sim:
+        join(sim)
+        with sim.client("peer-2") as maker:
+            counter = remote.id_of(maker.create(COUNTER))
+        client = sim.client("peer-1")
+        puller = client.create(PULLER, client.get(counter), client.create(COUNTER))
+        puller.pull.submit(ITEMS)
+        sim.run(BEATEN_S)
+
+        client.crash()
+        sim.crash("peer-1")
+
         check_free(sim, counter)
