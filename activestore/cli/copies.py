@@ -398,8 +398,8 @@ def problem_texts(row: dict[str, Any]) -> tuple[str, str]:
         )
     wanted = row["wanted"]
     found = f"{row['copies']} of {wanted} copies"
-    if row.get("wants_witness") and not row.get("has_witness"):
-        found += ", no witness"
+    if row.get("wants_witness"):
+        found += " and a witness" if row.get("has_witness") else ", no witness"
     missing = ", ".join(row.get("missing", ()))
     lost = row.get("lost", ())  # Another peer runs under their names.
     back = ", ".join(one for one in row.get("missing", ()) if one not in lost)

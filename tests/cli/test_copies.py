@@ -505,6 +505,15 @@ def test_missing_witness_is_named() -> None:
     )
 
 
+def test_copy_that_is_missing_beside_a_witness_is_told_once() -> None:
+    why = "there is no other peer that may take one"
+    row = {**REPLICATION["objects"][0], "wants_witness": True, "has_witness": True,  # type: ignore[index]
+           "copies": 1, "wanted": 2, "missing": [],
+           "reason": f"1 of 2 copies and a witness: {why}"}  # fmt: skip
+
+    assert copies_module.problem_texts(row)[0] == f"1 of 2 copies and a witness; {why}"
+
+
 def test_object_without_a_majority_is_not_advised_to_make_copies() -> None:
     """One of two is no majority: only the other one, or an operator's word, helps."""
     row = {
