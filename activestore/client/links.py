@@ -13,6 +13,7 @@ Source: reliability.md section 2.2; design sections 5 and 7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,7 +55,8 @@ class Link:
     __slots__ = (
         "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "hello",
         "is_open", "is_passed",
-        "is_up", "number", "oldest_s", "opened_s", "peer", "probe", "probed", "route",
+        "is_up", "number", "oldest_s", "opened_s", "patience_s", "peer", "probe",
+        "probed", "route",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,7 @@ class Link:
         self.asked_s = 0.0
         self.greeted_s = float("-inf")
         self.oldest_s = now_s  # when the oldest request that waits here was sent
+        self.patience_s = math.inf  # silence that the most urgent of them can bear
         self.probe: Link | None = None
         self.probed: Link | None = None  # of a probe: whose it is
 

@@ -2,9 +2,10 @@
 
 A peer that works names what it has not answered every 2 s. Where it does not, the
 request or its answer was lost on the way, or whoever has it is cut off from the others,
-or stands still; or it says itself that it hears nobody who could answer. The same request
-then goes by another peer, as its next attempt; the first one may still answer, and the
-object's record of answers has it done once.
+or stands still; or it says itself that it hears nobody who could answer; or the request
+has a deadline, and half of it has passed in silence. The same request then goes by
+another peer, as its next attempt; the first one may still answer, and the object's record
+of answers has it done once.
 
 Rules of this file: it chooses, the session sends. Only requests whose attempts are
 counted are asked again, and none that is large, or a stream.
@@ -14,7 +15,8 @@ Source: reliability.md sections 2.2 and 3.7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from activestore.client.links import Link, Links
@@ -47,18 +49,52 @@ def named(requests: Mapping[int, Request], beat: Any, link: Link, now_s: float) 
     return is_unheard
 
 
+def note_waiting(requests: Iterable[Request], links: Links, now_s: float) -> None:
+    """Note at each link since when requests wait there, and how long they can."""
+    for link in links.by_route.values():
+        link.oldest_s, link.patience_s = now_s, math.inf
+    for request in requests:
+        if request.is_sent:
+            link = request.link
+            link.oldest_s = min(link.oldest_s, request.sent_s)
+            if request.deadline_s and links.is_direct(link):
+                link.patience_s = min(link.patience_s, request.timeout_s / 4)
+
+
+def next_look_s(request: Request, now_s: float) -> float:
+    """Return when the deadline of a request next asks for something to be done."""
+    for share in (3 / 4, 1 / 2):  # Its link is asked; another peer is.
+        at_s = request.deadline_s - share * request.timeout_s
+        if at_s > now_s:
+            return at_s
+    return request.given_up_s
+
+
+def _is_pressed(request: Request, links: Links, now_s: float) -> bool:
+    """Whether a peer asked directly has shown no life for half of the request's time.
+
+    The connected peer may know what to say in what is left.
+    """
+    link = request.link
+    if not (request.deadline_s and link.asked_s and links.is_direct(link)):
+        return False
+    silent_s = now_s - max(link.heard_s, request.sent_s)
+    return silent_s >= request.timeout_s / 2
+
+
 def is_due(request: Request, links: Links, now_s: float) -> bool:
     """Return whether it is time to ask by another peer, and may be done."""
     if links.is_looking:
         return False
     # One that came back from a peer that is not reached goes on to the next.
     is_back = request.link in request.tried or request.is_unheard
-    wait_s = 0.0 if is_back and request.refusal is None else PASS_S
+    is_pressed = _is_pressed(request, links, now_s)
+    wait_s = 0.0 if is_pressed or (is_back and request.refusal is None) else PASS_S
     if now_s - max(request.heard_s, request.sent_s) < wait_s:
         return False
     if not request.is_sent or request.is_stream or request.passes >= PASSES_MAX:
         return False
-    if request.link.asked_s:
+    if request.link.asked_s and not is_pressed:
         return False  # Its line may be full; whether its peer is there is being asked.
     message = request.message
     if not hasattr(message, "attempt"):

@@ -70,6 +70,8 @@ NEXT_WAIT_S = 0.25
 # While looking: ask again who has not answered.
 ASK_AGAIN_S = 2.0
 REDIRECTS_MAX = 3
+# Requests whose deadlines come within this are looked at together.
+LOOK_S_MIN = 0.02
 
 Ended: TypeAlias = "list[Request]"
 Out: TypeAlias = "list[tuple[Link, Message]]"
@@ -496,8 +498,9 @@ class Session:
                     out += self._send_to(request, found, now_s, is_again=True)
         for request in self.requests.values():
             self._next_tick_s = min(self._next_tick_s, request.heard_s + self.silence_s)
-            if request.refusal is not None and request.deadline_s:
-                self._next_tick_s = min(self._next_tick_s, request.given_up_s)
+            if request.deadline_s:
+                due_s = max(passing.next_look_s(request, now_s), now_s + LOOK_S_MIN)
+                self._next_tick_s = min(self._next_tick_s, due_s)
         return ended, out
 
     def _tick_links(self, now_s: float) -> tuple[Ended, Out]:
@@ -505,12 +508,7 @@ class Session:
         links.silent = []
         ended: Ended = []
         out: Out = []
-        for link in links.by_route.values():
-            link.oldest_s = now_s
-        for request in self.requests.values():
-            if request.is_sent:
-                link = request.link
-                link.oldest_s = min(link.oldest_s, request.sent_s)
+        passing.note_waiting(self.requests.values(), links, now_s)
         for link in list(links.by_route.values()):
             more: tuple[Ended, Out] = [], []
             if links.is_direct(link) and not link.is_up:
@@ -539,7 +537,7 @@ class Session:
                 # What is large may hold up a Pong on the link itself for long.
                 link.probe = links.open(link.endpoint, now_s, first=self._ping())
                 link.probe.probed = link
-        if min(silent_s, now_s - link.asked_s) < PING_S:
+        if min(silent_s, now_s - link.asked_s) < min(PING_S, link.patience_s):
             return [], []
         link.asked_s = now_s
         if link.is_up:

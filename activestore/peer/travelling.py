@@ -28,10 +28,10 @@ from activestore.errors import (
 from activestore.ids import PEER_ID_BYTES, ObjectId, PeerId, SessionId
 from activestore.peer.doubts import in_doubt
 from activestore.peer.dues import Dues, Key
-from activestore.peer.links import ASK_S, Link, Links
+from activestore.peer.links import Link, Links
 from activestore.peer.routing import Routing, why_leaderless
 from activestore.peer.table import Session, Table
-from activestore.peer.trips import Trip, Wait
+from activestore.peer.trips import UNHEARD_S, Trip, Wait
 from activestore.wire import codec, values
 from activestore.wire.gossip import OTHERS_MAX
 from activestore.wire.messages import (
@@ -51,9 +51,6 @@ from activestore.wire.messages import (
 
 # How often a client is told of a request that is long on its way, or its answer is.
 BEAT_S = 2.0
-# Who has a request, and is asked for a sign, and gives none for so long, is not waited for:
-# a client is told so, and at a deadline it is told how it ended.
-UNHEARD_S = 1.0
 # Streams that were cancelled and may run on elsewhere. Of one that is forgotten, and whose
 # Cancel was lost with a link, the object is held until its peer loses that link too.
 CANCELLED_MAX = 4096
@@ -159,11 +156,11 @@ class Travelling:
             return True
         link = self._links.best(trip.target) or link
         heard_s = max(link.heard_s, self._moved_s(trip))
-        if link.is_up and now_s - max(heard_s, link.asked_s) >= ASK_S:
+        if link.is_up and now_s - max(heard_s, link.asked_s) >= trip.patience_s / 2:
             link.asked_s = now_s
             self._links.send(link, Ping(0))
         is_asked = link.asked_s > heard_s
-        return not link.is_up or (is_asked and now_s - heard_s >= UNHEARD_S)
+        return not link.is_up or (is_asked and now_s - heard_s >= trip.patience_s)
 
     def _pass_on_result(self, session_id: SessionId, inner: Any) -> None:
         """Tell a client what it asked by another peer, whose link was lost."""

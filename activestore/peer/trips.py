@@ -19,6 +19,10 @@ from activestore.peer.table import Session
 from activestore.wire.limits import UNLED, early_s
 from activestore.wire.messages import Call
 
+# Who has a request, and is asked for a sign, and gives none for so long, is not waited for:
+# a client is told so, and at a deadline it is told how it ended.
+UNHEARD_S = 1.0
+
 Then = Callable[[Any, ActiveStoreError | None], None]
 
 
@@ -43,6 +47,13 @@ class Question:
         if not self.until_s:
             return 0.0
         return self.until_s - early_s(self.until_s - self.began_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long who has it may be silent, when asked for a sign."""
+        if not self.until_s:
+            return UNHEARD_S
+        return min(UNHEARD_S, (self.until_s - self.began_s) / 2)
 
     def in_time(self, now_s: float) -> Any:
         """Return the message with what is left of its deadline."""

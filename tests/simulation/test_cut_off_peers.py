@@ -15,7 +15,7 @@ import pytest
 from activestore.client.links import REACH_S
 from activestore.client.passing import PASS_S
 from activestore.peer.links import LOOK_S
-from activestore.peer.travelling import UNHEARD_S
+from activestore.peer.trips import UNHEARD_S
 from activestore.testing import ExecutorSpeed, Latency, PeerSettings, Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter

@@ -316,3 +316,21 @@ def test_question_about_an_object_whose_peers_are_all_gone_ends_at_once() -> Non
             client.locate(counter)
 
         assert sim.now_s - begin_s < 4.0
+
+
+@pytest.mark.parametrize("timeout_s", [0.3, 0.5, 0.75, 1.0, 1.5, 2.0])
+def test_leader_that_was_asked_directly_and_is_not_heard(timeout_s: float) -> None:
+    """The peer beside the client knows what to say, in what is left of the deadline."""
+    with Simulation(36, peers=4, classes=CLASSES) as sim:
+        object_id = counter_led_by(sim, LEADER)
+        peer = next(name for name in holders(sim, object_id) if name != LEADER)
+        counter = at(sim, peer, object_id)
+        assert [counter.add(), counter.add()] == [2, 3], "the second goes directly"
+        cut_off(sim, [peer])
+
+        for _ in range(3):
+            refused_in_time(sim, counter.add, timeout_s)
+
+        sim.heal()
+        sim.run(CALM_S)
+        assert counter.add() in range(4, 8)

@@ -14,7 +14,7 @@ import pytest
 
 from activestore.ids import ObjectId
 from activestore.peer.links import LOOK_S
-from activestore.peer.travelling import UNHEARD_S
+from activestore.peer.trips import UNHEARD_S
 from activestore.testing import Simulation
 from tests.simulation.clusters import COUNTER, join
 from tests.simulation.models import Counter, Relay
