@@ -17,9 +17,9 @@ from activestore.wire.replicas import Ballot, Nack, Promise, Reason
 DAMAGED = "the copy on its disk is damaged"
 UNREACHABLE = "it cannot be reached"
 
-# That a state lacks its base refuses nothing: the whole comes next.
+# That a state lacks its base refuses nothing: the whole comes next. Nor does a promise of
+# a newer epoch: whoever is touched next asks under one that is newer still.
 _TEXTS = {
-    Reason.PROMISED: "it has promised a newer epoch to another leader",
     Reason.SPACE: "its disk is full, or failed",
     Reason.LINEAGE: "a copy of another lineage is there, for the group was forced; "
     "`discard` it there",

@@ -85,7 +85,6 @@ def candidate() -> Candidate:
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (Reason.PROMISED, "newer epoch"),
         (Reason.SPACE, "its disk is full"),
         (Reason.LINEAGE, "another lineage"),
         (Reason.STRANGER, "a group in which this peer is not"),
@@ -104,8 +103,12 @@ def test_refusal_is_told_in_words(
     assert candidate.why[B].endswith(": because")
 
 
-def test_missing_base_and_who_has_no_vote_refuse_nothing(candidate: Candidate) -> None:
+def test_missing_base_newer_epoch_and_who_has_no_vote_refuse_nothing(
+    candidate: Candidate,
+) -> None:
+    """A copy that had promised another was shown as not whole until the next change."""
     candidate.refuse(B, Reason.BASE)
+    candidate.refuse(C, Reason.PROMISED)
     candidate.refuse(D, Reason.SPACE)
 
     assert candidate.why == {}
@@ -173,7 +176,7 @@ def test_own_damage_is_told() -> None:
 
 
 def test_nothing_is_kept_of_what_another_leads(candidate: Candidate) -> None:
-    candidate.refuse(B, Reason.PROMISED)
+    candidate.refuse(B, Reason.UNKNOWN)
 
     led = Ballot(9, C)
     candidate.hear(C, Told(OBJECT, led, Point(9, 7), THREE, True))
