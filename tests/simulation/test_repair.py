@@ -39,6 +39,24 @@ def test_dead_member_is_replaced_though_all_others_restarted_at_once() -> None:
         assert sim.client("peer-1").group(id_of(counter)).is_whole
 
 
+def test_dead_member_is_waited_for_until_its_time_is_over() -> None:
+    """A board that restarts would get all its copies anew."""
+    settings = PeerSettings(repair_after_s=60.0)
+    with Simulation(9, peers=4, classes=[Counter], settings=settings) as sim:
+        join(sim)
+        client = sim.client("peer-1")
+        counter = client.create(COUNTER, replicas=3)
+        members = {one.peer for one in client.group(counter).members}
+        dead = max(members - {"peer-1"})
+        sim.crash(dead)
+
+        sim.run(55.0)
+        assert {one.peer for one in client.group(counter).members} == members
+        sim.run(30.0)
+        assert dead not in {one.peer for one in client.group(counter).members}
+        assert client.group(counter).is_whole
+
+
 def test_same_number_again_replaces_the_dead_one_at_once() -> None:
     with Simulation(2, peers=4, classes=[Counter]) as sim:
         join(sim)
