@@ -56,7 +56,7 @@ class Link:
         "asked_s", "endpoint", "expected_id", "first", "greeted_s", "heard_s", "hello",
         "is_open", "is_passed",
         "is_up", "number", "oldest_s", "opened_s", "patience_s", "peer", "probe",
-        "probed", "route",
+        "probed", "route", "unanswered_s",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Link:
         self.opened_s = now_s
         self.heard_s = now_s
         self.asked_s = 0.0
+        self.unanswered_s = -math.inf  # when it was asked first since it was heard
         self.greeted_s = float("-inf")
         self.oldest_s = now_s  # when the oldest request that waits here was sent
         self.patience_s = math.inf  # silence that the most urgent of them can bear

@@ -31,6 +31,11 @@ PASS_S = 3.0
 PASSES_MAX = 3
 # What is larger may take its time, and would fill another line too.
 PASS_BYTES_MAX = 1 << 20
+# Requests whose deadlines ask for something within this are looked at together; and so much
+# longer for each that is open: a look at all of them costs about 1 us for each.
+LOOK_S_MIN = 0.02
+LOOK_S_EACH = 50e-6
+LOOK_S_MAX = 0.25
 # What another peer may know better; busy objects and ended executors are so for all.
 _KNOWN_BETTER = (NoQuorumError, UnavailableError)
 
@@ -53,33 +58,59 @@ def note_waiting(requests: Iterable[Request], links: Links, now_s: float) -> Non
     """Note at each link since when requests wait there, and how long they can."""
     for link in links.by_route.values():
         link.oldest_s, link.patience_s = now_s, math.inf
+    main = links.main
     for request in requests:
         if request.is_sent:
             link = request.link
             link.oldest_s = min(link.oldest_s, request.sent_s)
-            if request.deadline_s and links.is_direct(link):
+            if request.deadline_s and link is not main and links.is_direct(link):
                 link.patience_s = min(link.patience_s, request.timeout_s / 4)
 
 
-def next_look_s(request: Request, now_s: float) -> float:
+def note_asked(link: Link, now_s: float) -> None:
+    """Note that a link is asked for a sign of life, and since when it is."""
+    link.asked_s = now_s
+    if link.unanswered_s <= link.heard_s:
+        link.unanswered_s = now_s
+
+
+def look_gap_s(count: int) -> float:
+    """Return how long after a look at so many open requests the next one is due at most."""
+    return min(max(LOOK_S_MIN, count * LOOK_S_EACH), LOOK_S_MAX)
+
+
+def first_look_s(request: Request, links: Links, count: int) -> float:
+    """Return when a new request is looked at first, infinity where others say when."""
+    if not request.deadline_s or request.link is links.main:
+        return math.inf
+    return request.sent_s + max(request.timeout_s / 4, look_gap_s(count))
+
+
+def next_look_s(request: Request, links: Links, now_s: float) -> float:
     """Return when the deadline of a request next asks for something to be done."""
-    for share in (3 / 4, 1 / 2):  # Its link is asked; another peer is.
-        at_s = request.deadline_s - share * request.timeout_s
-        if at_s > now_s:
-            return at_s
+    if request.link is not links.main:
+        # Its link is asked; another peer is, later where its link was asked late.
+        for share in (3 / 4, 1 / 2, 3 / 8, 1 / 4):
+            at_s = request.deadline_s - share * request.timeout_s
+            if at_s > now_s:
+                return at_s
     return request.given_up_s
 
 
 def _is_pressed(request: Request, links: Links, now_s: float) -> bool:
     """Whether a peer asked directly has shown no life for half of the request's time.
 
-    The connected peer may know what to say in what is left.
+    It was asked for it, and had time to answer: a method may run for long. The connected
+    peer may know what to say in what is left.
     """
     link = request.link
     if not (request.deadline_s and link.asked_s and links.is_direct(link)):
         return False
     silent_s = now_s - max(link.heard_s, request.sent_s)
-    return silent_s >= request.timeout_s / 2
+    is_asked = link.unanswered_s > link.heard_s
+    asked_s = now_s - link.unanswered_s
+    patience_s = request.timeout_s / 2
+    return is_asked and silent_s >= patience_s and asked_s >= 0.4 * patience_s
 
 
 def is_due(request: Request, links: Links, now_s: float) -> bool:

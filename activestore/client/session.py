@@ -70,8 +70,6 @@ NEXT_WAIT_S = 0.25
 # While looking: ask again who has not answered.
 ASK_AGAIN_S = 2.0
 REDIRECTS_MAX = 3
-# Requests whose deadlines come within this are looked at together.
-LOOK_S_MIN = 0.02
 
 Ended: TypeAlias = "list[Request]"
 Out: TypeAlias = "list[tuple[Link, Message]]"
@@ -149,6 +147,9 @@ class Session:
         if request.link.is_passed:
             request.message = request.as_sent(now_s)
         self.requests[sequence] = request
+        if request.link is not links.main:
+            first_s = passing.first_look_s(request, links, len(self.requests))
+            self._next_tick_s = min(self._next_tick_s, first_s)
         return request
 
     def _busy(self) -> Iterator[Link]:
@@ -496,10 +497,11 @@ class Session:
                 if found is not None:
                     request.passes += 1
                     out += self._send_to(request, found, now_s, is_again=True)
+        soon_s = now_s + passing.look_gap_s(len(self.requests))
         for request in self.requests.values():
             self._next_tick_s = min(self._next_tick_s, request.heard_s + self.silence_s)
-            if request.deadline_s:
-                due_s = max(passing.next_look_s(request, now_s), now_s + LOOK_S_MIN)
+            if request.deadline_s and self._next_tick_s > soon_s:
+                due_s = max(passing.next_look_s(request, links, now_s), soon_s)
                 self._next_tick_s = min(self._next_tick_s, due_s)
         return ended, out
 
@@ -539,7 +541,7 @@ class Session:
                 link.probe.probed = link
         if min(silent_s, now_s - link.asked_s) < min(PING_S, link.patience_s):
             return [], []
-        link.asked_s = now_s
+        passing.note_asked(link, now_s)
         if link.is_up:
             links.silent.append(link)
         return [], [(link, self._ping())]

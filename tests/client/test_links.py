@@ -28,6 +28,7 @@ from activestore.wire.messages import (
     Hello,
     Item,
     Ping,
+    Pong,
     Refused,
     Reply,
 )
@@ -477,3 +478,50 @@ def test_other_connected_peer_is_asked_whether_it_has_a_copy():
     stale = world.call(**STALE)
 
     assert (stale.sequence, 0, False) in world.calls(B)
+
+
+# -- short deadlines -------------------------------------------------------------------
+
+
+def direct_call(world: World, timeout_s: float) -> Request:
+    """Open a call to an object that is at B, over a link of its own."""
+    world.moved(A, world.call(), B)
+    world.greet(B)
+    world.come(B, Reply(1))
+    request = open_call(world.session, world.now_s, timeout_s=timeout_s)
+    assert request.link is world.link(B)
+    return world.begun(request)
+
+
+def test_peer_that_is_asked_for_a_sign_has_time_to_give_it(world):
+    """Though nobody looked before half of the deadline had passed."""
+    request = direct_call(world, 0.4)
+
+    world.pass_time(0.22)
+
+    assert world.kinds(B)[-1] is Ping
+    assert not request.passes
+
+
+def test_peer_that_was_asked_in_time_and_is_silent_is_passed_by(world):
+    world.pass_time(0.01)
+    request = direct_call(world, 0.4)
+    first_s = world.session.next_tick_s() - world.now_s
+
+    world.pass_time(first_s)
+    asked = world.kinds(B)[-1]
+    world.pass_time(0.201 - first_s)
+
+    assert (asked, request.passes) == (Ping, 1)
+    assert world.calls(A)[-1] == (request.sequence, 1, True)
+
+
+def test_peer_that_gives_a_sign_is_waited_for(world):
+    request = direct_call(world, 0.4)
+
+    world.pass_time(0.1)
+    world.come(B, Pong(1, b"i" * 16, is_known=True))
+    for _ in range(5):
+        world.pass_time(0.04)
+
+    assert not request.passes

@@ -185,6 +185,21 @@ def test_request_past_its_deadline_and_grace_fails_and_is_cancelled() -> None:
     assert "nothing was committed" not in str(caught.value)
 
 
+def test_looks_do_not_come_more_often_with_each_deadline_that_is_open() -> None:
+    """Each look is at all of them: one for each deadline were their square."""
+    session, requests_count, within_s = greeted(), 5000, 2.0
+    for number in range(requests_count):
+        open_call(session, number * within_s / requests_count, timeout_s=10.0)
+    looks, now_s = 0, within_s
+    while now_s < 2 * within_s:
+        session.take(Pong(1, b"i" * 16, is_known=True), now_s)
+        now_s = max(session.next_tick_s(), now_s + 1e-6)
+        session.tick(now_s)
+        looks += 1
+
+    assert looks <= within_s / (PING_S / 2) + 2
+
+
 def test_retry_tells_the_peer_what_is_left_of_the_deadline() -> None:
     session = greeted()
     open_call(session, timeout_s=5.0)
