@@ -57,7 +57,7 @@ class Link:
     __slots__ = (
         "asked_s", "asked_wall_s", "clock_due_s", "endpoint", "greeted_s", "heard_s",
         "incarnation", "is_dialled", "is_to_join", "is_up", "knock_due_s", "name",
-        "peer_id", "route", "used_s", "was_refused",
+        "peer_id", "route", "unanswered_s", "used_s", "was_refused",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,9 @@ class Link:
         self.is_up = not is_dialled
         self.greeted_s = self.heard_s = self.used_s = now_s
         self.asked_s = 0.0
+        self.unanswered_s = (
+            0.0  # when a trip's deadline had it asked, for nothing so far
+        )
         self.is_to_join = is_dialled and not peer_id  # only its address was known
         self.knock_due_s = now_s + JOIN_S
         self.clock_due_s = now_s

@@ -155,12 +155,13 @@ class Travelling:
         if link is None:
             return True
         link = self._links.best(trip.target) or link
-        heard_s = max(link.heard_s, self._moved_s(trip))
-        if link.is_up and now_s - max(heard_s, link.asked_s) >= trip.patience_s / 2:
-            link.asked_s = now_s
+        silent_s = now_s - max(link.heard_s, self._moved_s(trip))
+        asked_s = now_s - link.unanswered_s
+        if link.is_up and asked_s >= silent_s >= trip.patience_s / 2:
+            link.unanswered_s, asked_s = now_s, 0.0
             self._links.send(link, Ping(0))
-        is_asked = link.asked_s > heard_s
-        return not link.is_up or (is_asked and now_s - heard_s >= trip.patience_s)
+        is_in_vain = silent_s > asked_s >= trip.answering_s
+        return not link.is_up or (is_in_vain and silent_s >= trip.patience_s)
 
     def _pass_on_result(self, session_id: SessionId, inner: Any) -> None:
         """Tell a client what it asked by another peer, whose link was lost."""
@@ -170,10 +171,16 @@ class Travelling:
 
     def _deadlines(self, now_s: float) -> Iterator[tuple[float, Key]]:
         for key, trip in self._trips.items():
-            if trip.told_s > now_s:  # Else it was looked at just now.
-                yield trip.told_s, key
+            for at_s in trip.looks_s:
+                if at_s > now_s:  # Else it was looked at just now.
+                    yield at_s, key
         for number, wait in self._waits.items():
             yield wait.told_s, number
+
+    def _add_dues(self, trip: Trip) -> None:
+        """Have a new trip looked at in time."""
+        for at_s in trip.looks_s:
+            self._dues.add(at_s, (trip.session_id, trip.sequence))
 
     def look_at_due(self, now_s: float) -> None:
         """Refuse those whose deadline has come since all were looked at."""

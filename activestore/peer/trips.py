@@ -22,6 +22,8 @@ from activestore.wire.messages import Call
 # Who has a request, and is asked for a sign, and gives none for so long, is not waited for:
 # a client is told so, and at a deadline it is told how it ended.
 UNHEARD_S = 1.0
+# No line answers sooner for sure: what has less time left is not said to be unheard.
+ANSWER_S = 0.02
 
 Then = Callable[[Any, ActiveStoreError | None], None]
 
@@ -54,6 +56,27 @@ class Question:
         if not self.until_s:
             return UNHEARD_S
         return min(UNHEARD_S, (self.until_s - self.began_s) / 2)
+
+    @property
+    def answering_s(self) -> float:
+        """How long who is asked for a sign has for it, where others may just have asked.
+
+        What has more time is looked at, and has it asked, a few times before it is judged.
+        """
+        patience_s = self.patience_s
+        return 0.0 if patience_s >= UNHEARD_S else max(patience_s / 2, ANSWER_S)
+
+    @property
+    def looks_s(self) -> tuple[float, ...]:
+        """When its deadline asks for something to be done.
+
+        All are looked at a few times a second. Who has one that is urgent is asked between
+        those looks, and has time to answer before it is judged.
+        """
+        patience_s = self.patience_s
+        if not self.answering_s:
+            return (self.told_s,)
+        return self.began_s + patience_s / 2, self.began_s + patience_s, self.told_s
 
     def in_time(self, now_s: float) -> Any:
         """Return the message with what is left of its deadline."""
