@@ -75,13 +75,13 @@ def note_asked(link: Link, now_s: float) -> None:
 
 
 def look_gap_s(count: int) -> float:
-    """Return how long after a look at so many open requests the next one is due at most."""
+    """Return for how long no deadline has so many open requests looked at again."""
     return min(max(LOOK_S_MIN, count * LOOK_S_EACH), LOOK_S_MAX)
 
 
-def first_look_s(request: Request, links: Links, count: int) -> float:
-    """Return when a new request is looked at first, infinity where others say when."""
-    if not request.deadline_s or request.link is links.main:
+def first_look_s(request: Request, count: int) -> float:
+    """Return when the deadline of a new request to a direct peer has that one asked."""
+    if not request.deadline_s:
         return math.inf
     return request.sent_s + max(request.timeout_s / 4, look_gap_s(count))
 

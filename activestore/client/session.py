@@ -148,7 +148,7 @@ class Session:
             request.message = request.as_sent(now_s)
         self.requests[sequence] = request
         if request.link is not links.main:
-            first_s = passing.first_look_s(request, links, len(self.requests))
+            first_s = passing.first_look_s(request, len(self.requests))
             self._next_tick_s = min(self._next_tick_s, first_s)
         return request
 

@@ -73,9 +73,7 @@ class Link:
         self.is_up = not is_dialled
         self.greeted_s = self.heard_s = self.used_s = now_s
         self.asked_s = 0.0
-        self.unanswered_s = (
-            0.0  # when a trip's deadline had it asked, for nothing so far
-        )
+        self.unanswered_s = 0.0  # when a trip first had it asked since it was heard
         self.is_to_join = is_dialled and not peer_id  # only its address was known
         self.knock_due_s = now_s + JOIN_S
         self.clock_due_s = now_s
