@@ -132,7 +132,7 @@ class Relays(Travelling):
         trip = Trip(session.session_id, message, object_id, self._table.clock())
         trip.session = session
         self._trips[trip.session_id, trip.sequence] = trip
-        self._add_dues(trip)
+        self._add_due(trip, trip.began_s)
         self._go_on(trip)
 
     def _look_at_leader(self, object_id: ObjectId) -> None:
@@ -215,7 +215,7 @@ class Relays(Travelling):
         trip = self._own_trip(message._replace(**fresh), call.object_id)
         trip.call_id = call.call_id
         self._away[call.call_id] = trip
-        self._add_dues(trip)
+        self._add_due(trip, trip.began_s)
         self._go_on(trip)
 
     def ask(

@@ -171,16 +171,13 @@ class Travelling:
 
     def _deadlines(self, now_s: float) -> Iterator[tuple[float, Key]]:
         for key, trip in self._trips.items():
-            for at_s in trip.looks_s:
-                if at_s > now_s:  # Else it was looked at just now.
-                    yield at_s, key
+            yield trip.next_look_s(now_s), key
         for number, wait in self._waits.items():
             yield wait.told_s, number
 
-    def _add_dues(self, trip: Trip) -> None:
-        """Have a new trip looked at in time."""
-        for at_s in trip.looks_s:
-            self._dues.add(at_s, (trip.session_id, trip.sequence))
+    def _add_due(self, trip: Trip, now_s: float) -> None:
+        """Have a trip looked at in time: once more for each look, most end before the first."""
+        self._dues.add(trip.next_look_s(now_s), (trip.session_id, trip.sequence))
 
     def look_at_due(self, now_s: float) -> None:
         """Refuse those whose deadline has come since all were looked at."""
@@ -191,8 +188,12 @@ class Travelling:
                     self._refuse(wait, self._why_leaderless(wait))
                 continue
             trip = self._trips.get(key)
-            if trip is not None and trip.until_s and self._is_late(trip, now_s):
+            if trip is None or not trip.until_s:
+                continue
+            if self._is_late(trip, now_s):
                 self._end(trip, self._why_leaderless(trip))
+            else:
+                self._add_due(trip, now_s)
 
     def _why_leaderless(self, one: Trip | Wait) -> ActiveStoreError:
         return why_leaderless(one, self._table.core.why_each(one.object_id))

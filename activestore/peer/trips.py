@@ -66,17 +66,18 @@ class Question:
         patience_s = self.patience_s
         return 0.0 if patience_s >= UNHEARD_S else max(patience_s / 2, ANSWER_S)
 
-    @property
-    def looks_s(self) -> tuple[float, ...]:
-        """When its deadline asks for something to be done.
+    def next_look_s(self, now_s: float) -> float:
+        """Return when its deadline next asks for something to be done, 0 for never.
 
         All are looked at a few times a second. Who has one that is urgent is asked between
         those looks, and has time to answer before it is judged.
         """
-        patience_s = self.patience_s
-        if not self.answering_s:
-            return (self.told_s,)
-        return self.began_s + patience_s / 2, self.began_s + patience_s, self.told_s
+        if self.answering_s:
+            for share in (1 / 2, 1):
+                at_s = self.began_s + share * self.patience_s
+                if at_s > now_s:
+                    return at_s
+        return self.told_s if self.told_s > now_s else 0.0
 
     def in_time(self, now_s: float) -> Any:
         """Return the message with what is left of its deadline."""
