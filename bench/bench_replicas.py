@@ -1,12 +1,14 @@
 """Objects with three copies: what a change costs, and what it sends.
 
 Rules of this file: all peers are on one machine, so that a round trip costs no line, and
-three disks are one. Bytes are what the leader's peer sent, all else included.
+three disks are one; but for the row of lines, whose hosts are network namespaces. Bytes
+are what the leader's peer sent, all else included.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,14 +18,50 @@ from typing import Any
 
 import lmdb
 import numpy as np
+import pytest
 from measure import HERE, alternate, p50_us, record, running_peer, until
 
 import activestore
+
+sys.path.insert(0, str(HERE.parent / "tests" / "network"))
+
+import hosts
 
 MB = 1_000_000
 # Elements of 8 bytes.
 ARRAY_COUNT, CHANGED_COUNT = 100 * MB // 8, MB // 8
 NAMES = ("a", "b", "c")
+# Each way, between any two hosts: far more than the processes need of two cores.
+LINE_S = 0.01
+# On the client's host: medians in microseconds, of blocks in turn.
+OVER_LINES = """
+import json, statistics, sys, time
+import activestore
+
+def p50_us(function, count=40):
+    times = []
+    for _ in range(count):
+        start_s = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start_s)
+    return statistics.median(times) * 1e6
+
+endpoint, models = sys.argv[1:]
+with activestore.connect(endpoint, timeout_s=30.0) as store:
+    while sum(row["state"] == "alive" for row in store.peers()) < 3:
+        time.sleep(0.1)
+    store.publish(models)
+    shared = store.create("models.Bench", peer="a", replicas=3)
+    plain = store.create("models.Bench", peer="a")
+    while not store.group(shared).is_whole:
+        time.sleep(0.1)
+    calls = {
+        "shared": lambda: shared.add(1), "plain": lambda: plain.add(1),
+        "null": plain.nothing, "read": shared.nothing,
+    }
+    rounds = [{name: p50_us(call) for name, call in calls.items()} for _ in range(4)]
+    print(json.dumps({n: statistics.median(r[n] for r in rounds[1:]) for n in calls}))
+"""
 
 
 @contextmanager
@@ -102,6 +140,39 @@ def test_replicated_durable_call(benchmark: Any, tmp_path: Path) -> None:
         read_us=read,
     )  # fmt: skip
     record("replicated_pipelined", statistics.median(rates))
+
+
+def test_replicated_call_over_lines(benchmark: Any, tmp_path: Path) -> None:
+    """Four hosts with a line between any two: here a round trip is what counts."""
+    why = hosts.unable()
+    if why:
+        pytest.skip(why)
+    env = lmdb.open(str(tmp_path / "bare"), map_size=1 << 28)
+
+    def commit() -> None:
+        with env.begin(write=True) as transaction:
+            transaction.put(b"key", b"x" * 100)
+
+    hosts.sweep()
+    network = hosts.Network(tmp_path, seed=1)
+    try:
+        network.every(delay_s=LINE_S)
+        first = network.host("a").peer()
+        for name in NAMES[1:]:
+            network.host(name).peer(join=[first.endpoint])
+        models = str(HERE / "models.py")
+        found = network.host("desk").python(OVER_LINES, first.endpoint, models)
+    finally:
+        network.close()
+    bare = p50_us(commit)[0]
+    benchmark.pedantic(commit, rounds=100)
+    env.close()
+    bound = found["plain"] + found["null"] + bare
+    record(
+        "replicated_over_lines", found["shared"] / bound, p50_us=found["shared"],
+        plain_us=found["plain"], null_us=found["null"], commit_us=bare,
+        read_us=found["read"],
+    )  # fmt: skip
 
 
 def test_bytes_shipped(benchmark: Any, tmp_path: Path) -> None:

@@ -135,6 +135,13 @@ ROWS = {
             True,
             "mutating call with 3 copies against plain call + null call + commit",
         ),
+        Row(
+            "replicated_over_lines",
+            "x bound",
+            1.1,
+            True,
+            "the same where each line takes 20 ms there and back",
+        ),
         Row("replicated_pipelined", "calls/s", None, False, "3 copies, 100 in flight"),
         Row(
             "shipped_in_place",
