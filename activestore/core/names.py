@@ -358,8 +358,8 @@ class Names:
 
     @property
     def waiting_count(self) -> int:
-        """How many claims wait to be told."""
-        return sum(map(len, self._waiting.values()))
+        """How many claims have not been told yet to a keeper that is to know them."""
+        return sum(map(len, (*self._waiting.values(), *self._on_way.values())))
 
     # -- claiming ----------------------------------------------------------------------
 

@@ -264,6 +264,8 @@ def test_each_side_of_a_partition_goes_on_and_the_older_claim_keeps_the_name(
     """One side is down while the other runs, so that neither hears of the other's claim."""
     peers, stores = three
     stores[1].create(COUNTER, 7, alias="before")
+    # Two of three keepers are enough; the one that is left has to know as well.
+    eventually(lambda: stores[1].status()["names"]["untold"] == 0)
     peers[1].kill()
     peers[2].kill()
     eventually(lambda: alive_at(stores[0]) == {"peer-0"}, timeout_s=60)
