@@ -36,6 +36,8 @@ PASS_BYTES_MAX = 1 << 20
 LOOK_S_MIN = 0.02
 LOOK_S_EACH = 50e-6
 LOOK_S_MAX = 0.25
+# Of its deadline, what a peer asked directly for a sign of life has to give one.
+ANSWER_SHARE = 0.2
 # What another peer may know better; busy objects and ended executors are so for all.
 _KNOWN_BETTER = (NoQuorumError, UnavailableError)
 
@@ -109,8 +111,8 @@ def _is_pressed(request: Request, links: Links, now_s: float) -> bool:
     silent_s = now_s - max(link.heard_s, request.sent_s)
     is_asked = link.unanswered_s > link.heard_s
     asked_s = now_s - link.unanswered_s
-    patience_s = request.timeout_s / 2
-    return is_asked and silent_s >= patience_s and asked_s >= 0.4 * patience_s
+    has_had_time = asked_s >= ANSWER_SHARE * request.timeout_s
+    return is_asked and has_had_time and silent_s >= request.timeout_s / 2
 
 
 def is_due(request: Request, links: Links, now_s: float) -> bool:
